@@ -1,0 +1,77 @@
+//! The world outside the disk, given at mount so that a test can hold it still: time, chance
+//! and who runs the background work.
+
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// A point in time: seconds since 1970 and nanoseconds below a second.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub struct Timestamp {
+    /// Seconds since the epoch; negative before it.
+    pub sec: i64,
+    /// Nanoseconds, below 1 000 000 000.
+    pub nsec: u32,
+}
+
+/// Tells the time.
+pub trait Clock: Send + Sync {
+    /// The wall clock now.
+    fn now(&self) -> Timestamp;
+}
+
+/// Draws random numbers (inode generations, new hash seeds, UUIDs).
+pub trait Chance: Send + Sync {
+    /// The next number.
+    fn next_u64(&self) -> u64;
+}
+
+/// Who runs the background loops (commit timer, write-behind, conversion, checkpoint).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Workers {
+    /// Threads of their own.
+    Threads,
+    /// Nobody: the test calls each loop's `step`, so that the interleaving is its own.
+    Manual,
+}
+
+/// What a volume needs from outside.
+#[derive(Clone)]
+pub struct Env {
+    /// The clock behind every timestamp that the server itself sets.
+    pub clock: Arc<dyn Clock>,
+    /// The source of randomness.
+    pub chance: Arc<dyn Chance>,
+    /// Who runs the background loops.
+    pub workers: Workers,
+}
+
+impl Env {
+    /// The machine's clock and randomness, and real threads.
+    #[must_use]
+    pub fn system() -> Env {
+        Env { clock: Arc::new(SystemClock), chance: Arc::new(SystemChance), workers: Workers::Threads }
+    }
+}
+
+struct SystemClock;
+
+impl Clock for SystemClock {
+    fn now(&self) -> Timestamp {
+        match SystemTime::now().duration_since(UNIX_EPOCH) {
+            Ok(d) => {
+                Timestamp { sec: i64::try_from(d.as_secs()).unwrap_or(i64::MAX), nsec: d.subsec_nanos() }
+            }
+            Err(_) => Timestamp::default(),
+        }
+    }
+}
+
+struct SystemChance;
+
+impl Chance for SystemChance {
+    fn next_u64(&self) -> u64 {
+        // RandomState draws from the operating system; one hasher gives one number.
+        use std::hash::{BuildHasher, Hasher};
+        std::hash::RandomState::new().build_hasher().finish()
+    }
+}

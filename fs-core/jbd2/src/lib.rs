@@ -1,0 +1,1 @@
+//! Floor 2: how several blocks change together. Knows no inode.

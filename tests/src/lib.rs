@@ -1,0 +1,1 @@
+//! Harness, oracles, crash lab and benchmark: the only place that sees everything.
