@@ -1,0 +1,77 @@
+# rext4: build, try, test, install. `make help` lists the targets.
+
+PREFIX  ?= /usr/local
+DESTDIR ?=
+# mount(8) looks for mount.rext4 in /sbin and nowhere else.
+HELPERS ?= $(if $(shell test -L /sbin && echo merged),/usr/sbin,/sbin)
+CARGO   ?= cargo
+TARGET  := $(or $(CARGO_TARGET_DIR),target)
+RELEASE := $(TARGET)/release
+TOOLS   := mkfs fsck mount
+DATADIR := $(DESTDIR)$(PREFIX)/share/doc/rext4
+
+.PHONY: help all demo test test-long bench crash crash-long lint install uninstall clean setup
+
+help:
+	@echo 'make all         build mkfs.rext4, fsck.rext4 and mount.rext4 in $(RELEASE)'
+	@echo 'make demo        format, mount, fill, compare and check a filesystem, and tell the story'
+	@echo 'make test        every test, small sizes (minutes)'
+	@echo 'make test-long   the same and more with full sizes (hours; REXT4_MINUTES bounds the endless ones)'
+	@echo 'make crash       crash lab: every power cut of short workloads (minutes)'
+	@echo 'make crash-long  crash lab, sampled long workloads (hours, resumable)'
+	@echo 'make bench       the benchmark against the kernel and fuse2fs (BENCH="--only ... --json ...")'
+	@echo 'make lint        formatting and clippy'
+	@echo 'make install     PREFIX=$(PREFIX) DESTDIR=$(DESTDIR); helpers for mount(8) in $(HELPERS)'
+	@echo 'make uninstall   the reverse'
+
+all:
+	$(CARGO) build --release --locked -p mkfs -p fsck -p fuse-frontend
+	@for t in $(TOOLS); do ln -sf $$t-rext4 $(RELEASE)/$$t.rext4; done
+
+setup:
+	@tests/setup.sh
+
+demo: setup all
+	@$(CARGO) run -q --release --locked -p tests --bin demo
+
+# Debug builds check the lock order and arithmetic, so the tests run those.
+test: setup
+	$(CARGO) build --locked --workspace --bins
+	$(CARGO) test --locked --workspace --no-fail-fast
+
+test-long: setup all
+	$(CARGO) build --release --locked -p tests --bins
+	REXT4_SCALE=long $(CARGO) test --release --locked -p tests --no-fail-fast -- --test-threads=1
+
+bench: setup all
+	$(CARGO) run -q --release --locked -p tests --bin bench -- $(BENCH)
+
+crash: setup all
+	$(CARGO) run -q --release --locked -p tests --bin crashlab
+
+crash-long: setup all
+	$(CARGO) run -q --release --locked -p tests --bin crashlab -- --long
+
+lint:
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --locked --workspace --all-targets
+
+# Apptainer and others run a program called fuse2fs: put $(PREFIX)/libexec/rext4 first in their PATH.
+install: all
+	install -d $(DESTDIR)$(PREFIX)/sbin $(DESTDIR)$(PREFIX)/libexec/rext4 $(DESTDIR)$(HELPERS) $(DATADIR)
+	@for t in $(TOOLS); do \
+	    echo "install $(DESTDIR)$(PREFIX)/sbin/$$t.rext4"; \
+	    install -m 755 $(RELEASE)/$$t-rext4 $(DESTDIR)$(PREFIX)/sbin/$$t.rext4 || exit 1; \
+	    [ "$(PREFIX)/sbin" = "$(HELPERS)" ] || \
+	        ln -sf $(PREFIX)/sbin/$$t.rext4 $(DESTDIR)$(HELPERS)/$$t.rext4 || exit 1; \
+	done
+	ln -sf ../../sbin/mount.rext4 $(DESTDIR)$(PREFIX)/libexec/rext4/fuse2fs
+	install -m 644 LICENSE-MIT LICENSE-APACHE $(DATADIR)
+
+uninstall:
+	for t in $(TOOLS); do rm -f $(DESTDIR)$(PREFIX)/sbin/$$t.rext4 $(DESTDIR)$(HELPERS)/$$t.rext4; done
+	rm -rf $(DESTDIR)$(PREFIX)/libexec/rext4 $(DATADIR)
+
+clean:
+	$(CARGO) clean
+	rm -rf out

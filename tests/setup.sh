@@ -1,0 +1,30 @@
+#!/bin/sh
+# Installs what the tests, the demo and the benchmark need on a Debian machine that has only a Rust
+# toolchain. Touches nothing, and needs no network, when everything is there.
+set -eu
+
+missing=
+need() { # need COMMAND PACKAGE
+    PATH="$PATH:/usr/sbin:/sbin" command -v "$1" >/dev/null 2>&1 || missing="$missing $2"
+}
+
+need mke2fs e2fsprogs
+need losetup mount
+need setpriv util-linux
+need fusermount3 fuse3
+need fuse2fs fuse2fs
+need fio fio
+need setfattr attr
+need setfacl acl
+need sqlite3 sqlite3
+need cc gcc
+need git git
+need tar tar
+
+[ -n "$missing" ] || exit 0
+
+if [ "$(id -u)" = 0 ]; then sudo=; else sudo=sudo; fi
+echo "setup: installing$missing"
+$sudo apt-get update -q
+# shellcheck disable=SC2086
+DEBIAN_FRONTEND=noninteractive $sudo apt-get install -y -q --no-install-recommends $missing
