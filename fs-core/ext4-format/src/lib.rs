@@ -1,7 +1,11 @@
 //! Floor 0: what the bytes of ext4 and jbd2 mean. No IO, no clock, no threads, no unsafe.
 
 pub mod corruption;
+pub mod csum;
+pub mod features;
+pub mod group_desc;
 pub mod num;
+pub mod superblock;
 
 pub use corruption::{Corruption, Place, What};
 pub use num::{BlockNo, FileBlock, GroupNo, Ino, Tid};
