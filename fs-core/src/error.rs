@@ -1,0 +1,160 @@
+//! What can go wrong, in four families: the caller's (`Posix`), no room (`NoSpace`), the device
+//! (`Io`), and a volume that must not be written to any more (`Corrupt`, `Journal`, `ReadOnly`).
+//!
+//! `errno` at the end is the only place in the core where an errno value stands.
+
+use ext4_format::Corruption;
+
+/// Failures of normal life, each standing for one POSIX answer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum Posix {
+    /// ENOENT
+    #[error("no such file or directory")]
+    NotFound,
+    /// EEXIST
+    #[error("file exists")]
+    Exists,
+    /// ENOTDIR
+    #[error("not a directory")]
+    NotDirectory,
+    /// EISDIR
+    #[error("is a directory")]
+    IsDirectory,
+    /// ENOTEMPTY
+    #[error("directory not empty")]
+    NotEmpty,
+    /// ENAMETOOLONG
+    #[error("name too long")]
+    NameTooLong,
+    /// EINVAL
+    #[error("invalid argument")]
+    Invalid,
+    /// EPERM
+    #[error("operation not permitted")]
+    NotPermitted,
+    /// EACCES
+    #[error("permission denied")]
+    Access,
+    /// EMLINK
+    #[error("too many links")]
+    TooManyLinks,
+    /// EFBIG
+    #[error("file too large")]
+    FileTooBig,
+    /// EXDEV
+    #[error("cross-device link")]
+    CrossDevice,
+    /// EOPNOTSUPP
+    #[error("operation not supported")]
+    NotSupported,
+    /// ENODATA
+    #[error("no data available")]
+    NoData,
+    /// ERANGE
+    #[error("result too large for the buffer")]
+    Range,
+    /// E2BIG
+    #[error("argument too large")]
+    ArgTooBig,
+    /// EBUSY
+    #[error("device or resource busy")]
+    Busy,
+    /// ESTALE
+    #[error("stale file handle")]
+    Stale,
+    /// ENXIO
+    #[error("no such device or address")]
+    NoDevice,
+    /// EOVERFLOW
+    #[error("value too large")]
+    Overflow,
+    /// EAGAIN
+    #[error("try again")]
+    TryAgain,
+    /// ETXTBSY
+    #[error("text file busy")]
+    TextBusy,
+    /// ENOTTY
+    #[error("inappropriate ioctl")]
+    NotTty,
+}
+
+/// Any failure of an operation of the core.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The caller's doing.
+    #[error(transparent)]
+    Posix(#[from] Posix),
+    /// No block or inode is left for this caller.
+    #[error("no space left on the volume")]
+    NoSpace,
+    /// The device failed.
+    #[error(transparent)]
+    Io(#[from] blockdev::Error),
+    /// The volume contradicts the format.
+    #[error(transparent)]
+    Corrupt(#[from] Corruption),
+    /// The journal cannot go on, or refused a request.
+    #[error(transparent)]
+    Journal(jbd2::Error),
+    /// The volume is mounted read-only, or became so after an error.
+    #[error("the volume is read-only")]
+    ReadOnly,
+    /// The volume was shut down on request.
+    #[error("the volume was shut down")]
+    ShutDown,
+}
+
+/// Result of an operation of the core.
+pub type Result<T> = std::result::Result<T, Error>;
+
+impl From<jbd2::Error> for Error {
+    fn from(e: jbd2::Error) -> Self {
+        match e {
+            jbd2::Error::Io(e) => Error::Io(e),
+            jbd2::Error::Corrupt(c) => Error::Corrupt(c),
+            jbd2::Error::ReadOnly => Error::ReadOnly,
+            e => Error::Journal(e),
+        }
+    }
+}
+
+impl Error {
+    /// The errno that a Linux caller of this operation gets.
+    #[must_use]
+    pub fn errno(&self) -> i32 {
+        use libc as e;
+        match self {
+            Error::Posix(p) => match p {
+                Posix::NotFound => e::ENOENT,
+                Posix::Exists => e::EEXIST,
+                Posix::NotDirectory => e::ENOTDIR,
+                Posix::IsDirectory => e::EISDIR,
+                Posix::NotEmpty => e::ENOTEMPTY,
+                Posix::NameTooLong => e::ENAMETOOLONG,
+                Posix::Invalid => e::EINVAL,
+                Posix::NotPermitted => e::EPERM,
+                Posix::Access => e::EACCES,
+                Posix::TooManyLinks => e::EMLINK,
+                Posix::FileTooBig => e::EFBIG,
+                Posix::CrossDevice => e::EXDEV,
+                Posix::NotSupported => e::EOPNOTSUPP,
+                Posix::NoData => e::ENODATA,
+                Posix::Range => e::ERANGE,
+                Posix::ArgTooBig => e::E2BIG,
+                Posix::Busy => e::EBUSY,
+                Posix::Stale => e::ESTALE,
+                Posix::NoDevice => e::ENXIO,
+                Posix::Overflow => e::EOVERFLOW,
+                Posix::TryAgain => e::EAGAIN,
+                Posix::TextBusy => e::ETXTBSY,
+                Posix::NotTty => e::ENOTTY,
+            },
+            Error::NoSpace => e::ENOSPC,
+            Error::Io(_) | Error::ShutDown => e::EIO,
+            // EFSCORRUPTED, which Linux spells EUCLEAN.
+            Error::Corrupt(_) => e::EUCLEAN,
+            Error::Journal(_) | Error::ReadOnly => e::EROFS,
+        }
+    }
+}

@@ -1,0 +1,105 @@
+//! Inodes in memory: what is on disk (`Core`), what is on its way there (`IoState`), and the
+//! table that finds, writes and forgets them.
+
+mod io_state;
+pub(crate) mod orphan;
+mod table;
+
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use ext4_format::inode::{FileType, Inode as DiskInode, flag};
+use ext4_format::{Ino, Tid};
+
+use crate::extent::{Hint, MapRoot, StatusCache};
+use crate::sync::{Rank, RankedRwLock};
+
+pub use io_state::*;
+pub use orphan::Orphans;
+pub use table::{Accept, Departure, Table};
+
+/// A live inode. At most one exists for an inode number.
+pub struct Inode {
+    /// Its number.
+    pub ino: Ino,
+    /// Its generation, constant while it lives.
+    pub generation: u32,
+    /// Its type, constant while it lives.
+    pub kind: FileType,
+    /// Names of a directory; size and content of a file. Rank 30, keyed by inode number.
+    pub lock: RankedRwLock<()>,
+    /// What is or will be on disk. Rank 60, keyed by inode number.
+    pub core: RankedRwLock<Core>,
+    /// File data in flight.
+    pub io: IoState,
+    /// References that the kernel holds (lookups not yet forgotten).
+    pub(crate) lookups: AtomicU64,
+    /// Open file handles.
+    pub(crate) opens: AtomicU32,
+}
+
+/// The part of an inode that its on-disk form is made from.
+pub struct Core {
+    /// The on-disk fields. `block` and `blocks` are taken from `map` when it is written; `size`
+    /// is the size on disk, which trails `size` below while an extending write is in flight.
+    pub disk: DiskInode,
+    /// The block map.
+    pub map: MapRoot,
+    /// The size that callers see, in bytes.
+    pub size: u64,
+    /// What is known of the map without reading tree blocks.
+    pub status: StatusCache,
+    /// Where the next block of this file had best lie.
+    pub hint: Hint,
+    /// The transaction that last changed the inode.
+    pub sync_tid: Option<Tid>,
+    /// The transaction that last changed what fdatasync promises (size, map).
+    pub datasync_tid: Option<Tid>,
+    /// Whether the inode is on the orphan list, and where.
+    pub orphan: Option<orphan::Slot>,
+}
+
+impl Inode {
+    /// Whether it is a directory.
+    #[must_use]
+    pub fn is_dir(&self) -> bool {
+        self.kind == FileType::Directory
+    }
+
+    /// Whether it is a regular file.
+    #[must_use]
+    pub fn is_file(&self) -> bool {
+        self.kind == FileType::Regular
+    }
+
+    /// Whether neither the kernel nor an open handle refers to it.
+    pub(crate) fn is_unused(&self) -> bool {
+        self.lookups.load(Ordering::Acquire) == 0 && self.opens.load(Ordering::Acquire) == 0
+    }
+
+    fn new(ino: Ino, kind: FileType, disk: DiskInode, orphan: Option<orphan::Slot>) -> Inode {
+        let key = u64::from(ino.get());
+        Inode {
+            ino,
+            generation: disk.generation,
+            kind,
+            lock: RankedRwLock::keyed(Rank::Inode, key, ()),
+            core: RankedRwLock::keyed(
+                Rank::Map,
+                key,
+                Core {
+                    map: MapRoot::new(disk.block, disk.has(flag::EXTENTS), disk.blocks),
+                    size: disk.size,
+                    disk,
+                    status: StatusCache::default(),
+                    hint: Hint::default(),
+                    sync_tid: None,
+                    datasync_tid: None,
+                    orphan,
+                },
+            ),
+            io: IoState::default(),
+            lookups: AtomicU64::new(0),
+            opens: AtomicU32::new(0),
+        }
+    }
+}

@@ -1,0 +1,262 @@
+//! From a device to a mounted filesystem and back.
+//!
+//! Mount: superblock, features, journal replay, orphans, background. The superblock says
+//! `needs_recovery` from before the first transaction until after the last checkpoint, so that
+//! whoever comes after a crash knows that the log counts.
+
+use std::sync::Arc;
+
+use blockdev::{BlockDevice, Env};
+use ext4_format::features::{self, Access};
+use ext4_format::superblock::{State, SuperBlock, SuperBlockError};
+use ext4_format::{Corruption, Ino};
+use jbd2::Journal;
+use tracing::{info, warn};
+
+use crate::alloc::Allocator;
+use crate::background::Background;
+use crate::data::DataPath;
+use crate::error::{Error, Result};
+use crate::extent::MapCtx;
+use crate::fs::{Filesystem, Observer};
+use crate::inode::{Orphans, Table};
+use crate::sync::{Rank, RankedMutex};
+use crate::types::MountOptions;
+use crate::volume::{SUPERBLOCK_LEN, Volume};
+use crate::xattr::XattrCache;
+
+/// Why a volume could not be mounted.
+#[derive(Debug, thiserror::Error)]
+pub enum MountError {
+    /// The device ends before the superblock does.
+    #[error("the device has only {size} bytes; no ext4 volume is that small")]
+    TooSmall {
+        /// Size of the device in bytes.
+        size: u64,
+    },
+    /// What lies where the superblock should be is none.
+    #[error("no ext4 superblock: {0}")]
+    SuperBlock(#[from] SuperBlockError),
+    /// Features that can be neither read nor written.
+    #[error("the volume uses features that rext4 does not support: {}", names.join(" "))]
+    Features {
+        /// The features, as e2fsprogs spells them.
+        names: Vec<String>,
+    },
+    /// The volume is larger than the device.
+    #[error("the volume has {volume} bytes but the device only {device}: the image is truncated")]
+    Truncated {
+        /// Size that the superblock claims, in bytes.
+        volume: u64,
+        /// Size of the device, in bytes.
+        device: u64,
+    },
+    /// The options contradict each other or the volume.
+    #[error("{0}")]
+    Options(&'static str),
+    /// The journal is on another device.
+    #[error("the journal lies on an external device (journal_dev), which rext4 does not support")]
+    ExternalJournal,
+    /// Something on the way failed.
+    #[error(transparent)]
+    Failed(#[from] Error),
+}
+
+impl From<blockdev::Error> for MountError {
+    fn from(e: blockdev::Error) -> Self {
+        MountError::Failed(e.into())
+    }
+}
+
+impl From<jbd2::Error> for MountError {
+    fn from(e: jbd2::Error) -> Self {
+        MountError::Failed(e.into())
+    }
+}
+
+impl From<Corruption> for MountError {
+    fn from(c: Corruption) -> Self {
+        MountError::Failed(c.into())
+    }
+}
+
+impl Filesystem {
+    /// Mounts the volume on `dev`: replays its journal, deals with its orphans, and starts the
+    /// background work if `env` has threads for it.
+    ///
+    /// # Errors
+    /// [`MountError`] says what is in the way. Nothing was written unless a replay had begun.
+    pub fn mount(
+        dev: Arc<dyn BlockDevice>,
+        mut opts: MountOptions,
+        env: Env,
+    ) -> std::result::Result<Arc<Filesystem>, MountError> {
+        let mut sb = read_superblock(dev.as_ref(), &opts)?;
+        judge(&sb, dev.as_ref(), &mut opts)?;
+        let mut dev = dev;
+        let log = match sb.journal_ino()? {
+            Some(ino) => Some(crate::journal_file::locate(dev.as_ref(), &sb, ino)?),
+            None => None,
+        };
+        if let Some(log) = &log
+            && sb.needs_recovery()
+        {
+            if opts.no_recovery && !opts.read_only {
+                return Err(MountError::Options("norecovery needs ro: the journal holds changes"));
+            }
+            if opts.read_only && !opts.no_recovery {
+                let replay = jbd2::recovery::scan(dev.as_ref(), sb.block_size(), log)?;
+                info!("the journal's contents are shown from memory; the device is not written to");
+                dev = Arc::new(jbd2::recovery::Overlay::new(dev, sb.block_size(), replay));
+            } else if !opts.read_only {
+                let done = jbd2::recovery::recover(dev.as_ref(), sb.block_size(), log)?;
+                info!(?done, "journal replayed");
+            }
+            sb = read_superblock(dev.as_ref(), &opts)?;
+        }
+        if sb.state().contains(State::ERRORS) && !opts.read_only && !opts.force {
+            warn!("the volume has recorded errors: mounting read-only (run fsck.rext4, or use -o force)");
+            opts.read_only = true;
+        }
+        let journal_opts = jbd2::Options {
+            cache_bytes: opts.cache_bytes,
+            barrier: opts.barrier,
+            ..jbd2::Options::default()
+        };
+        let journal = match log {
+            _ if opts.read_only => Journal::read_only(dev.clone(), sb.block_size(), journal_opts),
+            Some(log) => Journal::open(dev.clone(), sb.block_size(), log, journal_opts)?,
+            None => Journal::without_log(dev.clone(), sb.block_size(), journal_opts),
+        };
+        let vol = Arc::new(Volume::new(dev, journal, sb, opts, env));
+        if vol.writable().is_ok() {
+            mark_mounted(&vol)?;
+        }
+        assemble(vol)
+    }
+
+    /// Writes everything out, empties the journal and marks the volume clean. Calls that come
+    /// after it fail. The last call on a filesystem.
+    ///
+    /// # Errors
+    /// When something could not be written: the volume then still says that it needs recovery.
+    pub fn unmount(&self) -> Result<()> {
+        self.background.stop();
+        if self.vol.writable().is_err() {
+            self.vol.shut_down();
+            return match self.vol.journal.is_aborted() {
+                Some(cause) => Err(cause.into()),
+                None => Ok(()),
+            };
+        }
+        self.inodes.forget_all();
+        let drained = self.syncfs();
+        for ino in self.inodes.live() {
+            self.let_go(ino);
+        }
+        self.reap();
+        let closed = drained.and_then(|()| Ok(self.vol.journal.close()?));
+        self.vol.shut_down();
+        closed?;
+        let now = self.vol.now();
+        let has_journal = self.vol.sb.lock().has_journal();
+        self.vol.write_super_directly(|sb| {
+            sb.set_wtime(now.sec);
+            sb.set_needs_recovery(false);
+            sb.set_orphan_present(false);
+            if !has_journal {
+                sb.set_state(sb.state() | State::VALID);
+            }
+        })
+    }
+}
+
+fn read_superblock(dev: &dyn BlockDevice, opts: &MountOptions) -> std::result::Result<SuperBlock, MountError> {
+    let offset = opts.superblock.map_or(SUPERBLOCK_LEN as u64, |block| block.saturating_mul(1024));
+    let size = dev.geometry().size;
+    if offset.saturating_add(SUPERBLOCK_LEN as u64) > size {
+        return Err(MountError::TooSmall { size });
+    }
+    let mut bytes = [0; SUPERBLOCK_LEN];
+    dev.read_at(offset, &mut bytes)?;
+    Ok(SuperBlock::parse(&bytes)?)
+}
+
+/// Whether and how the volume may be mounted; makes `opts` read-only where the features ask it.
+fn judge(
+    sb: &SuperBlock,
+    dev: &dyn BlockDevice,
+    opts: &mut MountOptions,
+) -> std::result::Result<(), MountError> {
+    match features::judge(sb) {
+        Access::ReadWrite => {}
+        Access::ReadOnly { because } => {
+            if !opts.read_only {
+                warn!(features = because.join(" "), "mounting read-only because of these features");
+            }
+            opts.read_only = true;
+        }
+        Access::Refused { names } => return Err(MountError::Features { names }),
+    }
+    let device = dev.geometry().size;
+    let volume = sb.blocks_count().saturating_mul(sb.block_size().into());
+    if volume > device {
+        return Err(MountError::Truncated { volume, device });
+    }
+    if dev.geometry().read_only && !opts.read_only {
+        return Err(MountError::Options("the device cannot be written to; mount with -o ro"));
+    }
+    if sb.has_journal() && sb.journal_is_external() {
+        return Err(MountError::ExternalJournal);
+    }
+    Ok(())
+}
+
+/// Tells the disk that a writer is here, before anything else is written.
+fn mark_mounted(vol: &Volume) -> Result<()> {
+    let now = vol.now();
+    vol.write_super_directly(|sb| {
+        sb.set_mtime(now.sec);
+        sb.count_mount();
+        if sb.has_journal() {
+            sb.set_needs_recovery(true);
+            if sb.orphan_file().is_some() {
+                sb.set_orphan_present(true);
+            }
+        } else {
+            sb.set_state(sb.state() - State::VALID);
+        }
+    })
+}
+
+fn assemble(vol: Arc<Volume>) -> std::result::Result<Arc<Filesystem>, MountError> {
+    let alloc = Arc::new(Allocator::open(vol.clone())?);
+    let inodes = Arc::new(Table::new(vol.clone()));
+    let map = MapCtx { vol: &vol, alloc: &alloc, ino: Ino::ROOT, generation: 0 };
+    let (orphans, found) = Orphans::open(vol.clone(), inodes.clone(), &map)?;
+    vol.journal.set_observer(Arc::new(Observer {
+        vol: Arc::downgrade(&vol),
+        alloc: Arc::downgrade(&alloc),
+    }));
+    let fs = Arc::new(Filesystem {
+        data: DataPath::new(&vol),
+        xattrs: XattrCache::default(),
+        renaming: RankedMutex::new(Rank::Rename, ()),
+        leaving: RankedMutex::new(Rank::Leaf, Default::default()),
+        background: Background::new(),
+        vol,
+        alloc,
+        inodes,
+        orphans,
+    });
+    // The root must be a directory, or nothing else can work.
+    if !fs.inodes.get(Ino::ROOT)?.is_dir() {
+        let c = Corruption::new(ext4_format::What::Inode, "i_mode", 0, 0o040_000).in_inode(Ino::ROOT);
+        return Err(fs.vol.corrupt(c).into());
+    }
+    if fs.vol.writable().is_ok() {
+        fs.recover_orphans(found)?;
+        fs.background.start(&fs);
+    }
+    Ok(fs)
+}

@@ -1,0 +1,93 @@
+//! The end of an inode: nobody uses it any more, and if it has no name either, its blocks, its
+//! attributes and its number are given back.
+
+use std::sync::Arc;
+
+use ext4_format::Ino;
+use jbd2::Credits;
+
+use crate::alloc;
+use crate::error::Result;
+use crate::fs::Filesystem;
+use crate::inode::{Departure, Inode, orphan};
+use crate::tx;
+
+impl Filesystem {
+    /// Takes back `n` references of the kernel to `ino`; the last one of an inode without names
+    /// deletes it.
+    pub fn forget(&self, ino: Ino, n: u64) {
+        self.inodes.forget(ino, n);
+        self.let_go(ino);
+    }
+
+    /// Lets `ino` leave the table, now or, when it is busy, at a later [`Filesystem::reap`].
+    pub(crate) fn let_go(&self, ino: Ino) {
+        match self.inodes.depart(ino) {
+            Departure::Gone => {}
+            Departure::Busy => {
+                let unused = self.inodes.peek(ino).is_some_and(|i| i.is_unused());
+                if unused {
+                    self.leaving.lock().insert(ino);
+                }
+            }
+            Departure::Delete(inode) => {
+                if let Err(error) = self.delete(&inode) {
+                    tracing::error!(%ino, %error, "an inode could not be deleted; recovery or fsck will");
+                }
+            }
+        }
+    }
+
+    /// Asks the inodes that were busy when they should have left once more.
+    pub(crate) fn reap(&self) {
+        let leaving = std::mem::take(&mut *self.leaving.lock());
+        for ino in leaving {
+            self.let_go(ino);
+        }
+    }
+
+    /// Frees everything that belongs to `inode`, which is an orphan that nobody can reach.
+    fn delete(&self, inode: &Arc<Inode>) -> Result<()> {
+        self.vol.writable()?;
+        self.truncate_blocks(inode, 0)?;
+        self.free_xattrs(inode)?;
+        let credits = 1 + orphan::CREDITS + alloc::FREE_INODE_CREDITS;
+        let tx = tx::start(&self.vol.journal, Credits::blocks(credits))?;
+        let mut core = inode.core.write();
+        self.orphans.remove(&tx, inode, &mut core)?;
+        core.disk.dtime = self.vol.now().sec.clamp(1, u32::MAX.into()) as u32;
+        core.disk.size = 0;
+        self.inodes.store(&tx, inode, &mut core)?;
+        self.alloc.free_inode(&tx, inode.ino, inode.is_dir())?;
+        drop(core);
+        tx.finish()
+    }
+
+    /// Ends what a crash interrupted: deletes orphans without a name, and cuts the others back to
+    /// their size.
+    pub(crate) fn recover_orphans(&self, orphans: Vec<Arc<Inode>>) -> Result<()> {
+        for inode in orphans {
+            let (links, size) = {
+                let core = inode.core.read();
+                (core.disk.links, core.disk.size)
+            };
+            let ino = inode.ino;
+            if links == 0 {
+                drop(inode);
+                self.let_go(ino);
+                continue;
+            }
+            tracing::debug!(%ino, size, "cutting an orphan back to its size");
+            self.truncate_blocks(&inode, size)?;
+            let tx = tx::start(&self.vol.journal, Credits::blocks(1 + orphan::CREDITS))?;
+            let mut core = inode.core.write();
+            self.orphans.remove(&tx, &inode, &mut core)?;
+            self.inodes.store(&tx, &inode, &mut core)?;
+            drop(core);
+            tx.finish()?;
+            drop(inode);
+            self.let_go(ino);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,63 @@
+//! Attributes of an inode and of the volume.
+
+use ext4_format::Ino;
+use ext4_format::inode::LINKS_UNCOUNTED;
+
+use crate::error::Result;
+use crate::fs::Filesystem;
+use crate::inode::{Core, Inode};
+use crate::types::{Attr, StatFs};
+
+impl Inode {
+    /// The attributes as `core` has them.
+    pub(crate) fn attr(&self, core: &Core) -> Attr {
+        let disk = &core.disk;
+        let uncounted = self.is_dir() && disk.links == LINKS_UNCOUNTED;
+        Attr {
+            ino: self.ino,
+            generation: self.generation,
+            size: core.size,
+            sectors: core.map.sectors + self.io.reserved_sectors(),
+            atime: disk.atime,
+            mtime: disk.mtime,
+            ctime: disk.ctime,
+            crtime: disk.crtime,
+            mode: disk.mode,
+            links: if uncounted { 1 } else { disk.links.into() },
+            uid: disk.uid,
+            gid: disk.gid,
+            rdev: disk.device(),
+            flags: disk.flags,
+        }
+    }
+}
+
+impl Filesystem {
+    /// The attributes of `ino`. An open file without a name has them too.
+    pub fn getattr(&self, ino: Ino) -> Result<Attr> {
+        self.vol.alive()?;
+        let inode = self.inodes.get(ino)?;
+        let core = inode.core.read();
+        Ok(inode.attr(&core))
+    }
+
+    /// Space and inodes of the volume.
+    pub fn statfs(&self) -> Result<StatFs> {
+        let counts = self.alloc.counts();
+        let sb = self.vol.sb.lock();
+        let overhead = if self.vol.opts.minix_df { 0 } else { counts.overhead };
+        let free = counts.free_blocks.saturating_sub(counts.reserved);
+        let (high, low) = sb.uuid().split_at(8);
+        let half = |bytes: &[u8]| bytes.iter().fold(0_u64, |n, b| n << 8 | u64::from(*b));
+        Ok(StatFs {
+            block_size: self.vol.block_size(),
+            blocks: self.vol.geo.blocks_count.saturating_sub(overhead),
+            blocks_free: free,
+            blocks_available: free.saturating_sub(sb.reserved_blocks()),
+            files: self.vol.geo.inodes_count.into(),
+            files_free: counts.free_inodes.into(),
+            name_max: 255,
+            id: half(high) ^ half(low),
+        })
+    }
+}

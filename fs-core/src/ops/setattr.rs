@@ -1,0 +1,88 @@
+//! Changing attributes.
+
+use ext4_format::Ino;
+use ext4_format::inode::{FileType, Time, flag};
+use jbd2::Credits;
+
+use crate::error::{Posix, Result};
+use crate::fs::Filesystem;
+use crate::inode::Core;
+use crate::tx;
+use crate::types::{Attr, Caller, SetAttr, SetTime};
+
+const S_ISUID: u16 = 0o4000;
+const S_ISGID: u16 = 0o2000;
+const S_IXGRP: u16 = 0o010;
+
+impl Filesystem {
+    /// Changes what `change` names and gives the attributes that hold afterwards. Permission to
+    /// do so is the frontend's to check; what the inode's own flags forbid is refused here.
+    ///
+    /// # Errors
+    /// `NotPermitted` on an immutable or (for anything but a new time of now) append-only inode,
+    /// `FileTooBig`, `NoSpace`, and those of the journal.
+    pub fn setattr(&self, caller: &Caller, ino: Ino, change: &SetAttr) -> Result<Attr> {
+        self.vol.writable()?;
+        let inode = self.inodes.get(ino)?;
+        {
+            let flags = inode.core.read().disk.flags;
+            if flags & flag::IMMUTABLE != 0 || flags & flag::APPEND != 0 && !only_touches(change) {
+                return Err(Posix::NotPermitted.into());
+            }
+        }
+        if let Some(size) = change.size {
+            self.truncate(caller, &inode, size)?;
+        }
+        let _lock = inode.lock.write();
+        // The inode's record; an access control list that follows the mode takes its own.
+        let tx = tx::start(&self.vol.journal, Credits::blocks(1 + self.acl_chmod_credits(&inode)))?;
+        let mut core = inode.core.write();
+        let now = self.vol.now();
+        self.apply(&mut core, inode.kind, change, now);
+        if change.mode.is_some() {
+            self.acl_chmod(&tx, &inode, &mut core)?;
+        }
+        self.inodes.store(&tx, &inode, &mut core)?;
+        let attr = inode.attr(&core);
+        drop(core);
+        tx.finish()?;
+        Ok(attr)
+    }
+
+    fn apply(&self, core: &mut Core, kind: FileType, change: &SetAttr, now: Time) {
+        let disk = &mut core.disk;
+        if let Some(mode) = change.mode {
+            disk.mode = (disk.mode & FileType::MODE_MASK) | (mode & !FileType::MODE_MASK);
+        }
+        if change.kill_privileges && kind == FileType::Regular {
+            disk.mode &= !S_ISUID;
+            if disk.mode & S_IXGRP != 0 {
+                disk.mode &= !S_ISGID;
+            }
+        }
+        disk.uid = change.uid.unwrap_or(disk.uid);
+        disk.gid = change.gid.unwrap_or(disk.gid);
+        let at = |time: SetTime| match time {
+            SetTime::Now => now,
+            SetTime::At(time) => time,
+        };
+        disk.atime = change.atime.map_or(disk.atime, at);
+        disk.mtime = change.mtime.map_or(disk.mtime, at);
+        disk.ctime = change.ctime.unwrap_or(now);
+        if disk.crtime.is_some() {
+            disk.crtime = change.crtime.or(disk.crtime);
+        }
+        disk.version = disk.version.wrapping_add(1);
+    }
+}
+
+/// What append-only inodes allow: setting the times to now.
+fn only_touches(change: &SetAttr) -> bool {
+    let now = |time: Option<SetTime>| matches!(time, None | Some(SetTime::Now));
+    change.mode.is_none()
+        && change.uid.is_none()
+        && change.gid.is_none()
+        && change.size.is_none()
+        && now(change.atime)
+        && now(change.mtime)
+}

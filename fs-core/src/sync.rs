@@ -1,0 +1,238 @@
+//! Locks that know their place. Every lock of the core has a [`Rank`]; a thread takes locks in
+//! rising rank, and locks of one rank in rising key. Debug builds check it on every acquisition,
+//! release builds pay nothing.
+//!
+//! Condition variables are not offered: a thread that must wait does so in a module of its own
+//! which says for what, and holds nothing ranked meanwhile.
+
+use std::ops::{Deref, DerefMut};
+
+use parking_lot::{Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+/// The order of locks, outermost first (ARCHITECTURE.md has the table with what each protects).
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Rank {
+    /// Mounted, frozen or read-only.
+    Freeze = 10,
+    /// Directory topology in cross-directory renames.
+    Rename = 20,
+    /// Names of a directory; size and content of a file. Key: see [`RankedRwLock::write_ordered`].
+    Inode = 30,
+    /// Direct IO in flight against truncate and punch.
+    DirectIo = 40,
+    /// A journal handle: log space. One per thread.
+    Handle = 50,
+    /// An inode's extent map and in-core fields.
+    Map = 60,
+    /// One group's bitmaps and descriptor. Key: the group's number.
+    Group = 70,
+    /// One metadata block's bytes while it is being changed.
+    Buffer = 80,
+    /// The journal's own.
+    Journal = 90,
+    /// Cache shards, counters, queues: nothing is taken under them.
+    Leaf = 100,
+}
+
+/// Proof that this thread holds a rank; dropping it gives the rank up.
+#[must_use]
+#[derive(Debug)]
+pub struct Held {
+    #[cfg(debug_assertions)]
+    id: u64,
+    // Not Send: the rank belongs to the thread that took it.
+    _thread: std::marker::PhantomData<*const ()>,
+}
+
+#[cfg(debug_assertions)]
+mod order {
+    use super::Rank;
+    use std::cell::{Cell, RefCell};
+
+    thread_local! {
+        static STACK: RefCell<Vec<(u64, Rank, u64)>> = const { RefCell::new(Vec::new()) };
+        static NEXT: Cell<u64> = const { Cell::new(0) };
+    }
+
+    pub fn push(rank: Rank, key: u64, ordered_elsewhere: bool) -> u64 {
+        STACK.with_borrow_mut(|stack| {
+            if let Some(&(_, r, k)) = stack.iter().max_by_key(|(_, r, k)| (*r, *k)) {
+                let allowed = r < rank || (r == rank && (ordered_elsewhere || k < key));
+                assert!(allowed, "lock order: {rank:?}/{key} asked for while holding {r:?}/{k}");
+            }
+            let id = NEXT.get();
+            NEXT.set(id + 1);
+            stack.push((id, rank, key));
+            id
+        })
+    }
+
+    pub fn pop(id: u64) {
+        STACK.with_borrow_mut(|stack| stack.retain(|(i, ..)| *i != id));
+    }
+}
+
+/// Declares that this thread now holds `rank` by other means than a lock of this module (a
+/// journal handle, a count of IO in flight).
+pub fn hold(rank: Rank, key: u64) -> Held {
+    enter(rank, key, false)
+}
+
+fn enter(rank: Rank, key: u64, ordered_elsewhere: bool) -> Held {
+    #[cfg(debug_assertions)]
+    return Held { id: order::push(rank, key, ordered_elsewhere), _thread: std::marker::PhantomData };
+    #[cfg(not(debug_assertions))]
+    {
+        let _ = (rank, key, ordered_elsewhere);
+        Held { _thread: std::marker::PhantomData }
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        #[cfg(debug_assertions)]
+        order::pop(self.id);
+    }
+}
+
+/// A guard together with the rank it occupies.
+#[derive(Debug)]
+pub struct Guard<G> {
+    // Declared first: the lock is released before the rank.
+    guard: G,
+    _held: Held,
+}
+
+impl<G: Deref> Deref for Guard<G> {
+    type Target = G::Target;
+    fn deref(&self) -> &G::Target {
+        &self.guard
+    }
+}
+
+impl<G: DerefMut> DerefMut for Guard<G> {
+    fn deref_mut(&mut self) -> &mut G::Target {
+        &mut self.guard
+    }
+}
+
+/// A shared guard of a [`RankedRwLock`].
+pub type ReadGuard<'a, T> = Guard<RwLockReadGuard<'a, T>>;
+/// An exclusive guard of a [`RankedRwLock`].
+pub type WriteGuard<'a, T> = Guard<RwLockWriteGuard<'a, T>>;
+/// The guard of a [`RankedMutex`].
+pub type LockGuard<'a, T> = Guard<MutexGuard<'a, T>>;
+
+/// A mutex with a rank.
+#[derive(Debug)]
+pub struct RankedMutex<T> {
+    rank: Rank,
+    key: u64,
+    lock: Mutex<T>,
+}
+
+impl<T> RankedMutex<T> {
+    /// A mutex of `rank`, the only one of its rank that a thread holds at a time.
+    pub fn new(rank: Rank, value: T) -> Self {
+        Self::keyed(rank, 0, value)
+    }
+
+    /// A mutex of `rank` of which several may be held in rising `key`.
+    pub fn keyed(rank: Rank, key: u64, value: T) -> Self {
+        RankedMutex { rank, key, lock: Mutex::new(value) }
+    }
+
+    /// Takes the lock.
+    pub fn lock(&self) -> LockGuard<'_, T> {
+        let held = hold(self.rank, self.key);
+        Guard { guard: self.lock.lock(), _held: held }
+    }
+
+    /// Takes the lock if it is free.
+    pub fn try_lock(&self) -> Option<LockGuard<'_, T>> {
+        let guard = self.lock.try_lock()?;
+        Some(Guard { guard, _held: hold(self.rank, self.key) })
+    }
+}
+
+/// A reader-writer lock with a rank.
+#[derive(Debug)]
+pub struct RankedRwLock<T> {
+    rank: Rank,
+    key: u64,
+    lock: RwLock<T>,
+}
+
+impl<T> RankedRwLock<T> {
+    /// A lock of `rank`; several of one rank are held in rising `key`.
+    pub fn keyed(rank: Rank, key: u64, value: T) -> Self {
+        RankedRwLock { rank, key, lock: RwLock::new(value) }
+    }
+
+    /// Takes the lock shared.
+    pub fn read(&self) -> ReadGuard<'_, T> {
+        let held = hold(self.rank, self.key);
+        Guard { guard: self.lock.read(), _held: held }
+    }
+
+    /// Takes the lock exclusively.
+    pub fn write(&self) -> WriteGuard<'_, T> {
+        let held = hold(self.rank, self.key);
+        Guard { guard: self.lock.write(), _held: held }
+    }
+
+    /// Takes the lock exclusively where the caller follows an order of its own among locks of
+    /// this rank (ancestors before descendants).
+    pub fn write_ordered(&self) -> WriteGuard<'_, T> {
+        let held = enter(self.rank, self.key, true);
+        Guard { guard: self.lock.write(), _held: held }
+    }
+
+    /// Takes the lock exclusively if it is free; asking never blocks, so it has no order.
+    pub fn try_write(&self) -> Option<WriteGuard<'_, T>> {
+        let guard = self.lock.try_write()?;
+        Some(Guard { guard, _held: enter(self.rank, self.key, true) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rising_ranks_and_rising_keys_pass() {
+        let map = RankedRwLock::keyed(Rank::Map, 0, 1);
+        let low = RankedMutex::keyed(Rank::Group, 3, 2);
+        let high = RankedMutex::keyed(Rank::Group, 4, 3);
+        let (a, b, c) = (map.read(), low.lock(), high.lock());
+        assert_eq!(*a + *b + *c, 6);
+    }
+
+    #[test]
+    #[cfg(debug_assertions)]
+    #[should_panic(expected = "lock order")]
+    fn a_falling_rank_is_caught() {
+        let group = RankedMutex::new(Rank::Group, ());
+        let map = RankedRwLock::keyed(Rank::Map, 0, ());
+        let _group = group.lock();
+        let _map = map.read();
+    }
+
+    #[test]
+    #[cfg(debug_assertions)]
+    #[should_panic(expected = "lock order")]
+    fn equal_keys_are_caught() {
+        let lock = RankedRwLock::keyed(Rank::Inode, 7, ());
+        let other = RankedRwLock::keyed(Rank::Inode, 7, ());
+        let _a = lock.read();
+        let _b = other.read();
+    }
+
+    #[test]
+    fn a_rank_is_free_again_after_its_guard() {
+        let group = RankedMutex::new(Rank::Group, ());
+        drop(group.lock());
+        let map = RankedRwLock::keyed(Rank::Map, 0, ());
+        drop(map.write());
+    }
+}

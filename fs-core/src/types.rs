@@ -1,0 +1,199 @@
+//! The plain arguments and answers of the public API.
+
+use std::time::Duration;
+
+use ext4_format::inode::Time as Timestamp;
+use ext4_format::Ino;
+
+/// Who asks: the credentials of the calling process.
+#[derive(Clone, Debug, Default)]
+pub struct Caller {
+    /// Filesystem user id.
+    pub uid: u32,
+    /// Filesystem group id.
+    pub gid: u32,
+    /// Bits to take off the mode of what is created.
+    pub umask: u32,
+}
+
+impl Caller {
+    /// The superuser, for work that the server does on its own account.
+    #[must_use]
+    pub fn root() -> Caller {
+        Caller::default()
+    }
+}
+
+/// A file's attributes as `stat(2)` shows them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Attr {
+    /// Inode number.
+    pub ino: Ino,
+    /// Distinguishes successive files of one inode number.
+    pub generation: u32,
+    /// Size in bytes.
+    pub size: u64,
+    /// Space taken, in 512-byte units.
+    pub sectors: u64,
+    /// Last access.
+    pub atime: Timestamp,
+    /// Last change of content.
+    pub mtime: Timestamp,
+    /// Last change of the inode.
+    pub ctime: Timestamp,
+    /// Birth, where the inode is large enough to keep it.
+    pub crtime: Option<Timestamp>,
+    /// File type and permission bits, as in `st_mode`.
+    pub mode: u16,
+    /// Number of names (1 for a directory that has more than the format can count).
+    pub links: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Major and minor number of a device file.
+    pub rdev: (u32, u32),
+    /// Inode flags (`EXT4_*_FL`).
+    pub flags: u32,
+}
+
+/// A name that was resolved: the inode's attributes. One kernel reference comes with it.
+pub type Entry = Attr;
+
+/// A time to set.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum SetTime {
+    /// The time of the request.
+    Now,
+    /// This time.
+    At(Timestamp),
+}
+
+/// The attributes to change; `None` leaves one as it is.
+#[derive(Clone, Debug, Default)]
+pub struct SetAttr {
+    /// Permission bits (the file type is kept).
+    pub mode: Option<u16>,
+    /// Owner.
+    pub uid: Option<u32>,
+    /// Group.
+    pub gid: Option<u32>,
+    /// Size in bytes.
+    pub size: Option<u64>,
+    /// Last access.
+    pub atime: Option<SetTime>,
+    /// Last change of content.
+    pub mtime: Option<SetTime>,
+    /// Last change of the inode (given by a kernel that owns the times of cached files).
+    pub ctime: Option<Timestamp>,
+    /// Birth.
+    pub crtime: Option<Timestamp>,
+    /// Take away set-user-id, set-group-id and file capabilities.
+    pub kill_privileges: bool,
+}
+
+/// What to do when the volume turns out to be damaged.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ErrorPolicy {
+    /// Record it and go on.
+    Continue,
+    /// Record it and refuse every further change.
+    RemountReadOnly,
+    /// Record it and end the process.
+    Panic,
+}
+
+/// When reading a file moves its access time.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Atime {
+    /// Never.
+    Never,
+    /// When it is not after the last change, or a day old.
+    Relative,
+    /// At every read.
+    Strict,
+}
+
+/// How a volume is mounted.
+#[derive(Clone, Debug)]
+pub struct MountOptions {
+    /// Change nothing.
+    pub read_only: bool,
+    /// Do not replay the journal (only with `read_only`).
+    pub no_recovery: bool,
+    /// Mount writable although errors are recorded in the superblock.
+    pub force: bool,
+    /// Instead of the superblock's own.
+    pub errors: Option<ErrorPolicy>,
+    /// Access time.
+    pub atime: Atime,
+    /// No access times on directories.
+    pub no_dir_atime: bool,
+    /// How long a change may stay in memory only.
+    pub commit_interval: Duration,
+    /// Bound of the metadata cache, in bytes.
+    pub cache_bytes: usize,
+    /// Bound of file data that waits in write-behind, in bytes.
+    pub write_behind_bytes: usize,
+    /// Send flushes to the device (off: a power cut may lose everything).
+    pub barrier: bool,
+    /// Discard freed blocks once their transaction is durable.
+    pub discard: bool,
+    /// Who may use the reserved blocks besides root, instead of the superblock's own.
+    pub reserved_uid: Option<u32>,
+    /// The same for a group.
+    pub reserved_gid: Option<u32>,
+    /// Block of the superblock to use, in 1 KiB units, instead of the first.
+    pub superblock: Option<u64>,
+    /// Write data out early when a file is replaced by rename or truncated and rewritten.
+    pub auto_da_alloc: bool,
+    /// `statfs` counts the filesystem's own blocks as part of its size.
+    pub minix_df: bool,
+    /// Largest size of a directory, in bytes.
+    pub max_dir_size: Option<u64>,
+}
+
+impl Default for MountOptions {
+    fn default() -> Self {
+        MountOptions {
+            read_only: false,
+            no_recovery: false,
+            force: false,
+            errors: None,
+            atime: Atime::Relative,
+            no_dir_atime: false,
+            commit_interval: Duration::from_secs(5),
+            cache_bytes: 64 << 20,
+            write_behind_bytes: 32 << 20,
+            barrier: true,
+            discard: false,
+            reserved_uid: None,
+            reserved_gid: None,
+            superblock: None,
+            auto_da_alloc: true,
+            minix_df: false,
+            max_dir_size: None,
+        }
+    }
+}
+
+/// Space and inodes, as `statfs(2)` shows them. Blocks in units of `block_size`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct StatFs {
+    /// Bytes of a block.
+    pub block_size: u32,
+    /// Blocks that files can use (with `minix_df`: all).
+    pub blocks: u64,
+    /// Free blocks.
+    pub blocks_free: u64,
+    /// Free blocks for an ordinary user.
+    pub blocks_available: u64,
+    /// Inodes.
+    pub files: u64,
+    /// Free inodes.
+    pub files_free: u64,
+    /// Longest name, in bytes.
+    pub name_max: u32,
+    /// The volume's UUID folded to 64 bits.
+    pub id: u64,
+}

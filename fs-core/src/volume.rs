@@ -1,0 +1,197 @@
+//! The mounted volume as every part above sees it: device, journal, geometry, checksums, the
+//! superblock and whether writing is still allowed. It knows no inode and allocates nothing.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use blockdev::{BlockDevice, Env};
+use ext4_format::csum::Csum;
+use ext4_format::geometry::Geometry;
+use ext4_format::inode::{InodeLayout, Time};
+use ext4_format::superblock::SuperBlock;
+use ext4_format::{BlockNo, Corruption};
+use jbd2::{Buffer, Handle, Journal};
+use tracing::error;
+
+use crate::error::{Error, Result};
+use crate::sync::{Rank, RankedMutex};
+use crate::types::{ErrorPolicy, MountOptions};
+
+/// Bytes of the superblock on disk.
+pub const SUPERBLOCK_LEN: usize = 1024;
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+enum Mode {
+    Writable,
+    ReadOnly,
+    ShutDown,
+}
+
+/// A mounted volume.
+pub struct Volume {
+    /// Where file data is read and written.
+    pub dev: Arc<dyn BlockDevice>,
+    /// Where everything else is.
+    pub journal: Arc<Journal>,
+    /// Where things lie.
+    pub geo: Geometry,
+    /// Checksum formulas with this volume's seed.
+    pub csum: Csum,
+    /// How its inodes are laid out.
+    pub inode_layout: InodeLayout,
+    /// How it was mounted.
+    pub opts: MountOptions,
+    /// Time, chance, threads.
+    pub env: Env,
+    /// The superblock. Guarded by its own leaf lock; written through [`Volume::edit_super`].
+    pub sb: RankedMutex<SuperBlock>,
+    mode: AtomicU8,
+}
+
+impl Volume {
+    /// Puts a volume together from its checked superblock and an open journal.
+    #[must_use]
+    pub fn new(
+        dev: Arc<dyn BlockDevice>,
+        journal: Arc<Journal>,
+        sb: SuperBlock,
+        opts: MountOptions,
+        env: Env,
+    ) -> Volume {
+        let mode = if opts.read_only { Mode::ReadOnly } else { Mode::Writable };
+        Volume {
+            dev,
+            journal,
+            geo: Geometry::new(&sb),
+            csum: Csum::new(&sb),
+            inode_layout: sb.inode_layout(),
+            opts,
+            env,
+            sb: RankedMutex::new(Rank::Leaf, sb),
+            mode: AtomicU8::new(mode as u8),
+        }
+    }
+
+    /// Bytes of a block.
+    #[must_use]
+    pub fn block_size(&self) -> u32 {
+        self.geo.block_size
+    }
+
+    /// The time of day.
+    #[must_use]
+    pub fn now(&self) -> Time {
+        let now = self.env.clock.now();
+        Time { sec: now.sec, nsec: now.nsec }
+    }
+
+    /// Refuses when the volume must not be changed (any more).
+    pub fn writable(&self) -> Result<()> {
+        match self.mode.load(Ordering::Acquire) {
+            m if m == Mode::Writable as u8 => Ok(()),
+            m if m == Mode::ReadOnly as u8 => Err(Error::ReadOnly),
+            _ => Err(Error::ShutDown),
+        }
+    }
+
+    /// Refuses after a shutdown, when not even reading is allowed.
+    pub fn alive(&self) -> Result<()> {
+        match self.mode.load(Ordering::Acquire) {
+            m if m == Mode::ShutDown as u8 => Err(Error::ShutDown),
+            _ => Ok(()),
+        }
+    }
+
+    /// Refuses every change from here on.
+    pub fn make_read_only(&self) {
+        let _ = self.mode.compare_exchange(
+            Mode::Writable as u8,
+            Mode::ReadOnly as u8,
+            Ordering::AcqRel,
+            Ordering::Acquire,
+        );
+    }
+
+    /// Refuses everything from here on.
+    pub fn shut_down(&self) {
+        self.mode.store(Mode::ShutDown as u8, Ordering::Release);
+    }
+
+    /// The metadata block `block`, verified by `verify` when it comes from the device. A damaged
+    /// block is recorded as the volume's error policy says.
+    pub fn read_meta(
+        &self,
+        block: BlockNo,
+        verify: impl FnOnce(&[u8]) -> std::result::Result<(), Corruption>,
+    ) -> Result<Buffer> {
+        match self.journal.read(block, verify) {
+            Err(jbd2::Error::Corrupt(c)) => Err(self.corrupt(c.at_block(block))),
+            other => Ok(other?),
+        }
+    }
+
+    /// Changes the superblock within `handle` (one credit).
+    pub fn edit_super(&self, handle: &Handle<'_>, edit: impl FnOnce(&mut SuperBlock)) -> Result<()> {
+        let (block, offset) = self.super_place();
+        let buffer = self.journal.read(block, |_| Ok(()))?;
+        let mut bytes = handle.write(&buffer)?;
+        let mut sb = self.sb.lock();
+        edit(&mut sb);
+        if let Some(place) = bytes.get_mut(offset..offset + SUPERBLOCK_LEN) {
+            place.copy_from_slice(&sb.encode());
+        }
+        Ok(())
+    }
+
+    /// Writes the superblock past the journal and flushes: only while no transaction is live
+    /// (mount, unmount) or when the journal is no longer to be trusted (after an error).
+    pub fn write_super_directly(&self, edit: impl FnOnce(&mut SuperBlock)) -> Result<()> {
+        let bytes = {
+            let mut sb = self.sb.lock();
+            edit(&mut sb);
+            sb.encode()
+        };
+        self.dev.write_at(SUPERBLOCK_LEN as u64, &bytes)?;
+        self.dev.flush()?;
+        Ok(())
+    }
+
+    /// Block of the primary superblock and its byte offset in it.
+    #[must_use]
+    pub fn super_place(&self) -> (BlockNo, usize) {
+        let size = u64::from(self.block_size());
+        (BlockNo(SUPERBLOCK_LEN as u64 / size), (SUPERBLOCK_LEN as u64 % size) as usize)
+    }
+
+    /// Takes note of damage: logs it, records it in the superblock, and stops what the error
+    /// policy says. Returns the error to hand up.
+    pub fn corrupt(&self, corruption: Corruption) -> Error {
+        error!(%corruption, "the volume is damaged");
+        let policy = self.opts.errors.unwrap_or_else(|| match self.sb.lock().errors_behaviour() {
+            2 => ErrorPolicy::RemountReadOnly,
+            3 => ErrorPolicy::Panic,
+            _ => ErrorPolicy::Continue,
+        });
+        if self.writable().is_ok() {
+            let now = self.now();
+            let recorded = self.write_super_directly(|sb| sb.record_error(now.sec, &corruption));
+            if let Err(error) = recorded {
+                error!(%error, "the error could not be recorded in the superblock");
+            }
+        }
+        match policy {
+            ErrorPolicy::Continue => {}
+            ErrorPolicy::RemountReadOnly => {
+                error!("remounting read-only; run fsck.rext4 on the unmounted volume");
+                self.make_read_only();
+                self.journal.abort(jbd2::Error::Corrupt(corruption.clone()));
+            }
+            ErrorPolicy::Panic => {
+                error!("errors=panic: ending the process");
+                std::process::abort();
+            }
+        }
+        Error::Corrupt(corruption)
+    }
+}
