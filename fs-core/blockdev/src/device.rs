@@ -52,6 +52,24 @@ pub struct DeviceGeometry {
     pub discard: bool,
 }
 
+impl DeviceGeometry {
+    /// Whether a request stays inside the device and may be made at all.
+    ///
+    /// # Errors
+    /// `ReadOnlyFilesystem` for a change of a read-only device, `InvalidInput` beyond the end.
+    pub fn check(&self, op: Op, offset: u64, len: u64) -> Result<()> {
+        let changes = matches!(op, Op::Write | Op::Discard | Op::WriteZeroes);
+        let kind = if changes && self.read_only {
+            io::ErrorKind::ReadOnlyFilesystem
+        } else if offset.checked_add(len).is_none_or(|end| end > self.size) {
+            io::ErrorKind::InvalidInput
+        } else {
+            return Ok(());
+        };
+        Err(Error { op, offset, len, source: kind.into() })
+    }
+}
+
 /// A device of bytes.
 ///
 /// 1. A request that returns `Ok` was done in full; there are no short reads or writes.

@@ -1,7 +1,22 @@
 //! Floor 1: how a device is reached.
+//!
+//! [`BlockDevice`] is the contract; [`open`] gives the real thing, [`sim`] the simulated ones, and
+//! [`Env`] everything else that a volume needs from outside. Nothing here knows what the bytes mean.
 
+mod aligned;
+mod claim;
 mod device;
+mod discard;
 mod env;
+mod file;
+mod map;
+mod open;
+pub mod sim;
 
+pub use aligned::{AlignedBuf, PAGE, POOL_BYTES, PooledBuf};
+pub use claim::Holder;
 pub use device::{BlockDevice, DeviceGeometry, Error, Op, Result};
 pub use env::{Chance, Clock, Env, Timestamp, Workers};
+pub use file::FileDevice;
+pub use map::ReadOnlyMap;
+pub use open::{Direct, OpenError, OpenOptions, open};

@@ -1,0 +1,239 @@
+//! Exclusive use of a device, and who stands in the way of it.
+//!
+//! A block device is claimed with O_EXCL, which the kernel's mounts, swap, device-mapper and loop
+//! partitions respect. An image file is claimed with flock(2), shared by readers. The kernel's loop
+//! driver takes no such lock, so loop devices are looked up by the file behind them; and who opens a
+//! loop device also locks the file behind it, which makes both doors to one image exclude each other.
+//! What nobody can prevent: that a file is attached to a loop device after it was opened here.
+
+use std::fmt;
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, flock, major, minor};
+use rustix::io::Errno;
+
+use crate::file::Kind;
+use crate::open::OpenError;
+
+/// Who uses a device. Its text says what to do.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Holder {
+    /// Mounted by the kernel.
+    Mounted {
+        /// The mount point.
+        at: PathBuf,
+    },
+    /// An image file attached to a loop device.
+    Loop {
+        /// The loop device.
+        device: PathBuf,
+        /// Where that device is mounted, if it is.
+        at: Option<PathBuf>,
+    },
+    /// Part of another block device (device-mapper, RAID).
+    Stacked {
+        /// The name of the device above.
+        by: String,
+    },
+    /// Swap space.
+    Swap,
+    /// Open in another process.
+    Process {
+        /// Its number.
+        pid: u32,
+        /// Its command name.
+        name: String,
+    },
+    /// Nobody who could be found.
+    Unknown,
+}
+
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Holder::Mounted { at } => {
+                write!(f, "mounted on {at}; unmount it first (umount {at})", at = at.display())
+            }
+            Holder::Loop { device, at: Some(at) } => write!(
+                f,
+                "attached to {device}, which is mounted on {at}; unmount it and detach it first (umount {at}; \
+                 losetup -d {device})",
+                device = device.display(),
+                at = at.display()
+            ),
+            Holder::Loop { device, at: None } => write!(
+                f,
+                "attached to {device}; detach it first (losetup -d {device}) or use {device} itself",
+                device = device.display()
+            ),
+            Holder::Stacked { by } => write!(f, "part of {by}; use or stop that device"),
+            Holder::Swap => write!(f, "swap space; swapoff it first"),
+            Holder::Process { pid, name } => {
+                write!(f, "process {pid} ({name}) has it open; unmount it there or wait until it ends")
+            }
+            Holder::Unknown => write!(f, "another program or the kernel has claimed it"),
+        }
+    }
+}
+
+/// Claims an open device or says who has it. Returns a file to keep open for its lock, if another one
+/// than the device itself carries it.
+pub(crate) fn claim(
+    path: &Path,
+    file: &File,
+    kind: Kind,
+    read_only: bool,
+) -> Result<Option<File>, OpenError> {
+    let failed = |source: io::Error| OpenError::Io { path: path.to_owned(), source };
+    let in_use = |holder| OpenError::InUse { path: path.to_owned(), holder };
+    match kind {
+        Kind::Image => {
+            if !lock(file, read_only).map_err(failed)? {
+                return Err(in_use(holder_of_lock(file)));
+            }
+            match loop_device_over(file, read_only).map_err(failed)? {
+                Some(holder) => Err(in_use(holder)),
+                None => Ok(None),
+            }
+        }
+        Kind::Block => {
+            let Some(image) = file_behind_loop(file) else { return Ok(None) };
+            match lock(&image, read_only) {
+                Ok(true) => Ok(Some(image)),
+                Ok(false) => Err(in_use(holder_of_lock(&image))),
+                // The file behind may live where locks do not exist; the device's own claim stands.
+                Err(_) => Ok(None),
+            }
+        }
+    }
+}
+
+/// Whether the kernel has marked a block device read-only.
+pub(crate) fn is_read_only(path: &Path) -> bool {
+    device_number(path).and_then(|rdev| sysfs_value(rdev, "ro")).is_some_and(|ro| ro == "1")
+}
+
+/// Who keeps a block device busy.
+pub(crate) fn holder_of_block_device(path: &Path) -> Holder {
+    let Some(rdev) = device_number(path) else { return Holder::Unknown };
+    if let Some(at) = mount_point(rdev) {
+        return Holder::Mounted { at };
+    }
+    let holders = fs::read_dir(sysfs(rdev).join("holders")).into_iter().flatten().flatten();
+    if let Some(by) = holders.map(|entry| entry.file_name().to_string_lossy().into_owned()).next() {
+        return Holder::Stacked { by };
+    }
+    let swaps = fs::read_to_string("/proc/swaps").unwrap_or_default();
+    if swaps
+        .lines()
+        .skip(1)
+        .filter_map(|line| line.split(' ').next())
+        .any(|swap| device_number(Path::new(swap)) == Some(rdev))
+    {
+        return Holder::Swap;
+    }
+    process_with_open(rdev)
+}
+
+fn lock(file: &File, shared: bool) -> io::Result<bool> {
+    let how =
+        if shared { FlockOperation::NonBlockingLockShared } else { FlockOperation::NonBlockingLockExclusive };
+    match flock(file, how) {
+        Ok(()) => Ok(true),
+        Err(Errno::WOULDBLOCK) => Ok(false),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// The process that holds a flock on `file`, by device and inode number in /proc/locks.
+fn holder_of_lock(file: &File) -> Holder {
+    let Ok(metadata) = file.metadata() else { return Holder::Unknown };
+    let (dev, ino) = (metadata.dev(), metadata.ino());
+    let wanted = format!("{:02x}:{:02x}:{ino}", major(dev), minor(dev));
+    let locks = fs::read_to_string("/proc/locks").unwrap_or_default();
+    let pid = locks.lines().find_map(|line| {
+        let fields: Vec<_> = line.split_whitespace().collect();
+        let [_, "FLOCK", _, _, pid, place, ..] = fields[..] else { return None };
+        (place == wanted).then(|| pid.parse().ok()).flatten()
+    });
+    pid.map_or(Holder::Unknown, process)
+}
+
+fn process(pid: u32) -> Holder {
+    let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    Holder::Process { pid, name: name.trim_end().to_owned() }
+}
+
+/// A process with a block device open; needs the right to look into other processes.
+fn process_with_open(rdev: u64) -> Holder {
+    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    let has_it_open = |pid: &u32| {
+        let open = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+        open.filter_map(|fd| fs::metadata(fd.path()).ok())
+            .any(|file| file.file_type().is_block_device() && file.rdev() == rdev)
+    };
+    pids.filter(|&pid| pid != std::process::id()).find(has_it_open).map_or(Holder::Unknown, process)
+}
+
+/// The loop device over an image file that would make our use of it unsafe.
+fn loop_device_over(file: &File, read_only: bool) -> io::Result<Option<Holder>> {
+    let metadata = file.metadata()?;
+    for entry in fs::read_dir("/sys/block").into_iter().flatten().flatten() {
+        let Ok(backing) = fs::read_to_string(entry.path().join("loop/backing_file")) else { continue };
+        let same = fs::metadata(backing.trim_end_matches('\n'))
+            .is_ok_and(|other| (other.dev(), other.ino()) == (metadata.dev(), metadata.ino()));
+        let only_reads = fs::read_to_string(entry.path().join("ro")).is_ok_and(|ro| ro.trim() == "1");
+        if same && !(read_only && only_reads) {
+            let device = Path::new("/dev").join(entry.file_name());
+            let at = device_number(&device).and_then(mount_point);
+            return Ok(Some(Holder::Loop { device, at }));
+        }
+    }
+    Ok(None)
+}
+
+/// The file that a loop device stands on.
+fn file_behind_loop(file: &File) -> Option<File> {
+    let rdev = file.metadata().ok()?.rdev();
+    let backing = sysfs_value(rdev, "loop/backing_file")?;
+    File::open(backing).ok()
+}
+
+fn device_number(path: &Path) -> Option<u64> {
+    let metadata = path.metadata().ok()?;
+    metadata.file_type().is_block_device().then(|| metadata.rdev())
+}
+
+fn sysfs(rdev: u64) -> PathBuf {
+    PathBuf::from(format!("/sys/dev/block/{}:{}", major(rdev), minor(rdev)))
+}
+
+fn sysfs_value(rdev: u64, name: &str) -> Option<String> {
+    let value = fs::read_to_string(sysfs(rdev).join(name)).ok()?;
+    Some(value.trim_end_matches('\n').to_owned())
+}
+
+/// Where a block device is mounted, from the third and fifth field of mountinfo (see proc(5)); a FUSE
+/// mount of type fuseblk carries an anonymous number, so its source field is compared too.
+fn mount_point(rdev: u64) -> Option<PathBuf> {
+    let wanted = format!("{}:{}", major(rdev), minor(rdev));
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    mounts.lines().find_map(|line| {
+        let (mount, filesystem) = line.split_once(" - ")?;
+        let mut fields = mount.split(' ');
+        let number = fields.nth(2)?;
+        let at = fields.nth(1)?;
+        let source = filesystem.split(' ').nth(1)?;
+        (number == wanted || device_number(Path::new(&unescape(source))) == Some(rdev))
+            .then(|| PathBuf::from(unescape(at)))
+    })
+}
+
+/// Undoes mountinfo's octal escapes of space, tab, newline and backslash.
+fn unescape(field: &str) -> String {
+    field.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\")
+}
