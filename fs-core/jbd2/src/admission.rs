@@ -1,0 +1,153 @@
+//! Who may join the running transaction: log space is promised here, before anything is dirtied.
+//!
+//! The running transaction has promised every block that joined it and every credit its open
+//! handles have not spent. A start is admitted when the log, as it is now, could hold all that and
+//! the newcomer's credits besides. Otherwise it takes a ticket; the first in the queue makes room
+//! itself (commits the full transaction, checkpoints the full log), the others wait their turn.
+//! Whoever waits here holds no handle, so the handles that are open can always end.
+
+use std::sync::Arc;
+
+use ext4_format::{BlockNo, Tid};
+use parking_lot::MutexGuard;
+
+use crate::error::{Error, Result};
+use crate::handle::{Credits, Handle};
+use crate::journal::{Core, Journal, Kind};
+use crate::transaction::Transaction;
+
+/// The transaction that takes handles.
+pub(crate) struct Running {
+    pub tx: Arc<Transaction>,
+    /// Open handles.
+    pub handles: u32,
+    /// Blocks that joined, plus the unspent credits of open handles.
+    pub promised: Credits,
+    /// A commit waits for the open handles; no new ones.
+    pub locked: bool,
+}
+
+enum Room {
+    Enough,
+    /// A commit has locked the transaction.
+    Locked,
+    /// The transaction would grow past its limit.
+    Full(Tid),
+}
+
+impl Journal {
+    /// Opens a handle. One per thread; the caller holds no lock above rank 50. Waits while a
+    /// commit closes the running transaction or while room in the log is being made.
+    pub fn start(&self, credits: Credits) -> Result<Handle<'_>> {
+        if matches!(self.kind, Kind::ReadOnly) {
+            return Err(Error::ReadOnly);
+        }
+        self.check_size(credits)?;
+        Ok(Handle::new(self, self.admit(credits)?, credits))
+    }
+
+    /// Whether a transaction of its own could hold these credits.
+    pub(crate) fn check_size(&self, credits: Credits) -> Result<()> {
+        let asked = self.cost(credits.plus(self.closing()));
+        let max = self.max_transaction();
+        if asked > max { Err(Error::TooManyCredits { asked, max }) } else { Ok(()) }
+    }
+
+    pub(crate) fn closing(&self) -> Credits {
+        Credits::blocks(self.opts.closing_credits)
+    }
+
+    pub(crate) fn admit(&self, credits: Credits) -> Result<Arc<Transaction>> {
+        let mut core = self.core.lock();
+        core.check_alive()?;
+        if core.serving == core.next_ticket && matches!(self.room(&core, credits), Room::Enough) {
+            return Ok(core.join(credits, self.closing()));
+        }
+        let ticket = core.next_ticket;
+        core.next_ticket += 1;
+        let admitted = self.wait_for_room(&mut core, ticket, credits);
+        core.serving += 1;
+        self.admission.notify_all();
+        admitted
+    }
+
+    fn wait_for_room(
+        &self,
+        core: &mut MutexGuard<'_, Core>,
+        ticket: u64,
+        credits: Credits,
+    ) -> Result<Arc<Transaction>> {
+        loop {
+            if core.serving != ticket {
+                self.admission.wait(core);
+                continue;
+            }
+            core.check_alive()?;
+            match self.room(core, credits) {
+                Room::Enough => return Ok(core.join(credits, self.closing())),
+                Room::Locked => self.admission.wait(core),
+                Room::Full(tid) => MutexGuard::unlocked(core, || self.commit_or_drain(tid, true))?,
+            }
+        }
+    }
+
+    fn room(&self, core: &Core, credits: Credits) -> Room {
+        let Some(running) = &core.running else { return Room::Enough };
+        if running.locked {
+            return Room::Locked;
+        }
+        let need = self.cost(running.promised.plus(credits));
+        if need > self.max_transaction() { Room::Full(running.tx.tid) } else { Room::Enough }
+    }
+
+    pub(crate) fn extend(&self, more: Credits) -> bool {
+        let mut core = self.core.lock();
+        if !matches!(self.room(&core, more), Room::Enough) {
+            return false;
+        }
+        let Some(running) = &mut core.running else { return false };
+        running.promised = running.promised.plus(more);
+        true
+    }
+
+    pub(crate) fn release(&self, unspent: Credits) {
+        let mut core = self.core.lock();
+        if let Some(running) = &mut core.running {
+            running.promised = running.promised.minus(unspent);
+            running.handles -= 1;
+            if running.handles == 0 && running.locked {
+                self.handles_gone.notify_all();
+            }
+        }
+    }
+
+    /// Log blocks that a transaction of this size takes.
+    fn cost(&self, credits: Credits) -> u64 {
+        u64::from(credits.blocks)
+    }
+
+    /// The largest transaction, in log blocks.
+    fn max_transaction(&self) -> u64 {
+        // Without a log only memory limits it: a quarter of the cache, as a log gives a quarter of itself.
+        (self.opts.cache_bytes / self.block_size / 4).max(1024) as u64
+    }
+
+    /// Whether a replay of the log, or of what is being written to it, could bring `block` back.
+    pub(crate) fn log_holds(&self, _block: BlockNo) -> bool {
+        false
+    }
+}
+
+impl Core {
+    /// Counts a handle in, opening the transaction if there is none.
+    fn join(&mut self, credits: Credits, closing: Credits) -> Arc<Transaction> {
+        let running = self.running.get_or_insert_with(|| {
+            let tid = self.next_tid;
+            self.next_tid = tid.next();
+            Running { tx: Arc::new(Transaction::new(tid)), handles: 0, promised: closing, locked: false }
+        });
+        running.handles += 1;
+        running.promised = running.promised.plus(credits);
+        running.tx.clone()
+    }
+}

@@ -1,0 +1,205 @@
+//! Making a transaction durable: one function per state.
+//!
+//! ```text
+//!   Running --lock--> Locked --close, switch--> Switched --write--> Logged --seal--> Durable --settle--> Done
+//!      handles start    open handles end         the next transaction runs from here on
+//! ```
+//!
+//! The thread that asks first leads; others that ask for the same transaction wait for it, and
+//! those that ask for a later one lead it when the leader is done, so any number of waiting fsyncs
+//! costs one commit. Only Locked waits for handles. A failure in any state aborts the journal.
+//!
+//! An empty transaction is never committed: nothing is written, it keeps running.
+
+use std::sync::Arc;
+
+use ext4_format::Tid;
+
+use crate::error::Result;
+use crate::handle::Handle;
+use crate::home::write_home;
+use crate::journal::{Checkpoint, CommitObserver, Core, Journal};
+use crate::transaction::{Snapshot, Transaction};
+
+pub(crate) type Callback = Box<dyn FnOnce(Result<()>) + Send>;
+
+impl Journal {
+    /// The transaction that would take a handle now, if one has been opened.
+    pub fn running(&self) -> Option<Tid> {
+        self.core.lock().running.as_ref().map(|running| running.tx.tid)
+    }
+
+    /// Whether `tid` is durable.
+    pub fn is_committed(&self, tid: Tid) -> bool {
+        self.core.lock().committed.is_at_least(tid)
+    }
+
+    /// Returns when `tid` and everything before it is durable. The caller holds no handle.
+    /// Committing a transaction that changed nothing writes nothing and flushes nothing.
+    pub fn commit(&self, tid: Tid) -> Result<()> {
+        self.commit_or_drain(tid, false)
+    }
+
+    /// As `commit`; with `drain`, a transaction that is empty so far is locked too, so that the
+    /// credits its handles have reserved come back.
+    pub(crate) fn commit_or_drain(&self, tid: Tid, drain: bool) -> Result<()> {
+        let mut core = self.core.lock();
+        let mut followed = false;
+        loop {
+            core.check_alive()?;
+            if core.committed.is_at_least(tid) {
+                self.counters.followers.add(u64::from(followed));
+                return Ok(());
+            }
+            if core.leading.is_some() {
+                followed = core.leading == Some(tid);
+                self.commit_ended.wait(&mut core);
+                continue;
+            }
+            let tx = match &core.running {
+                Some(running) if running.tx.tid == tid => running.tx.clone(),
+                _ => return Ok(()),
+            };
+            if !drain && tx.work.lock().is_empty() {
+                return Ok(());
+            }
+            core.lock_running(tid);
+            drop(core);
+            return self.lead(&tx).map_err(|e| self.die(e));
+        }
+    }
+
+    /// Commits whatever runs, or waits for the commit under way.
+    pub fn commit_running(&self) -> Result<()> {
+        let tid = {
+            let core = self.core.lock();
+            core.check_alive()?;
+            match (&core.running, core.leading) {
+                (Some(running), _) => running.tx.tid,
+                (None, Some(leading)) => leading,
+                (None, None) => return Ok(()),
+            }
+        };
+        self.commit(tid)
+    }
+
+    /// Calls `f` once `tid` is durable or the journal is aborted; at once if that is so already.
+    /// Does not start a commit. `f` runs in the leader's thread with no lock held, and must not
+    /// wait for a commit.
+    pub fn when_committed(&self, tid: Tid, f: Box<dyn FnOnce(Result<()>) + Send>) {
+        let mut core = self.core.lock();
+        let now = core.check_alive();
+        if now.is_ok() && !core.committed.is_at_least(tid) {
+            core.callbacks.push((tid, f));
+            return;
+        }
+        drop(core);
+        f(now);
+    }
+
+    /// Commits, writes everything home and marks the log empty. No handle may be started any more.
+    pub fn close(&self) -> Result<()> {
+        self.commit_running()?;
+        self.checkpoint(Checkpoint::All)
+    }
+
+    /// Writes committed blocks home and moves the log's tail. Waits for another checkpoint under way.
+    pub fn checkpoint(&self, _how: Checkpoint) -> Result<()> {
+        self.check_alive()
+    }
+
+    fn lead(&self, tx: &Arc<Transaction>) -> Result<()> {
+        let observer = self.observer.read().clone();
+        self.wait_for_handles()?;
+        if tx.work.lock().is_empty() {
+            self.reopen();
+            return Ok(());
+        }
+        self.close_transaction(tx, observer.as_deref())?;
+        let snapshot = self.switch(tx);
+        self.write(&snapshot)?;
+        self.settle(snapshot, observer.as_deref());
+        Ok(())
+    }
+
+    /// Locked: the open handles end.
+    fn wait_for_handles(&self) -> Result<()> {
+        let mut core = self.core.lock();
+        while core.running.as_ref().is_some_and(|running| running.handles > 0) {
+            core.check_alive()?;
+            self.handles_gone.wait(&mut core);
+        }
+        core.check_alive()
+    }
+
+    /// Back to Running: the handles ended and had changed nothing.
+    fn reopen(&self) {
+        let mut core = self.core.lock();
+        core.leading = None;
+        if let Some(running) = &mut core.running {
+            running.locked = false;
+        }
+        self.admission.notify_all();
+        self.commit_ended.notify_all();
+    }
+
+    /// Locked: the observer makes the last edits, in a handle that nobody waited to admit.
+    fn close_transaction(&self, tx: &Arc<Transaction>, observer: Option<&dyn CommitObserver>) -> Result<()> {
+        let Some(observer) = observer else { return Ok(()) };
+        if let Some(running) = &mut self.core.lock().running {
+            running.handles += 1;
+        }
+        let handle = Handle::new(self, tx.clone(), self.closing());
+        observer.closing(tx.tid, &handle)?;
+        handle.finish()
+    }
+
+    /// Switched: takes the dirty bytes and lets the next transaction run. Nobody holds a write
+    /// guard on them, for a guard borrows a handle.
+    fn switch(&self, tx: &Transaction) -> Snapshot {
+        let snapshot = tx.snapshot();
+        self.core.lock().running = None;
+        self.admission.notify_all();
+        snapshot
+    }
+
+    fn write(&self, snapshot: &Snapshot) -> Result<()> {
+        let mut blocks = snapshot.blocks.clone();
+        write_home(&*self.dev, self.block_size, &mut blocks)?;
+        self.counters.home_blocks.add(blocks.len() as u64);
+        self.flush()
+    }
+
+    /// Done: everybody concerned is told, the observer first so that freed blocks are free before
+    /// a waiter looks for them.
+    fn settle(&self, snapshot: Snapshot, observer: Option<&dyn CommitObserver>) {
+        let tid = snapshot.tid;
+        self.counters.commits.add(1);
+        self.counters.committed_blocks.add(snapshot.blocks.len() as u64);
+        let (pinned, revoked) = (snapshot.pins.len(), snapshot.revoked.len());
+        tracing::debug!(%tid, pinned, revoked, forgotten = snapshot.forgotten.len(), "committed");
+        drop(snapshot);
+        if let Some(observer) = observer {
+            observer.committed(tid);
+        }
+        let due: Vec<(Tid, Callback)> = {
+            let mut core = self.core.lock();
+            core.committed = tid;
+            core.leading = None;
+            self.commit_ended.notify_all();
+            core.callbacks.extract_if(.., |(wanted, _)| tid.is_at_least(*wanted)).collect()
+        };
+        for (_, callback) in due {
+            callback(Ok(()));
+        }
+    }
+}
+
+impl Core {
+    fn lock_running(&mut self, tid: Tid) {
+        self.leading = Some(tid);
+        if let Some(running) = &mut self.running {
+            running.locked = true;
+        }
+    }
+}
