@@ -1,11 +1,16 @@
 //! Floor 0: what the bytes of ext4 and jbd2 mean. No IO, no clock, no threads, no unsafe.
 
+pub mod bitmap;
 pub mod corruption;
 pub mod csum;
 pub mod features;
+pub mod geometry;
 pub mod group_desc;
+pub mod jbd2;
+pub mod mmp;
 pub mod num;
 pub mod superblock;
+pub mod verify;
 
 pub use corruption::{Corruption, Place, What};
 pub use num::{BlockNo, FileBlock, GroupNo, Ino, Tid};
