@@ -3,12 +3,19 @@
 pub mod bitmap;
 pub mod corruption;
 pub mod csum;
+pub mod dirent;
+pub mod extent;
 pub mod features;
 pub mod geometry;
 pub mod group_desc;
+pub mod hash;
+pub mod htree;
+pub mod indirect;
+pub mod inode;
 pub mod jbd2;
 pub mod mmp;
 pub mod num;
+pub mod orphan;
 pub mod superblock;
 pub mod verify;
 
