@@ -18,6 +18,7 @@ pub mod num;
 pub mod orphan;
 pub mod superblock;
 pub mod verify;
+pub mod xattr;
 
 pub use corruption::{Corruption, Place, What};
 pub use num::{BlockNo, FileBlock, GroupNo, Ino, Tid};
