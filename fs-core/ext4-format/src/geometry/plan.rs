@@ -82,7 +82,6 @@ pub fn plan(geometry: &Geometry) -> Result<Vec<GroupPlan>, PlanError> {
     let table_len = u64::from(geometry.inode_table_blocks());
     let mut plans: Vec<GroupPlan> = Vec::with_capacity(geometry.group_count as usize);
     for group in geometry.groups() {
-        let flex = u64::from(geometry.groups_per_flex);
         let first_group = GroupNo(geometry.flex_group(group) * geometry.groups_per_flex);
         let last_group = GroupNo((first_group.0 + geometry.groups_per_flex).min(geometry.group_count) - 1);
         let area = Area {
@@ -96,9 +95,9 @@ pub fn plan(geometry: &Geometry) -> Result<Vec<GroupPlan>, PlanError> {
 
         let after = before.map(|plan| plan.block_bitmap.0 + 1);
         let block_bitmap = area.place(&mut used, after, 1).ok_or_else(no_room)?;
-        let after = before.map_or(block_bitmap + flex, |plan| plan.inode_bitmap.0 + 1);
+        let after = before.map_or(block_bitmap + area.left, |plan| plan.inode_bitmap.0 + 1);
         let inode_bitmap = area.place(&mut used, Some(after), 1).ok_or_else(no_room)?;
-        let after = before.map_or(inode_bitmap + flex, |plan| plan.inode_table.0 + table_len);
+        let after = before.map_or(inode_bitmap + area.left, |plan| plan.inode_table.0 + table_len);
         let inode_table = area.place(&mut used, Some(after), table_len).ok_or_else(no_room)?;
         plans.push(GroupPlan {
             block_bitmap: BlockNo(block_bitmap),

@@ -1,0 +1,99 @@
+//! The superblock's bit fields and enumerations.
+
+macro_rules! flag_bits {
+    ($(#[$doc:meta])* $name:ident($int:ty) { $($(#[$bit_doc:meta])* $bit:ident = $value:expr;)* }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+        pub struct $name(pub $int);
+
+        impl $name {
+            $($(#[$bit_doc])* pub const $bit: $name = $name($value);)*
+
+            /// Whether every bit of `other` is set.
+            #[must_use]
+            pub fn has(self, other: $name) -> bool {
+                self.0 & other.0 == other.0
+            }
+
+            /// These bits and those of `other`.
+            #[must_use]
+            pub const fn with(self, other: $name) -> $name {
+                $name(self.0 | other.0)
+            }
+
+            /// These bits without those of `other`.
+            #[must_use]
+            pub const fn without(self, other: $name) -> $name {
+                $name(self.0 & !other.0)
+            }
+        }
+    };
+}
+pub(crate) use flag_bits;
+
+flag_bits! {
+    /// `s_state`.
+    State(u16) {
+        /// Unmounted cleanly.
+        VALID = 0x1;
+        /// Errors were detected.
+        ERROR = 0x2;
+        /// Orphans are being recovered.
+        ORPHANS = 0x4;
+        /// A fast-commit replay is under way.
+        FC_REPLAY = 0x20;
+    }
+}
+
+flag_bits! {
+    /// `s_flags`.
+    Flags(u32) {
+        /// Directory hashes take characters as signed.
+        SIGNED_HASH = 0x1;
+        /// Directory hashes take characters as unsigned.
+        UNSIGNED_HASH = 0x2;
+        /// To test development code.
+        TEST_FILESYS = 0x4;
+    }
+}
+
+flag_bits! {
+    /// `s_default_mount_opts`.
+    DefaultMountOpts(u32) {
+        /// Debug messages.
+        DEBUG = 0x1;
+        /// New files take the group of their directory.
+        BSDGROUPS = 0x2;
+        /// user. attributes.
+        XATTR_USER = 0x4;
+        /// POSIX ACLs.
+        ACL = 0x8;
+        /// 16-bit owner numbers.
+        UID16 = 0x10;
+        /// Data are journalled.
+        DATA_JOURNAL = 0x20;
+        /// Data are written before the metadata commit.
+        DATA_ORDERED = 0x40;
+        /// Data are not ordered (both journal-mode bits).
+        DATA_WRITEBACK = 0x60;
+        /// No flushes.
+        NOBARRIER = 0x100;
+        /// Check block numbers against the metadata zones.
+        BLOCK_VALIDITY = 0x200;
+        /// Discard freed blocks.
+        DISCARD = 0x400;
+        /// No delayed allocation.
+        NODELALLOC = 0x800;
+    }
+}
+
+/// What the volume asks to be done at an error (`s_errors`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum OnError {
+    /// Carry on.
+    Continue,
+    /// Remount read-only.
+    ReadOnly,
+    /// Panic.
+    Panic,
+}
