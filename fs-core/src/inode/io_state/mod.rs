@@ -1,0 +1,126 @@
+//! The state of a file's data between its writers and the disk: what is dirty, what is in flight,
+//! what is on the device but not yet in the map. The flows through it are in `data`.
+//!
+//! One leaf lock guards all of it; nothing is taken under it, and no IO is done. Who waits for a
+//! change (IO in flight, rank 40) waits on its condition variable and may hold the inode lock,
+//! since no IO in flight needs that lock to end.
+
+mod behind;
+mod completed;
+mod flight;
+mod ranges;
+
+use std::ops::{Deref, DerefMut};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::{Condvar, Mutex, MutexGuard};
+
+pub use behind::{Behind, Put, Slice};
+pub use completed::{Completed, IoEnd};
+pub use flight::Flight;
+pub use ranges::BlockSet;
+
+use crate::error::Error;
+use crate::sync::{Held, Rank, hold};
+
+/// A file's data on the way. See the fields of [`Io`].
+pub struct IoState {
+    io: Mutex<Io>,
+    changed: Condvar,
+    /// Blocks of `Io::delayed`, readable without the lock.
+    reserved: AtomicU64,
+    /// Number of the last data write that reached the device, in the volume's count of them.
+    pub(crate) last_write: AtomicU64,
+}
+
+/// What the lock of an [`IoState`] guards.
+pub struct Io {
+    /// Requests under way.
+    pub flight: Flight,
+    /// Dirty bytes.
+    pub behind: Behind,
+    /// Writes that wait for conversion.
+    pub completed: Completed,
+    /// Dirty blocks that have no place yet: space is reserved for them.
+    pub delayed: BlockSet,
+    /// A failure that the next fsync reports, once.
+    pub failure: Option<Error>,
+    /// Place in the volume's list of dirty files.
+    pub dirty_ticket: Option<u64>,
+    /// Place in the volume's list of files with completions.
+    pub completed_ticket: Option<u64>,
+    /// Whether the file was truncated to nothing and written since: to be flushed at close.
+    pub rewritten: bool,
+}
+
+/// The lock of an [`IoState`], held.
+pub struct IoGuard<'a> {
+    state: &'a IoState,
+    io: MutexGuard<'a, Io>,
+    _held: Held,
+}
+
+impl IoState {
+    /// The state of a file without dirty data.
+    #[must_use]
+    pub fn new(block_size: u32) -> IoState {
+        IoState {
+            io: Mutex::new(Io {
+                flight: Flight::default(),
+                behind: Behind::new(block_size),
+                completed: Completed::default(),
+                delayed: BlockSet::default(),
+                failure: None,
+                dirty_ticket: None,
+                completed_ticket: None,
+                rewritten: false,
+            }),
+            changed: Condvar::new(),
+            reserved: AtomicU64::new(0),
+            last_write: AtomicU64::new(0),
+        }
+    }
+
+    /// Takes the lock.
+    pub fn lock(&self) -> IoGuard<'_> {
+        let held = hold(Rank::Leaf, 0);
+        IoGuard { state: self, io: self.io.lock(), _held: held }
+    }
+
+    /// Blocks that are reserved for dirty data.
+    #[must_use]
+    pub fn reserved_blocks(&self) -> u64 {
+        self.reserved.load(Ordering::Relaxed)
+    }
+}
+
+impl IoGuard<'_> {
+    /// Waits until something has changed.
+    pub fn wait(&mut self) {
+        self.state.changed.wait(&mut self.io);
+    }
+
+    /// Wakes those who wait.
+    pub fn changed(&self) {
+        self.state.changed.notify_all();
+    }
+}
+
+impl Deref for IoGuard<'_> {
+    type Target = Io;
+    fn deref(&self) -> &Io {
+        &self.io
+    }
+}
+
+impl DerefMut for IoGuard<'_> {
+    fn deref_mut(&mut self) -> &mut Io {
+        &mut self.io
+    }
+}
+
+impl Drop for IoGuard<'_> {
+    fn drop(&mut self) {
+        self.state.reserved.store(self.io.delayed.len(), Ordering::Relaxed);
+    }
+}
