@@ -76,7 +76,7 @@ impl Inode {
         self.lookups.load(Ordering::Acquire) == 0 && self.opens.load(Ordering::Acquire) == 0
     }
 
-    fn new(ino: Ino, kind: FileType, disk: DiskInode, orphan: Option<orphan::Slot>) -> Inode {
+    fn new(ino: Ino, kind: FileType, disk: DiskInode, block_size: u32) -> Inode {
         let key = u64::from(ino.get());
         Inode {
             ino,
@@ -94,10 +94,10 @@ impl Inode {
                     hint: Hint::default(),
                     sync_tid: None,
                     datasync_tid: None,
-                    orphan,
+                    orphan: None,
                 },
             ),
-            io: IoState::default(),
+            io: IoState::new(block_size),
             lookups: AtomicU64::new(0),
             opens: AtomicU32::new(0),
         }

@@ -107,7 +107,7 @@ impl Table {
     /// credits at most). What the record held before, attributes included, is wiped.
     pub fn create(&self, handle: &Handle<'_>, ino: Ino, disk: DiskInode) -> Result<Arc<Inode>> {
         let kind = FileType::from_mode(disk.mode).ok_or(Posix::Invalid)?;
-        let inode = Arc::new(Inode::new(ino, kind, disk, None));
+        let inode = Arc::new(Inode::new(ino, kind, disk, self.vol.block_size()));
         let (block, at) = self.place(ino)?;
         let buffer = self.vol.read_meta(block, |_| Ok(()))?;
         {
@@ -243,7 +243,7 @@ impl Table {
                 }
             });
         };
-        Ok(Arc::new(Inode::new(ino, kind, disk, None)))
+        Ok(Arc::new(Inode::new(ino, kind, disk, self.vol.block_size())))
     }
 
     fn place(&self, ino: Ino) -> Result<(BlockNo, usize)> {

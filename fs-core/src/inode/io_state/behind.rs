@@ -362,13 +362,12 @@ impl Piece {
     fn fill(&mut self, at: usize, content: &[u8], bs: usize) {
         let (lo, hi) = (self.lo, self.hi);
         let end = self.blocks as usize * bs;
-        let bytes = self.make_private(bs);
         if at == 0 && lo > 0 {
-            bytes[..lo].copy_from_slice(&content[..lo]);
+            self.make_private(bs)[..lo].copy_from_slice(&content[..lo]);
             self.lo = 0;
         }
         if at + bs == end && hi < end {
-            bytes[hi..].copy_from_slice(&content[hi - at..]);
+            self.make_private(bs)[hi..].copy_from_slice(&content[hi - at..]);
             self.hi = end;
         }
     }

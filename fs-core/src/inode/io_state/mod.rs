@@ -27,6 +27,7 @@ use crate::sync::{Held, Rank, hold};
 pub struct IoState {
     io: Mutex<Io>,
     changed: Condvar,
+    block_size: u32,
     /// Blocks of `Io::delayed`, readable without the lock.
     reserved: AtomicU64,
     /// Number of the last data write that reached the device, in the volume's count of them.
@@ -76,6 +77,7 @@ impl IoState {
                 rewritten: false,
             }),
             changed: Condvar::new(),
+            block_size,
             reserved: AtomicU64::new(0),
             last_write: AtomicU64::new(0),
         }
@@ -87,10 +89,10 @@ impl IoState {
         IoGuard { state: self, io: self.io.lock(), _held: held }
     }
 
-    /// Blocks that are reserved for dirty data.
+    /// Space reserved for dirty data that has no place yet, in 512-byte units.
     #[must_use]
-    pub fn reserved_blocks(&self) -> u64 {
-        self.reserved.load(Ordering::Relaxed)
+    pub fn reserved_sectors(&self) -> u64 {
+        self.reserved.load(Ordering::Relaxed) * u64::from(self.block_size / 512)
     }
 }
 
