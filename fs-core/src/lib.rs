@@ -1,5 +1,3 @@
 //! Floors 3-5: what POSIX wants of an ext4 volume. No FUSE type lives here.
 
 pub mod sync;
-pub mod error;
-#[path = "inode/io_state/mod.rs"] pub mod io_state;
