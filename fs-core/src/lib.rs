@@ -1,3 +1,7 @@
 //! Floors 3-5: what POSIX wants of an ext4 volume. No FUSE type lives here.
 
+pub mod error;
 pub mod sync;
+pub mod tx;
+pub mod types;
+pub mod volume;

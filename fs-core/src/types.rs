@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use ext4_format::inode::Time as Timestamp;
 use ext4_format::Ino;
+use ext4_format::inode::Time as Timestamp;
 
 /// Who asks: the credentials of the calling process.
 #[derive(Clone, Debug, Default)]

@@ -8,7 +8,7 @@ use blockdev::{BlockDevice, Env};
 use ext4_format::csum::Csum;
 use ext4_format::geometry::Geometry;
 use ext4_format::inode::{InodeLayout, Time};
-use ext4_format::superblock::SuperBlock;
+use ext4_format::superblock::{ErrorEntry, OnError, SUPERBLOCK_LEN, SUPERBLOCK_OFFSET, SuperBlock};
 use ext4_format::{BlockNo, Corruption};
 use jbd2::{Buffer, Handle, Journal};
 use tracing::error;
@@ -17,8 +17,8 @@ use crate::error::{Error, Result};
 use crate::sync::{Rank, RankedMutex};
 use crate::types::{ErrorPolicy, MountOptions};
 
-/// Bytes of the superblock on disk.
-pub const SUPERBLOCK_LEN: usize = 1024;
+/// ext4's number, in its error record, for a volume that contradicts the format.
+const EFSCORRUPTED: u8 = 5;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
@@ -65,7 +65,7 @@ impl Volume {
             journal,
             geo: Geometry::new(&sb),
             csum: Csum::new(&sb),
-            inode_layout: sb.inode_layout(),
+            inode_layout: InodeLayout::new(&sb),
             opts,
             env,
             sb: RankedMutex::new(Rank::Leaf, sb),
@@ -152,7 +152,7 @@ impl Volume {
             edit(&mut sb);
             sb.encode()
         };
-        self.dev.write_at(SUPERBLOCK_LEN as u64, &bytes)?;
+        self.dev.write_at(SUPERBLOCK_OFFSET, &bytes)?;
         self.dev.flush()?;
         Ok(())
     }
@@ -161,21 +161,28 @@ impl Volume {
     #[must_use]
     pub fn super_place(&self) -> (BlockNo, usize) {
         let size = u64::from(self.block_size());
-        (BlockNo(SUPERBLOCK_LEN as u64 / size), (SUPERBLOCK_LEN as u64 % size) as usize)
+        (BlockNo(SUPERBLOCK_OFFSET / size), (SUPERBLOCK_OFFSET % size) as usize)
     }
 
     /// Takes note of damage: logs it, records it in the superblock, and stops what the error
     /// policy says. Returns the error to hand up.
     pub fn corrupt(&self, corruption: Corruption) -> Error {
         error!(%corruption, "the volume is damaged");
-        let policy = self.opts.errors.unwrap_or_else(|| match self.sb.lock().errors_behaviour() {
-            2 => ErrorPolicy::RemountReadOnly,
-            3 => ErrorPolicy::Panic,
-            _ => ErrorPolicy::Continue,
+        let policy = self.opts.errors.unwrap_or_else(|| match self.sb.lock().on_error() {
+            OnError::Continue => ErrorPolicy::Continue,
+            OnError::ReadOnly => ErrorPolicy::RemountReadOnly,
+            OnError::Panic => ErrorPolicy::Panic,
         });
         if self.writable().is_ok() {
-            let now = self.now();
-            let recorded = self.write_super_directly(|sb| sb.record_error(now.sec, &corruption));
+            let entry = ErrorEntry {
+                time: self.now().sec.max(0) as u64,
+                func: corruption.field,
+                line: 0,
+                ino: corruption.place.ino.map_or(0, |ino| ino.get()),
+                block: corruption.place.block.map_or(0, |block| block.0),
+                code: EFSCORRUPTED,
+            };
+            let recorded = self.write_super_directly(|sb| sb.record_error(&entry));
             if let Err(error) = recorded {
                 error!(%error, "the error could not be recorded in the superblock");
             }

@@ -11,7 +11,10 @@ use std::ops::Range;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, LittleEndian, U16, U32, Unaligned};
 
 use crate::corruption::{Corruption, What};
+use crate::features::{Incompat, RoCompat};
+use crate::geometry::Geometry;
 use crate::num::BlockNo;
+use crate::superblock::SuperBlock;
 
 /// Size in bytes of the part every inode has.
 pub const BASE_SIZE: usize = 128;
@@ -106,6 +109,22 @@ pub struct InodeLayout {
     pub ea_inode: bool,
     /// Size of an allocation unit in bytes: the block size, or more with `bigalloc`.
     pub cluster_size: u32,
+}
+
+impl InodeLayout {
+    /// The layout that a superblock's features give.
+    #[must_use]
+    pub fn new(sb: &SuperBlock) -> InodeLayout {
+        InodeLayout {
+            inode_size: sb.inode_size() as u16,
+            block_size: sb.block_size(),
+            huge_file: sb.ro_compat().has(RoCompat::HUGE_FILE),
+            large_dir: sb.incompat().has(Incompat::LARGEDIR),
+            wide_blocks: sb.incompat().has(Incompat::BIT64),
+            ea_inode: sb.incompat().has(Incompat::EA_INODE),
+            cluster_size: sb.block_size().saturating_mul(Geometry::new(sb).cluster_ratio),
+        }
+    }
 }
 
 /// The type of a file, in the upper four bits of the mode and in directory entries.

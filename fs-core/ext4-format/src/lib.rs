@@ -13,6 +13,7 @@ pub mod htree;
 pub mod indirect;
 pub mod inode;
 pub mod jbd2;
+pub mod locate;
 pub mod mmp;
 pub mod num;
 pub mod orphan;

@@ -1,0 +1,106 @@
+//! Finding a file's blocks before anything is mounted: the journal must be found to be replayed,
+//! and only then can the rest of the volume be trusted. Pure arithmetic over blocks that the
+//! caller fetches.
+
+use crate::corruption::{Corruption, What};
+use crate::csum::Csum;
+use crate::extent;
+use crate::geometry::Geometry;
+use crate::group_desc::GroupDesc;
+use crate::indirect;
+use crate::inode::{Inode, InodeLayout, flag};
+use crate::num::{BlockNo, FileBlock, Ino};
+use crate::superblock::SuperBlock;
+
+/// Blocks of a file that follow each other in the file and on the device.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Run {
+    /// The first of them, counted in the file.
+    pub first: FileBlock,
+    /// How many.
+    pub len: u32,
+    /// The first of them on the device.
+    pub start: BlockNo,
+}
+
+/// The inode `ino`, its checksum verified. `read` fetches a block of the volume.
+///
+/// # Errors
+/// A number outside the volume, a damaged descriptor or inode, or what `read` returns.
+pub fn inode<B, E>(
+    sb: &SuperBlock,
+    ino: Ino,
+    read: &mut impl FnMut(BlockNo) -> Result<B, E>,
+) -> Result<Inode, E>
+where
+    B: AsRef<[u8]>,
+    E: From<Corruption>,
+{
+    let (geo, csum) = (Geometry::new(sb), Csum::new(sb));
+    let lost = |field| Corruption::new(What::Inode, field, ino.get().into(), geo.inodes_count.into());
+    let place = geo.inode_location(ino).ok_or_else(|| lost("inode number"))?;
+    let (block, byte) = geo.descriptor(place.group);
+    let descriptors = read(block)?;
+    let descriptor =
+        descriptors.as_ref().get(byte..byte + geo.desc_size).ok_or_else(|| lost("descriptor"))?;
+    csum.verify_group_desc(descriptor, place.group)?;
+    let table = GroupDesc::decode(descriptor)?.inode_table;
+    let at = BlockNo(table.0.saturating_add(place.table_block.into()));
+    if !geo.contains_blocks(at, 1) {
+        return Err(Corruption::new(What::GroupDesc, "bg_inode_table", at.0, geo.blocks_count).into());
+    }
+    let records = read(at)?;
+    let record =
+        records.as_ref().get(place.byte..place.byte + geo.inode_size).ok_or_else(|| lost("record"))?;
+    csum.verify_inode(record, ino)?;
+    Ok(Inode::decode(record, &InodeLayout::new(sb))?)
+}
+
+/// The blocks of a file in file order, neighbours merged; unwritten ones are left out.
+///
+/// # Errors
+/// A damaged map, or what `read` returns.
+pub fn runs<B, E>(
+    sb: &SuperBlock,
+    inode: &Inode,
+    read: &mut impl FnMut(BlockNo) -> Result<B, E>,
+) -> Result<Vec<Run>, E>
+where
+    B: AsRef<[u8]>,
+    E: From<Corruption>,
+{
+    let first_block = BlockNo(Geometry::new(sb).first_data_block.into());
+    let count = sb.blocks_count().0;
+    let mut runs: Vec<Run> = Vec::new();
+    let mut add = |first: FileBlock, len: u32, start: BlockNo| match runs.last_mut() {
+        Some(last)
+            if u64::from(last.first.0) + u64::from(last.len) == u64::from(first.0)
+                && last.start.0 + u64::from(last.len) == start.0 =>
+        {
+            last.len = last.len.saturating_add(len);
+        }
+        _ => runs.push(Run { first, len, start }),
+    };
+    if inode.has(flag::EXTENTS) {
+        let bounds = extent::Bounds::of_volume(first_block, count);
+        extent::walk(&inode.block, bounds, read, &mut |step| {
+            if let extent::Step::Extent(e) = step
+                && !e.unwritten
+            {
+                add(e.first, e.len, e.start);
+            }
+            Ok(())
+        })?;
+    } else {
+        let device = first_block.0 + 1..count;
+        indirect::walk(&inode.block, sb.block_size(), device, count, read, &mut |step| {
+            if let indirect::Step::Data { file_block, block } = step
+                && let Ok(at) = u32::try_from(file_block)
+            {
+                add(FileBlock(at), 1, block);
+            }
+            Ok(())
+        })?;
+    }
+    Ok(runs)
+}
