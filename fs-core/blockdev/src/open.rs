@@ -147,6 +147,10 @@ fn kind_of(path: &Path) -> Result<Kind, OpenError> {
 }
 
 fn open_file(path: &Path, kind: Kind, options: &OpenOptions) -> Result<File, OpenError> {
+    if kind == Kind::Block && !options.read_only && claim::is_read_only(path) {
+        // The kernel would let it be opened, and fail the first write.
+        return Err(OpenError::ReadOnlyMedium { path: path.to_owned() });
+    }
     let mut how = File::options();
     how.read(true).write(!options.read_only);
     if options.exclusive && kind == Kind::Block {
@@ -155,9 +159,6 @@ fn open_file(path: &Path, kind: Kind, options: &OpenOptions) -> Result<File, Ope
     }
     how.open(path).map_err(|source| match source.kind() {
         io::ErrorKind::ReadOnlyFilesystem => OpenError::ReadOnlyMedium { path: path.to_owned() },
-        io::ErrorKind::PermissionDenied if kind == Kind::Block && claim::is_read_only(path) => {
-            OpenError::ReadOnlyMedium { path: path.to_owned() }
-        }
         io::ErrorKind::ResourceBusy => {
             OpenError::InUse { path: path.to_owned(), holder: claim::holder_of_block_device(path) }
         }
