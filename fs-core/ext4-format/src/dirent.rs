@@ -6,8 +6,10 @@
 //! Source: the kernel's `Documentation/filesystems/ext4/directory.rst`.
 
 use crate::corruption::{Corruption, What};
-use crate::inode::FileType;
+use crate::features::{Incompat, RoCompat};
+use crate::inode::{FileType, flag};
 use crate::num::Ino;
+use crate::superblock::SuperBlock;
 
 /// Bytes in front of a name.
 pub const HEADER: usize = 8;
@@ -29,6 +31,17 @@ pub struct DirFormat {
 }
 
 impl DirFormat {
+    /// The format of a directory with these inode flags on the volume with this superblock.
+    #[must_use]
+    pub fn new(sb: &SuperBlock, inode_flags: u32) -> DirFormat {
+        let both = flag::ENCRYPT | flag::CASEFOLD;
+        DirFormat {
+            filetype: sb.incompat().has(Incompat::FILETYPE),
+            tail: sb.ro_compat().has(RoCompat::METADATA_CSUM),
+            hashed: inode_flags & both == both,
+        }
+    }
+
     /// Bytes that an entry with a name of `name_len` needs.
     #[must_use]
     pub fn entry_size(&self, name_len: usize) -> usize {
@@ -480,4 +493,110 @@ pub fn split_by_hash(
     repack(new, &map[at..]);
     repack(old, &map[..at]);
     Ok(Some(split))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const FORMAT: DirFormat = DirFormat { filetype: true, tail: true, hashed: false };
+
+    fn ino(n: u32) -> Ino {
+        Ino::new(n).unwrap()
+    }
+
+    fn names(bytes: &[u8]) -> BTreeMap<Vec<u8>, u32> {
+        DirBlock::new(bytes, FORMAT)
+            .entries()
+            .map(Result::unwrap)
+            .filter_map(|entry| Some((entry.name.to_vec(), entry.ino?.get())))
+            .collect()
+    }
+
+    #[test]
+    fn record_lengths_of_large_blocks_use_the_low_bits() {
+        for (len, size) in
+            [(12, 1024), (65532, 65536), (65536, 65536), (131_072, 262_144), (262_144, 262_144)]
+        {
+            assert_eq!(decode_rec_len(encode_rec_len(len, size), size), len);
+        }
+    }
+
+    #[test]
+    fn a_new_directory_has_dot_and_dotdot() {
+        let mut bytes = vec![0xff; 1024];
+        let _ = DirBlockMut::init_first(&mut bytes, FORMAT, ino(12), ino(2));
+        DirBlock::new(&bytes, FORMAT).check().unwrap();
+        assert_eq!(names(&bytes), BTreeMap::from([(b".".to_vec(), 12), (b"..".to_vec(), 2)]));
+    }
+
+    proptest! {
+        #[test]
+        fn edits_follow_a_map(ops in proptest::collection::vec(("[a-c]{1,40}", any::<bool>(), 1_u32..9999), 1..120), tail in any::<bool>()) {
+            let format = DirFormat { tail, ..FORMAT };
+            let mut bytes = vec![0; 1024];
+            let mut block = DirBlockMut::init(&mut bytes, format);
+            let mut model: BTreeMap<Vec<u8>, u32> = BTreeMap::new();
+            for (name, add, n) in ops {
+                let name = name.into_bytes();
+                let there = block.view().find(&name).unwrap().map(|entry| entry.offset);
+                prop_assert_eq!(there.is_some(), model.contains_key(&name));
+                match (there, add) {
+                    (Some(offset), true) => {
+                        prop_assert!(block.set_target(offset, ino(n), FileType::Fifo));
+                        model.insert(name, n);
+                    }
+                    (Some(offset), false) => {
+                        prop_assert!(block.remove(offset).unwrap());
+                        model.remove(&name);
+                    }
+                    (None, _) => {
+                        let room = block.view().has_room(name.len()).unwrap();
+                        let entry = NewEntry { ino: ino(n), file_type: FileType::Regular, name: &name };
+                        prop_assert_eq!(block.insert(&entry).unwrap().is_some(), room);
+                        if room { model.insert(name, n); }
+                    }
+                }
+                block.view().check().unwrap();
+            }
+            let found: BTreeMap<Vec<u8>, u32> = block.view().entries().map(Result::unwrap)
+                .filter_map(|entry| Some((entry.name.to_vec(), entry.ino?.get()))).collect();
+            prop_assert_eq!(found, model);
+        }
+
+        #[test]
+        fn a_split_keeps_every_name_on_its_side(all in proptest::collection::btree_map("[a-z]{1,30}", 1_u32..9999, 2..25), few in 1_u32..200) {
+            // A poor hash makes collisions, which the continuation bit is for.
+            let hash = |name: &[u8]| Some(name.iter().map(|&b| u32::from(b)).sum::<u32>() % few * 2);
+            let mut bytes = vec![0; 1024];
+            let mut block = DirBlockMut::init(&mut bytes, FORMAT);
+            for (name, n) in &all {
+                let entry = NewEntry { ino: ino(*n), file_type: FileType::Regular, name: name.as_bytes() };
+                prop_assert!(block.insert(&entry).unwrap().is_some());
+            }
+            let mut right = vec![0xff; 1024];
+            let split = split_by_hash(&mut bytes, &mut right, FORMAT, hash).unwrap().unwrap();
+            DirBlock::new(&bytes, FORMAT).check().unwrap();
+            DirBlock::new(&right, FORMAT).check().unwrap();
+            let (low, high) = (names(&bytes), names(&right));
+            prop_assert!(!low.is_empty() && !high.is_empty());
+            prop_assert!(high.keys().all(|name| hash(name).unwrap() >= split.hash));
+            prop_assert!(low.keys().all(|name| hash(name).unwrap() <= split.hash));
+            prop_assert_eq!(split.continued, low.keys().any(|name| hash(name) == Some(split.hash)));
+            prop_assert_eq!(low.len() + high.len(), all.len());
+        }
+
+        #[test]
+        fn no_bytes_make_the_reader_panic(mut bytes in proptest::collection::vec(any::<u8>(), 0..300), tail in any::<bool>()) {
+            let format = DirFormat { tail, ..FORMAT };
+            let _ = DirBlock::new(&bytes, format).check();
+            let _ = DirBlockMut::new(&mut bytes, format).remove(12);
+            let entry = NewEntry { ino: ino(5), file_type: FileType::Regular, name: b"new" };
+            let _ = DirBlockMut::new(&mut bytes, format).insert(&entry);
+        }
+    }
 }

@@ -393,3 +393,73 @@ pub struct RootShape {
     /// Feature `metadata_csum`.
     pub tail: bool,
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn root(bytes: &mut [u8]) -> IndexMut<'_> {
+        let itself = Ino::ROOT;
+        let shape = RootShape { itself, parent: itself, filetype: true, tail: true };
+        let info = RootInfo { hash_version: 1, info_length: INFO_LEN, indirect_levels: 0, unused_flags: 0 };
+        IndexMut::init_root(bytes, &shape, info, FileBlock(1))
+    }
+
+    #[test]
+    fn limits_are_those_of_the_kernel() {
+        assert_eq!(Kind::Root.limit(4096, true), 507);
+        assert_eq!(Kind::Root.limit(4096, false), 508);
+        assert_eq!(Kind::Node.limit(4096, true), 510);
+        assert_eq!(Kind::Node.limit(1024, false), 127);
+    }
+
+    #[test]
+    fn a_full_root_grows_and_its_node_splits() {
+        let (mut bytes, mut child, mut right) = (vec![0xff; 1024], vec![0xff; 1024], vec![0xff; 1024]);
+        let mut index = root(&mut bytes);
+        let mut n = 1;
+        while index.insert(n, DxEntry { hash: 10 * n as u32, block: FileBlock(n as u32 + 1) }) {
+            n += 1;
+        }
+        assert_eq!(n, Kind::Root.limit(1024, true));
+        index.grow_depth(&mut child, FileBlock(900));
+        assert_eq!(index.view().info().unwrap().indirect_levels, 1);
+        assert_eq!(index.view().entries().collect::<Vec<_>>(), [DxEntry { hash: 0, block: FileBlock(900) }]);
+        let mut node = IndexMut::parse(&mut child, Kind::Node, true).unwrap();
+        let hash = node.split_upper_half(&mut right).unwrap();
+        assert!(index.insert(1, DxEntry { hash, block: FileBlock(901) }));
+        for (bytes, kind, from, to) in [
+            (&child, Kind::Node, 0, hash),
+            (&right, Kind::Node, hash, u32::MAX),
+            (&bytes, Kind::Root, 0, u32::MAX),
+        ] {
+            Index::parse(bytes, kind, true).unwrap().check(from, to, 1000).unwrap();
+        }
+        let right = Index::parse(&right, Kind::Node, true).unwrap();
+        assert_eq!(right.entry(0).unwrap().block, FileBlock(hash / 10 + 1));
+    }
+
+    proptest! {
+        #[test]
+        fn search_agrees_with_a_linear_one(hashes in proptest::collection::btree_set(1_u32..5000, 0..100), probe in any::<u16>()) {
+            let mut bytes = vec![0; 1024];
+            let mut index = root(&mut bytes);
+            for (at, hash) in hashes.iter().enumerate() {
+                prop_assert!(index.insert(at + 1, DxEntry { hash: *hash, block: FileBlock(7) }));
+            }
+            let probe = u32::from(probe);
+            let expected = hashes.iter().filter(|&&h| h <= probe).count();
+            prop_assert_eq!(index.view().search(probe), expected);
+        }
+
+        #[test]
+        fn no_bytes_make_the_parser_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200), root in any::<bool>()) {
+            let kind = if root { Kind::Root } else { Kind::Node };
+            if let Ok(index) = Index::parse(&bytes, kind, false) {
+                let _ = index.check(0, u32::MAX, 10);
+            }
+        }
+    }
+}

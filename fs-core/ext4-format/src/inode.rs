@@ -112,7 +112,7 @@ pub struct InodeLayout {
 }
 
 impl InodeLayout {
-    /// The layout that a superblock's features give.
+    /// The layout of the volume with this superblock.
     #[must_use]
     pub fn new(sb: &SuperBlock) -> InodeLayout {
         InodeLayout {
