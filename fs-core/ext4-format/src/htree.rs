@@ -447,7 +447,8 @@ mod tests {
             let mut bytes = vec![0; 1024];
             let mut index = root(&mut bytes);
             for (at, hash) in hashes.iter().enumerate() {
-                prop_assert!(index.insert(at + 1, DxEntry { hash: *hash, block: FileBlock(7) }));
+                let entry = DxEntry { hash: *hash, block: FileBlock(7) };
+                prop_assert!(index.insert(at + 1, entry));
             }
             let probe = u32::from(probe);
             let expected = hashes.iter().filter(|&&h| h <= probe).count();
