@@ -8,6 +8,7 @@ CARGO   ?= cargo
 TARGET  := $(or $(CARGO_TARGET_DIR),target)
 RELEASE := $(TARGET)/release
 TOOLS   := mkfs fsck mount
+export RUST_LIB_BACKTRACE ?= 0
 DATADIR := $(DESTDIR)$(PREFIX)/share/doc/rext4
 
 .PHONY: help all demo test test-long bench crash crash-long lint install uninstall clean setup

@@ -1,0 +1,32 @@
+//! Commands: started with a known environment, and errors that say what was run and what it answered.
+
+use std::process::{Command, Output};
+
+use anyhow::{Context, Result, bail};
+
+/// A command that finds the tools of `sbin` and answers in plain English.
+pub fn tool(name: &str) -> Command {
+    let path = std::env::var("PATH").unwrap_or_default();
+    let mut command = Command::new(name);
+    command.env("PATH", format!("{path}:/usr/sbin:/sbin")).env("LC_ALL", "C");
+    command
+}
+
+/// Runs to the end; an error only when it cannot be started.
+pub fn output(command: &mut Command) -> Result<Output> {
+    command.output().with_context(|| format!("cannot run {command:?}"))
+}
+
+/// Runs to the end and returns standard output; any exit status but zero is an error with both outputs in it.
+pub fn run(command: &mut Command) -> Result<String> {
+    let answer = output(command)?;
+    if !answer.status.success() {
+        bail!("{command:?}: {}\n{}", answer.status, both(&answer));
+    }
+    Ok(String::from_utf8_lossy(&answer.stdout).into_owned())
+}
+
+/// Standard output and standard error, one after the other.
+pub fn both(answer: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&answer.stdout), String::from_utf8_lossy(&answer.stderr))
+}

@@ -1,0 +1,76 @@
+//! How much: every test has a small size for `make test` and a full size for `make test-long`; and what a test needs
+//! from the machine. A need that is not met is a skip in plain sight, and with `CI=true` a failure.
+
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::run::{output, tool};
+
+/// Whether this run uses full sizes (`REXT4_SCALE=long`).
+pub fn is_long() -> bool {
+    std::env::var("REXT4_SCALE").is_ok_and(|scale| scale == "long")
+}
+
+/// The small value, or the full one.
+pub fn pick<T>(small: T, full: T) -> T {
+    if is_long() { full } else { small }
+}
+
+/// How long a test without a natural end goes on: `small`, or in a long run `REXT4_MINUTES` (10 unless set).
+pub fn duration(small: Duration) -> Duration {
+    let minutes = std::env::var("REXT4_MINUTES").ok().and_then(|text| text.parse().ok()).unwrap_or(10);
+    pick(small, Duration::from_secs(60 * minutes))
+}
+
+/// Something a machine may lack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Need {
+    /// Effective user 0: loop devices, kernel mounts, owners, device nodes.
+    Root,
+    /// A free loop device.
+    Loop,
+    /// `/dev/fuse` and fusermount3.
+    Fuse,
+    /// A program by name.
+    Tool(&'static str),
+}
+
+impl Need {
+    fn is_met(self) -> bool {
+        match self {
+            Need::Root => rustix::process::geteuid().is_root(),
+            Need::Loop => output(tool("losetup").arg("--find")).is_ok_and(|answer| answer.status.success()),
+            Need::Fuse => Path::new("/dev/fuse").exists() && Need::Tool("fusermount3").is_met(),
+            Need::Tool(name) => output(tool("sh").arg("-c").arg(format!("command -v {name}")))
+                .is_ok_and(|answer| answer.status.success()),
+        }
+    }
+}
+
+/// Whether the test can run here. Says so past the test runner's capture when it cannot.
+///
+/// # Panics
+/// With `CI=true` in the environment: there, what is not tested counts as broken.
+pub fn can_run(test: &str, needs: &[Need]) -> bool {
+    let missing: Vec<&Need> = needs.iter().filter(|need| !need.is_met()).collect();
+    if missing.is_empty() {
+        return true;
+    }
+    assert!(
+        std::env::var("CI").map_or(true, |ci| ci != "true"),
+        "{test} cannot run here, it needs {missing:?}"
+    );
+    // The test is skipped either way: a closed standard error changes nothing.
+    let _ = writeln!(std::io::stderr(), "SKIPPED {test}: this machine lacks {missing:?}");
+    false
+}
+
+/// A folder for images: `REXT4_SCRATCH`, else memory, else the system's folder for temporary files.
+pub fn scratch() -> PathBuf {
+    match std::env::var_os("REXT4_SCRATCH") {
+        Some(dir) => PathBuf::from(dir),
+        None if Path::new("/dev/shm").is_dir() => PathBuf::from("/dev/shm"),
+        None => std::env::temp_dir(),
+    }
+}

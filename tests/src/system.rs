@@ -1,0 +1,381 @@
+//! A system under test: something that formats and serves an ext4 image; and a mount, which cleans up after itself.
+//!
+//! A [`Mounted`] is served by the kernel or by a server process in the foreground, our child. It ends in one of
+//! three ways: [`Mounted::unmount`] (and the server has exited with status zero), [`Mounted::crash`] (kill -9, or the
+//! kernel's shutdown ioctl), or by being dropped, which leaves neither mount, nor loop device, nor process behind.
+//! A server that outlives its time limit is killed, so that a deadlock fails a test instead of stopping it.
+
+use std::fs::File;
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use rustix::mount::{UnmountFlags, unmount};
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::run::{output, run, tool};
+
+/// Who formats and serves the image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum System {
+    /// mke2fs and the kernel's ext4 over a loop device.
+    Kernel,
+    /// mke2fs and fuse2fs over the image file.
+    Fuse2fs,
+    /// rext4 over the image file.
+    Rext4Image,
+    /// rext4 over a loop device.
+    Rext4Loop,
+}
+
+impl System {
+    /// The system that the tests judge: rext4, unless `REXT4_SUT` names another (to judge the tests).
+    pub fn under_test() -> System {
+        match std::env::var("REXT4_SUT").as_deref() {
+            Ok("kernel") => System::Kernel,
+            Ok("fuse2fs") => System::Fuse2fs,
+            Ok("loop") => System::Rext4Loop,
+            _ => System::Rext4Image,
+        }
+    }
+
+    /// The name used in tables and options.
+    pub fn name(self) -> &'static str {
+        match self {
+            System::Kernel => "kernel",
+            System::Fuse2fs => "fuse2fs",
+            System::Rext4Image => "rext4",
+            System::Rext4Loop => "rext4-loop",
+        }
+    }
+
+    /// Whether it is ours.
+    pub fn is_rext4(self) -> bool {
+        matches!(self, System::Rext4Image | System::Rext4Loop)
+    }
+
+    /// Makes `image` a file of `bytes` (sparse) and formats it; `args` as mke2fs spells them.
+    pub fn mkfs(self, image: &Path, bytes: u64, args: &[&str]) -> Result<()> {
+        let file = File::create(image).with_context(|| format!("cannot create {}", image.display()))?;
+        file.set_len(bytes)?;
+        let mut command = if self.is_rext4() { binary("mkfs-rext4") } else { tool("mke2fs") };
+        if !self.is_rext4() && !args.contains(&"-t") {
+            command.args(["-t", "ext4"]);
+        }
+        run(command.args(["-q", "-F"]).args(args).arg(image))?;
+        Ok(())
+    }
+
+    /// Mounts `image` on a new folder of its own.
+    pub fn mount(self, image: &Path) -> Result<Mounted> {
+        self.mount_with(image, &Options::default())
+    }
+
+    /// Mounts `image` on a new folder, with options.
+    pub fn mount_with(self, image: &Path, options: &Options) -> Result<Mounted> {
+        Mounted::new(self, image, options)
+    }
+}
+
+/// A program of this workspace: from `REXT4_BIN`, or from where the running program was built.
+pub fn binary(name: &str) -> Command {
+    let folder = std::env::var_os("REXT4_BIN").map(PathBuf::from).unwrap_or_else(|| {
+        let own = std::env::current_exe().expect("a program knows its own file");
+        let folder = own.parent().expect("a file lies in a folder");
+        let folder = if folder.ends_with("deps") { folder.parent().unwrap_or(folder) } else { folder };
+        folder.to_owned()
+    });
+    tool(&folder.join(name).to_string_lossy())
+}
+
+/// How to mount.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Words for `-o`, joined by commas.
+    pub words: Vec<String>,
+    /// Serve as this user and group instead of root's (FUSE systems only).
+    pub user: Option<(u32, u32)>,
+    /// The server is killed after this time.
+    pub time_limit: Duration,
+    /// File that receives the server's standard error.
+    pub log: Option<PathBuf>,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        let time_limit = crate::scale::pick(Duration::from_secs(300), Duration::from_secs(4 * 3600));
+        Options { words: Vec::new(), user: None, time_limit, log: None }
+    }
+}
+
+impl Options {
+    /// With these words for `-o`.
+    pub fn words(words: &[&str]) -> Options {
+        Options { words: words.iter().map(|word| (*word).to_owned()).collect(), ..Options::default() }
+    }
+}
+
+/// A command that runs as another user.
+pub fn as_user(command: Command, (uid, gid): (u32, u32)) -> Command {
+    let mut wrapped = tool("setpriv");
+    wrapped.arg(format!("--reuid={uid}")).arg(format!("--regid={gid}")).args(["--clear-groups", "--"]);
+    wrapped.arg(command.get_program()).args(command.get_args());
+    wrapped
+}
+
+/// A loop device over an image, detached when dropped.
+#[derive(Debug)]
+pub struct LoopDevice {
+    path: PathBuf,
+}
+
+impl LoopDevice {
+    /// Attaches `image` to a free loop device.
+    pub fn attach(image: &Path) -> Result<LoopDevice> {
+        let path = run(tool("losetup").args(["--find", "--show"]).arg(image))?;
+        Ok(LoopDevice { path: PathBuf::from(path.trim()) })
+    }
+
+    /// The device's node.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for LoopDevice {
+    fn drop(&mut self) {
+        // The kernel detaches it once the last user has closed it; there is nobody to tell about a failure.
+        let _ = output(tool("losetup").arg("-d").arg(&self.path));
+    }
+}
+
+/// A server process in the foreground, with the time limit's thread beside it.
+#[derive(Debug)]
+struct Server {
+    child: Child,
+    log: PathBuf,
+    _log_folder: Option<tempfile::TempDir>,
+    alive: mpsc::Sender<()>,
+}
+
+impl Server {
+    fn start(mut command: Command, options: &Options) -> Result<Server> {
+        let folder = options.log.is_none().then(tempfile::tempdir).transpose()?;
+        let log = match (&options.log, &folder) {
+            (Some(log), _) => log.clone(),
+            (None, folder) => folder.as_ref().context("a folder for the log")?.path().join("log"),
+        };
+        let file = File::options().create(true).append(true).open(&log)?;
+        command.stdin(std::process::Stdio::null()).stdout(file.try_clone()?).stderr(file);
+        let child = command.spawn().with_context(|| format!("cannot start {command:?}"))?;
+        let (alive, ended) = mpsc::channel();
+        let (pid, limit) = (Pid::from_child(&child), options.time_limit);
+        std::thread::spawn(move || {
+            if ended.recv_timeout(limit) == Err(mpsc::RecvTimeoutError::Timeout) {
+                eprintln!("server {pid:?} exceeded {limit:?} and is killed");
+                let _ = kill_process(pid, Signal::KILL);
+            }
+        });
+        Ok(Server { child, log, _log_folder: folder, alive })
+    }
+
+    fn said(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    fn wait_until_mounted(&mut self, point: &Path) -> Result<()> {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while !is_mounted(point)? {
+            if let Some(status) = self.child.try_wait()? {
+                bail!("the server ended before it mounted ({status}): {}", self.said());
+            }
+            ensure!(Instant::now() < deadline, "no mount after a minute: {}", self.said());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Ok(())
+    }
+
+    fn wait(&mut self) -> Result<()> {
+        let status = self.child.wait()?;
+        ensure!(status.success(), "the server ended with {status}: {}", self.said());
+        Ok(())
+    }
+
+    fn kill(&mut self) -> Result<()> {
+        self.child.kill()?;
+        let status = self.child.wait()?;
+        ensure!(status.signal() == Some(9), "the server had ended before, with {status}: {}", self.said());
+        Ok(())
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let _ = self.alive.send(());
+    }
+}
+
+/// Whether something is mounted on `point`, read without asking the filesystem itself.
+pub fn is_mounted(point: &Path) -> Result<bool> {
+    let table = std::fs::read_to_string("/proc/self/mountinfo")?;
+    let wanted = point.to_string_lossy();
+    Ok(table.lines().any(|line| line.split(' ').nth(4) == Some(&*wanted)))
+}
+
+/// A mounted image.
+#[derive(Debug)]
+pub struct Mounted {
+    system: System,
+    // Dropped in this order: server, loop device, folder.
+    server: Option<Server>,
+    device: Option<LoopDevice>,
+    point: tempfile::TempDir,
+    is_live: bool,
+}
+
+impl Mounted {
+    fn new(system: System, image: &Path, options: &Options) -> Result<Mounted> {
+        let point = tempfile::Builder::new().prefix("rext4-mnt-").tempdir()?;
+        if let Some((uid, gid)) = options.user {
+            std::os::unix::fs::chown(point.path(), Some(uid), Some(gid))?;
+        }
+        let device = match system {
+            System::Kernel if !options.words.iter().any(|word| word.starts_with("offset=")) => {
+                Some(LoopDevice::attach(image)?)
+            }
+            System::Rext4Loop => Some(LoopDevice::attach(image)?),
+            _ => None,
+        };
+        let source = device.as_ref().map_or(image, LoopDevice::path).to_owned();
+        let mut mounted = Mounted { system, server: None, device, point, is_live: true };
+        let words = options.words.join(",");
+        let with_words = |command: &mut Command| {
+            if !words.is_empty() {
+                command.args(["-o", &words]);
+            }
+        };
+        if system == System::Kernel {
+            let mut command = tool("mount");
+            command.args(["-t", "ext4"]);
+            with_words(&mut command);
+            run(command.arg(source).arg(mounted.path()))?;
+            return Ok(mounted);
+        }
+        let mut command = if system.is_rext4() { binary("mount-rext4") } else { tool("fuse2fs") };
+        command.arg("-f").arg(source).arg(mounted.path());
+        with_words(&mut command);
+        let command = match options.user {
+            Some(user) => as_user(command, user),
+            None => command,
+        };
+        let mut server = Server::start(command, options)?;
+        server.wait_until_mounted(mounted.path())?;
+        mounted.server = Some(server);
+        Ok(mounted)
+    }
+
+    /// The mount point.
+    pub fn path(&self) -> &Path {
+        self.point.path()
+    }
+
+    /// The server's process id; none for the kernel.
+    pub fn server_pid(&self) -> Option<u32> {
+        self.server.as_ref().map(|server| server.child.id())
+    }
+
+    /// What the server has written to its standard output and error.
+    pub fn log(&self) -> String {
+        self.server.as_ref().map(Server::said).unwrap_or_default()
+    }
+
+    /// Drops the clean pages, entries and inodes of the whole machine, and those of this mount with them.
+    pub fn drop_caches(&self) -> Result<()> {
+        rustix::fs::syncfs(File::open(self.path())?)?;
+        std::fs::write("/proc/sys/vm/drop_caches", "3")?;
+        Ok(())
+    }
+
+    /// Unmounts, waits for the server's end, and frees the loop device.
+    pub fn unmount(mut self) -> Result<()> {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        loop {
+            match unmount(self.path(), UnmountFlags::empty()) {
+                // Another process of the machine may look into every mount for a moment.
+                Err(rustix::io::Errno::BUSY) if Instant::now() < deadline => {
+                    std::thread::sleep(Duration::from_millis(50));
+                }
+                answer => {
+                    break answer
+                        .with_context(|| format!("umount of {}: {}", self.path().display(), self.log()))?;
+                }
+            }
+        }
+        self.is_live = false;
+        self.end_of_server()
+    }
+
+    /// Waits for a server that was told to end (by a signal or by someone else's umount).
+    pub fn end_of_server(&mut self) -> Result<()> {
+        if let Some(mut server) = self.server.take() {
+            server.wait()?;
+        }
+        self.is_live = is_mounted(self.path())?;
+        Ok(())
+    }
+
+    /// Sends the server a signal.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        let server = self.server.as_ref().context("the kernel takes no signals")?;
+        Ok(kill_process(Pid::from_child(&server.child), signal)?)
+    }
+
+    /// Takes the system away in the middle of its work: kill -9 of the server. The kernel cannot be killed and
+    /// stands in with an orderly end at a moment of ours: what was there is on the device, nothing later is.
+    pub fn crash(mut self) -> Result<()> {
+        match self.server.take() {
+            Some(mut server) => server.kill()?,
+            None => shut_down(self.path())?,
+        }
+        Ok(())
+    }
+}
+
+/// EXT4_IOC_SHUTDOWN after a freeze. (Without it, on Linux 6.18, an fsync that races with the ioctl may report
+/// success for data that are lost.)
+fn shut_down(point: &Path) -> Result<()> {
+    let name = point.join(".shutdown");
+    File::create(&name)?;
+    let script = r#"open F, "<", $ARGV[0] or die; my $f = pack "L", 0; ioctl F, 0x8004587d, $f or die $!"#;
+    run(tool("perl").args(["-e", script]).arg(name))?;
+    Ok(())
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        if self.is_live {
+            let _ = unmount(self.path(), UnmountFlags::DETACH);
+        }
+        drop(self.server.take());
+        if self.system == System::Kernel && self.device.is_some() {
+            wait_for_detach(self.device.take());
+        }
+    }
+}
+
+/// A lazy unmount ends in the background; the image may not be touched before.
+fn wait_for_detach(device: Option<LoopDevice>) {
+    let Some(path) = device.as_ref().map(|device| device.path().to_owned()) else { return };
+    drop(device);
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while Instant::now() < deadline
+        && output(tool("losetup").arg(&path)).is_ok_and(|answer| answer.status.success())
+    {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
