@@ -17,9 +17,13 @@ use crate::{DeviceGeometry, discard};
 /// Whether to bypass the host's page cache.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Direct {
-    /// O_DIRECT where it works, ordinary IO where not.
+    /// `Always` on a block device, `Never` on an image file, where the host's page cache absorbs small
+    /// writes between flushes as it does for the kernel's loop devices (measured: 4 KiB random writes 3.6
+    /// times as fast; 1 MiB streams, the other way round, reach 0.55 of the speed).
     #[default]
     Auto,
+    /// O_DIRECT where it works, ordinary IO where not.
+    Always,
     /// Ordinary IO.
     Never,
 }
@@ -109,9 +113,11 @@ pub fn open(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Arc<FileDev
         Kind::Block => rustix::fs::ioctl_blksszget(&file).map_err(|errno| failed(errno.into()))?,
         Kind::Image => 512,
     };
-    let direct_align = match options.direct {
-        Direct::Auto => probe_direct(&file, options.offset, size, logical_sector),
-        Direct::Never => None,
+    let direct_align = match (options.direct, kind) {
+        (Direct::Always, _) | (Direct::Auto, Kind::Block) => {
+            probe_direct(&file, options.offset, size, logical_sector)
+        }
+        (Direct::Auto, Kind::Image) | (Direct::Never, _) => None,
     };
     let geometry = DeviceGeometry {
         size,

@@ -129,7 +129,7 @@ fn image_files_keep_what_is_written_buffered_and_direct() {
     let dir = tempfile::tempdir().unwrap();
     let path = image(&dir);
     for (seed, direct, offset) in
-        [(1, Direct::Never, 0), (2, Direct::Auto, 0), (3, Direct::Auto, 4096), (4, Direct::Auto, 1000)]
+        [(1, Direct::Never, 0), (2, Direct::Always, 0), (3, Direct::Always, 4096), (4, Direct::Always, 1000)]
     {
         let device = open(&path, &OpenOptions { direct, offset, ..rw() }).unwrap();
         eprintln!("direct {} offset {offset}: {:?}", device.is_direct(), device.geometry());
