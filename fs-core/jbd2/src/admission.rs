@@ -33,6 +33,8 @@ enum Room {
     Locked,
     /// The transaction would grow past its limit.
     Full(Tid),
+    /// The log has no room for it: committed transactions must leave first.
+    Short(u32),
 }
 
 impl Journal {
@@ -86,18 +88,36 @@ impl Journal {
             match self.room(core, credits) {
                 Room::Enough => return Ok(core.join(credits, self.closing())),
                 Room::Locked => self.admission.wait(core),
+                Room::Short(goal) => self.wait_for_space(core, goal)?,
                 Room::Full(tid) => MutexGuard::unlocked(core, || self.commit_or_drain(tid, true))?,
             }
         }
     }
 
     fn room(&self, core: &Core, credits: Credits) -> Room {
-        let Some(running) = &core.running else { return Room::Enough };
-        if running.locked {
-            return Room::Locked;
+        let promised = core.running.as_ref().map_or(self.closing(), |running| running.promised);
+        let need = self.cost(promised.plus(credits));
+        match (&core.running, &self.kind) {
+            (Some(running), _) if running.locked => Room::Locked,
+            (Some(running), _) if need > self.max_transaction() => Room::Full(running.tx.tid),
+            // Beyond what is needed now, so that the next start does not come back for a block.
+            (_, Kind::Log(log)) if need > core.space.free.into() => {
+                Room::Short((need as u32).saturating_add(log.size() / 8).min(log.size()))
+            }
+            _ => Room::Enough,
         }
-        let need = self.cost(running.promised.plus(credits));
-        if need > self.max_transaction() { Room::Full(running.tx.tid) } else { Room::Enough }
+    }
+
+    /// Frees log space, or waits for the commit that alone holds it.
+    fn wait_for_space(&self, core: &mut MutexGuard<'_, Core>, goal: u32) -> Result<()> {
+        let oldest = core.space.logged.front().map(|logged| logged.tid);
+        match core.leading {
+            Some(leading) if oldest.is_none_or(|oldest| oldest == leading) => {
+                self.commit_ended.wait(core);
+                Ok(())
+            }
+            _ => MutexGuard::unlocked(core, || self.free_log(goal)),
+        }
     }
 
     pub(crate) fn extend(&self, more: Credits) -> bool {
@@ -123,18 +143,24 @@ impl Journal {
 
     /// Log blocks that a transaction of this size takes.
     fn cost(&self, credits: Credits) -> u64 {
-        u64::from(credits.blocks)
+        match &self.kind {
+            Kind::Log(log) => log.cost(credits.blocks.into(), credits.revokes.into()),
+            Kind::Home | Kind::ReadOnly => credits.blocks.into(),
+        }
     }
 
     /// The largest transaction, in log blocks.
     fn max_transaction(&self) -> u64 {
-        // Without a log only memory limits it: a quarter of the cache, as a log gives a quarter of itself.
-        (self.opts.cache_bytes / self.block_size / 4).max(1024) as u64
+        match &self.kind {
+            Kind::Log(log) => u64::from(log.size() / 4),
+            // Without a log only memory limits it.
+            Kind::Home | Kind::ReadOnly => (self.opts.cache_bytes / self.block_size / 4).max(1024) as u64,
+        }
     }
 
     /// Whether a replay of the log, or of what is being written to it, could bring `block` back.
-    pub(crate) fn log_holds(&self, _block: BlockNo) -> bool {
-        false
+    pub(crate) fn log_holds(&self, block: BlockNo) -> bool {
+        matches!(self.kind, Kind::Log(_)) && self.core.lock().space.holds(block)
     }
 }
 

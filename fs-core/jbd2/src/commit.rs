@@ -18,7 +18,7 @@ use ext4_format::Tid;
 use crate::error::Result;
 use crate::handle::Handle;
 use crate::home::write_home;
-use crate::journal::{Checkpoint, CommitObserver, Core, Journal};
+use crate::journal::{CommitObserver, Core, Journal, Kind};
 use crate::transaction::{Snapshot, Transaction};
 
 pub(crate) type Callback = Box<dyn FnOnce(Result<()>) + Send>;
@@ -97,17 +97,6 @@ impl Journal {
         f(now);
     }
 
-    /// Commits, writes everything home and marks the log empty. No handle may be started any more.
-    pub fn close(&self) -> Result<()> {
-        self.commit_running()?;
-        self.checkpoint(Checkpoint::All)
-    }
-
-    /// Writes committed blocks home and moves the log's tail. Waits for another checkpoint under way.
-    pub fn checkpoint(&self, _how: Checkpoint) -> Result<()> {
-        self.check_alive()
-    }
-
     fn lead(&self, tx: &Arc<Transaction>) -> Result<()> {
         let observer = self.observer.read().clone();
         self.wait_for_handles()?;
@@ -116,10 +105,9 @@ impl Journal {
             return Ok(());
         }
         self.close_transaction(tx, observer.as_deref())?;
-        let snapshot = self.switch(tx);
-        self.write(&snapshot)?;
-        self.settle(snapshot, observer.as_deref());
-        Ok(())
+        let (mut snapshot, start) = self.switch(tx);
+        self.write(&mut snapshot, start)?;
+        self.settle(snapshot, observer.as_deref())
     }
 
     /// Locked: the open handles end.
@@ -154,31 +142,45 @@ impl Journal {
         handle.finish()
     }
 
-    /// Switched: takes the dirty bytes and lets the next transaction run. Nobody holds a write
-    /// guard on them, for a guard borrows a handle.
-    fn switch(&self, tx: &Transaction) -> Snapshot {
+    /// Switched: takes the dirty bytes, the transaction's place in the log, and lets the next one
+    /// run. Nobody holds a write guard on the blocks, for a guard borrows a handle.
+    fn switch(&self, tx: &Transaction) -> (Snapshot, u32) {
         let snapshot = tx.snapshot();
-        self.core.lock().running = None;
+        let mut core = self.core.lock();
+        let start = match &self.kind {
+            Kind::Log(log) => {
+                let len = log.cost(snapshot.blocks.len() as u64, snapshot.revoked.len() as u64) as u32;
+                let next_head = log.advance(core.space.head, len);
+                core.space.reserve(&snapshot, len, next_head)
+            }
+            Kind::Home | Kind::ReadOnly => 0,
+        };
+        core.running = None;
         self.admission.notify_all();
-        snapshot
+        (snapshot, start)
     }
 
-    fn write(&self, snapshot: &Snapshot) -> Result<()> {
-        let mut blocks = snapshot.blocks.clone();
-        write_home(&*self.dev, self.block_size, &mut blocks)?;
-        self.counters.home_blocks.add(blocks.len() as u64);
+    /// Logged, Durable: into the log and sealed, or without a log straight home.
+    fn write(&self, snapshot: &mut Snapshot, start: u32) -> Result<()> {
+        if let Kind::Log(log) = &self.kind {
+            return log.write_transaction(snapshot, start);
+        }
+        write_home(&*self.dev, self.block_size, &mut snapshot.blocks)?;
+        self.counters.home_blocks.add(snapshot.blocks.len() as u64);
         self.flush()
     }
 
     /// Done: everybody concerned is told, the observer first so that freed blocks are free before
     /// a waiter looks for them.
-    fn settle(&self, snapshot: Snapshot, observer: Option<&dyn CommitObserver>) {
+    fn settle(&self, snapshot: Snapshot, observer: Option<&dyn CommitObserver>) -> Result<()> {
         let tid = snapshot.tid;
+        let (blocks, revoked) = (snapshot.blocks.len(), snapshot.revoked.len());
+        tracing::debug!(%tid, blocks, revoked, forgotten = snapshot.forgotten.len(), "committed");
         self.counters.commits.add(1);
-        self.counters.committed_blocks.add(snapshot.blocks.len() as u64);
-        let (pinned, revoked) = (snapshot.pins.len(), snapshot.revoked.len());
-        tracing::debug!(%tid, pinned, revoked, forgotten = snapshot.forgotten.len(), "committed");
-        drop(snapshot);
+        self.counters.committed_blocks.add(blocks as u64);
+        if let Kind::Log(_) = &self.kind {
+            self.replace_versions(snapshot)?;
+        }
         if let Some(observer) = observer {
             observer.committed(tid);
         }
@@ -192,6 +194,19 @@ impl Journal {
         for (_, callback) in due {
             callback(Ok(()));
         }
+        Ok(())
+    }
+
+    /// Hands the committed versions to the checkpoint. A block freed here may be given to a file as
+    /// soon as we return, so an older version of it must not be on its way home any more.
+    fn replace_versions(&self, snapshot: Snapshot) -> Result<()> {
+        let mut core = self.core.lock();
+        while snapshot.forgotten.iter().any(|block| core.space.in_flight.contains(block)) {
+            core.check_alive()?;
+            self.landed.wait(&mut core);
+        }
+        core.space.committed(snapshot);
+        Ok(())
     }
 }
 

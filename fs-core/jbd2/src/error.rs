@@ -9,7 +9,7 @@ use ext4_format::{BlockNo, Corruption};
 pub enum Error {
     /// The device failed a request.
     #[error(transparent)]
-    Device(#[from] blockdev::Error),
+    Io(#[from] blockdev::Error),
     /// A structure on disk contradicts the format.
     #[error(transparent)]
     Corrupt(#[from] Corruption),
@@ -54,6 +54,9 @@ pub enum Error {
     /// The log still holds transactions: recovery has to run first.
     #[error("the journal needs recovery")]
     NeedsRecovery,
+    /// Somebody ordered the volume to stop without writing.
+    #[error("the volume was shut down")]
+    ShutDown,
     /// An observer refused to close a transaction.
     #[error("closing the transaction failed: {0}")]
     Closing(String),

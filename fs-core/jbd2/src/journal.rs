@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use blockdev::BlockDevice;
+use blockdev::{BlockDevice, Clock, Env};
 use ext4_format::{BlockNo, Corruption, Tid};
 use parking_lot::{Condvar, Mutex, RwLock};
 
@@ -17,29 +17,13 @@ use crate::cache::Cache;
 use crate::commit::Callback;
 use crate::error::{Error, Result};
 use crate::handle::Handle;
+use crate::log::{Log, LogFeatures};
+use crate::map::LogLocation;
+use crate::space::Space;
 use crate::stats::{Counters, Stats};
 
-/// A run of the log on the device.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct LogExtent {
-    /// First block of the run, counted inside the log.
-    pub first: u32,
-    /// Blocks in the run.
-    pub len: u32,
-    /// Where it starts on the device.
-    pub start: BlockNo,
-}
-
-/// Where the log's blocks lie: the extents of the journal inode. Block 0 of the log holds the
-/// journal superblock, which knows everything else (UUID, checksums, sequence).
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct LogLocation {
-    /// Runs, in order of `first`, without gaps.
-    pub extents: Vec<LogExtent>,
-}
-
 /// How a journal is run.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone)]
 pub struct Options {
     /// Memory for cached blocks, in bytes. Blocks that must stay (dirty, in the log only) can pass it.
     pub cache_bytes: usize,
@@ -47,11 +31,21 @@ pub struct Options {
     pub barrier: bool,
     /// Blocks that [`CommitObserver::closing`] may dirty; reserved in every transaction.
     pub closing_credits: u32,
+    /// The shape of the log; `None` keeps what it was.
+    pub features: Option<LogFeatures>,
+    /// The time that commit blocks carry.
+    pub clock: Arc<dyn Clock>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Options { cache_bytes: 64 << 20, barrier: true, closing_credits: 4 }
+        Options {
+            cache_bytes: 64 << 20,
+            barrier: true,
+            closing_credits: 4,
+            features: None,
+            clock: Env::system().clock,
+        }
     }
 }
 
@@ -70,16 +64,9 @@ pub trait CommitObserver: Send + Sync {
     fn aborted(&self, cause: &Error);
 }
 
-/// How much to write home.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Checkpoint {
-    /// Until at most half of the log is in use.
-    Some,
-    /// Everything committed.
-    All,
-}
-
 pub(crate) enum Kind {
+    /// A commit writes the log; checkpoints write home.
+    Log(Box<Log>),
     /// No log: a commit writes the blocks home and flushes.
     Home,
     /// Handles are refused.
@@ -100,6 +87,8 @@ pub(crate) struct Core {
     pub next_ticket: u64,
     pub serving: u64,
     pub callbacks: Vec<(Tid, Callback)>,
+    /// The log's content; without a log, nothing.
+    pub space: Space,
     /// The first cause of an abort.
     pub aborted: Option<Arc<Error>>,
 }
@@ -120,6 +109,10 @@ pub struct Journal {
     pub(crate) admission: Condvar,
     /// A commit ended.
     pub(crate) commit_ended: Condvar,
+    /// A checkpoint's blocks are home.
+    pub(crate) landed: Condvar,
+    /// Whose turn it is to write home; taken before anything else of this crate.
+    pub(crate) checkpointing: Mutex<()>,
     /// Set with `Core::aborted`, for a look without the lock.
     dead: AtomicBool,
     pub(crate) observer: RwLock<Option<Arc<dyn CommitObserver>>>,
@@ -134,22 +127,30 @@ impl Journal {
         log: LogLocation,
         opts: Options,
     ) -> Result<Arc<Journal>> {
-        let _ = (dev, block_size, log, opts);
-        Err(Error::Unsupported { what: "log".into() })
+        let log = Log::open(dev.clone(), block_size as usize, &log, &opts)?;
+        let (tid, space) = (log.next_tid(), Space::new(log.first, log.size()));
+        Ok(Arc::new(Journal::with(dev, block_size, opts, Kind::Log(Box::new(log)), tid, space)))
     }
 
     /// The same interface without a log (`has_journal` off): a commit writes the blocks to their
     /// places and flushes, so it is durable but not atomic.
     pub fn without_log(dev: Arc<dyn BlockDevice>, block_size: u32, opts: Options) -> Arc<Journal> {
-        Arc::new(Journal::with(dev, block_size, opts, Kind::Home, Tid(1)))
+        Arc::new(Journal::with(dev, block_size, opts, Kind::Home, Tid(1), Space::new(0, 0)))
     }
 
     /// For reading only: [`Journal::start`] fails with [`Error::ReadOnly`].
     pub fn read_only(dev: Arc<dyn BlockDevice>, block_size: u32, opts: Options) -> Arc<Journal> {
-        Arc::new(Journal::with(dev, block_size, opts, Kind::ReadOnly, Tid(1)))
+        Arc::new(Journal::with(dev, block_size, opts, Kind::ReadOnly, Tid(1), Space::new(0, 0)))
     }
 
-    fn with(dev: Arc<dyn BlockDevice>, block_size: u32, opts: Options, kind: Kind, next_tid: Tid) -> Journal {
+    fn with(
+        dev: Arc<dyn BlockDevice>,
+        block_size: u32,
+        opts: Options,
+        kind: Kind,
+        next_tid: Tid,
+        space: Space,
+    ) -> Journal {
         let block_size = block_size as usize;
         Journal {
             blocks: dev.geometry().size / block_size as u64,
@@ -166,11 +167,14 @@ impl Journal {
                 next_ticket: 0,
                 serving: 0,
                 callbacks: Vec::new(),
+                space,
                 aborted: None,
             }),
             handles_gone: Condvar::new(),
             admission: Condvar::new(),
             commit_ended: Condvar::new(),
+            landed: Condvar::new(),
+            checkpointing: Mutex::new(()),
             dead: AtomicBool::new(false),
             observer: RwLock::new(None),
             counters: Counters::default(),
@@ -281,15 +285,31 @@ impl Journal {
             self.handles_gone.notify_all();
             self.admission.notify_all();
             self.commit_ended.notify_all();
+            self.landed.notify_all();
             std::mem::take(&mut core.callbacks)
         };
         tracing::error!(%cause, "journal aborted");
+        self.record(&cause);
         let observer = self.observer.read().clone();
         if let Some(observer) = observer {
             observer.aborted(&cause);
         }
         for (_, callback) in callbacks {
             callback(Err(Error::Aborted(cause.clone())));
+        }
+    }
+
+    /// Leaves the cause in the journal superblock, where the next mount and e2fsck look for it.
+    fn record(&self, cause: &Error) {
+        let errno = match cause.root() {
+            Error::Io(_) => 5,        // EIO
+            Error::Corrupt(_) => 117, // EUCLEAN
+            _ => return,
+        };
+        if let Kind::Log(log) = &self.kind
+            && let Err(e) = log.record_errno(errno)
+        {
+            tracing::warn!(%e, "the journal superblock could not be told of the abort");
         }
     }
 
@@ -322,6 +342,10 @@ impl Journal {
 
     /// A reading of the counters.
     pub fn stats(&self) -> Stats {
+        let (log_size, log_free) = match &self.kind {
+            Kind::Log(log) => (log.size(), self.core.lock().space.free),
+            Kind::Home | Kind::ReadOnly => (0, 0),
+        };
         let c = &self.counters;
         Stats {
             commits: c.commits.get(),
@@ -332,8 +356,8 @@ impl Journal {
             loads: c.loads.get(),
             hits: c.hits.get(),
             cached: self.cache.len() as u64,
-            log_used: 0,
-            log_size: 0,
+            log_used: (log_size - log_free).into(),
+            log_size: log_size.into(),
         }
     }
 }

@@ -39,7 +39,8 @@ pub(crate) struct Snapshot {
     pub tid: Tid,
     /// Sorted by block.
     pub blocks: Vec<(BlockNo, BlockData)>,
-    /// Keeps the buffers in the cache until their bytes can be read from the device again.
+    /// Keeps the buffers in the cache until their bytes can be read from the device again; in the
+    /// order of `blocks`.
     pub pins: Vec<Buffer>,
     pub forgotten: FxHashSet<BlockNo>,
     /// Sorted.
@@ -65,6 +66,7 @@ impl Transaction {
             }
         }
         blocks.sort_unstable_by_key(|(block, _)| *block);
+        pins.sort_unstable_by_key(Buffer::block);
         let mut revoked: Vec<BlockNo> = revoked.into_iter().collect();
         revoked.sort_unstable();
         Snapshot { tid: self.tid, blocks, pins, forgotten, revoked }
