@@ -111,7 +111,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 impl From<jbd2::Error> for Error {
     fn from(e: jbd2::Error) -> Self {
         match e {
-            jbd2::Error::Device(e) => Error::Io(e),
+            jbd2::Error::Io(e) => Error::Io(e),
             jbd2::Error::Corrupt(c) => Error::Corrupt(c),
             jbd2::Error::ReadOnly => Error::ReadOnly,
             e => Error::Journal(e),

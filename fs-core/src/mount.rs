@@ -7,10 +7,10 @@
 use std::sync::Arc;
 
 use blockdev::{BlockDevice, Env};
-use ext4_format::features::{self, Access};
-use ext4_format::superblock::{State, SuperBlock, SuperBlockError};
-use ext4_format::{Corruption, Ino};
-use jbd2::Journal;
+use ext4_format::features::{self, Access, Compat, Incompat};
+use ext4_format::superblock::{SUPERBLOCK_LEN, SUPERBLOCK_OFFSET, State, SuperBlock};
+use ext4_format::{BlockNo, Corruption, Ino, locate};
+use jbd2::{Journal, LogExtent, LogLocation};
 use tracing::{info, warn};
 
 use crate::alloc::Allocator;
@@ -22,7 +22,7 @@ use crate::fs::{Filesystem, Observer};
 use crate::inode::{Orphans, Table};
 use crate::sync::{Rank, RankedMutex};
 use crate::types::MountOptions;
-use crate::volume::{SUPERBLOCK_LEN, Volume};
+use crate::volume::Volume;
 use crate::xattr::XattrCache;
 
 /// Why a volume could not be mounted.
@@ -35,8 +35,13 @@ pub enum MountError {
         size: u64,
     },
     /// What lies where the superblock should be is none.
-    #[error("no ext4 superblock: {0}")]
-    SuperBlock(#[from] SuperBlockError),
+    #[error("no ext4 superblock at byte {offset}: {found}")]
+    SuperBlock {
+        /// Where it was looked for.
+        offset: u64,
+        /// What is wrong with what lies there.
+        found: Corruption,
+    },
     /// Features that can be neither read nor written.
     #[error("the volume uses features that rext4 does not support: {}", names.join(" "))]
     Features {
@@ -54,9 +59,6 @@ pub enum MountError {
     /// The options contradict each other or the volume.
     #[error("{0}")]
     Options(&'static str),
-    /// The journal is on another device.
-    #[error("the journal lies on an external device (journal_dev), which rext4 does not support")]
-    ExternalJournal,
     /// Something on the way failed.
     #[error(transparent)]
     Failed(#[from] Error),
@@ -94,12 +96,9 @@ impl Filesystem {
         let mut sb = read_superblock(dev.as_ref(), &opts)?;
         judge(&sb, dev.as_ref(), &mut opts)?;
         let mut dev = dev;
-        let log = match sb.journal_ino()? {
-            Some(ino) => Some(crate::journal_file::locate(dev.as_ref(), &sb, ino)?),
-            None => None,
-        };
+        let log = locate_journal(dev.as_ref(), &sb)?;
         if let Some(log) = &log
-            && sb.needs_recovery()
+            && sb.incompat().has(Incompat::RECOVER)
         {
             if opts.no_recovery && !opts.read_only {
                 return Err(MountError::Options("norecovery needs ro: the journal holds changes"));
@@ -114,7 +113,7 @@ impl Filesystem {
             }
             sb = read_superblock(dev.as_ref(), &opts)?;
         }
-        if sb.state().contains(State::ERRORS) && !opts.read_only && !opts.force {
+        if sb.state().has(State::ERROR) && !opts.read_only && !opts.force {
             warn!("the volume has recorded errors: mounting read-only (run fsck.rext4, or use -o force)");
             opts.read_only = true;
         }
@@ -159,27 +158,43 @@ impl Filesystem {
         self.vol.shut_down();
         closed?;
         let now = self.vol.now();
-        let has_journal = self.vol.sb.lock().has_journal();
         self.vol.write_super_directly(|sb| {
-            sb.set_wtime(now.sec);
+            sb.set_write_time(now.sec.max(0) as u64);
             sb.set_needs_recovery(false);
             sb.set_orphan_present(false);
-            if !has_journal {
-                sb.set_state(sb.state() | State::VALID);
-            }
+            sb.set_state(sb.state().with(State::VALID));
         })
     }
 }
 
 fn read_superblock(dev: &dyn BlockDevice, opts: &MountOptions) -> std::result::Result<SuperBlock, MountError> {
-    let offset = opts.superblock.map_or(SUPERBLOCK_LEN as u64, |block| block.saturating_mul(1024));
+    let offset = opts.superblock.map_or(SUPERBLOCK_OFFSET, |block| block.saturating_mul(1024));
     let size = dev.geometry().size;
     if offset.saturating_add(SUPERBLOCK_LEN as u64) > size {
         return Err(MountError::TooSmall { size });
     }
     let mut bytes = [0; SUPERBLOCK_LEN];
     dev.read_at(offset, &mut bytes)?;
-    Ok(SuperBlock::parse(&bytes)?)
+    SuperBlock::parse(&bytes).map_err(|found| MountError::SuperBlock { offset, found })
+}
+
+/// The runs of the journal's blocks, read without the help of anything that the journal may yet
+/// have to repair: its own inode never changes.
+fn locate_journal(
+    dev: &dyn BlockDevice,
+    sb: &SuperBlock,
+) -> std::result::Result<Option<LogLocation>, MountError> {
+    let Some(ino) = sb.journal_ino() else { return Ok(None) };
+    let size = sb.block_size();
+    let mut read = |block: BlockNo| {
+        let mut bytes = vec![0; size as usize];
+        dev.read_at(block.0.saturating_mul(size.into()), &mut bytes)?;
+        Ok::<_, Error>(bytes)
+    };
+    let inode = locate::inode(sb, ino, &mut read)?;
+    let runs = locate::runs(sb, &inode, &mut read)?;
+    let extents = runs.iter().map(|r| LogExtent { first: r.first.0, len: r.len, start: r.start }).collect();
+    Ok(Some(LogLocation { extents }))
 }
 
 /// Whether and how the volume may be mounted; makes `opts` read-only where the features ask it.
@@ -199,15 +214,12 @@ fn judge(
         Access::Refused { names } => return Err(MountError::Features { names }),
     }
     let device = dev.geometry().size;
-    let volume = sb.blocks_count().saturating_mul(sb.block_size().into());
+    let volume = sb.blocks_count().0.saturating_mul(sb.block_size().into());
     if volume > device {
         return Err(MountError::Truncated { volume, device });
     }
     if dev.geometry().read_only && !opts.read_only {
         return Err(MountError::Options("the device cannot be written to; mount with -o ro"));
-    }
-    if sb.has_journal() && sb.journal_is_external() {
-        return Err(MountError::ExternalJournal);
     }
     Ok(())
 }
@@ -216,15 +228,15 @@ fn judge(
 fn mark_mounted(vol: &Volume) -> Result<()> {
     let now = vol.now();
     vol.write_super_directly(|sb| {
-        sb.set_mtime(now.sec);
-        sb.count_mount();
-        if sb.has_journal() {
+        sb.set_mount_time(now.sec.max(0) as u64);
+        sb.set_mount_count(sb.mount_count().saturating_add(1));
+        if sb.compat().has(Compat::HAS_JOURNAL) {
             sb.set_needs_recovery(true);
-            if sb.orphan_file().is_some() {
+            if sb.compat().has(Compat::ORPHAN_FILE) {
                 sb.set_orphan_present(true);
             }
         } else {
-            sb.set_state(sb.state() - State::VALID);
+            sb.set_state(sb.state().without(State::VALID));
         }
     })
 }

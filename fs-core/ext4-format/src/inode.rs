@@ -83,6 +83,8 @@ pub const CHECKSUM_LO_OFFSET: usize = offset_of!(RawInode, checksum_lo);
 pub const CHECKSUM_HI_OFFSET: usize = BASE_SIZE + offset_of!(RawExtra, checksum_hi);
 /// Byte offset of `i_generation` in the inode.
 pub const GENERATION_OFFSET: usize = offset_of!(RawInode, generation);
+/// Byte of `i_dtime`, which links the chain of orphans while an inode is on it.
+pub const DTIME_OFFSET: usize = offset_of!(RawInode, dtime);
 /// `extra_isize` of an inode that uses every field known today.
 pub const FULL_EXTRA_ISIZE: u16 = size_of::<RawExtra>() as u16;
 /// Links of a directory that has too many subdirectories to count (feature `dir_nlink`).

@@ -8,9 +8,10 @@
 //! Invariant: the chain on disk equals [`Table::chain`], newest last. It changes under the
 //! `chaining` lock; a record stored meanwhile takes its `i_dtime` from the chain in memory.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
+use ext4_format::inode::DTIME_OFFSET;
 use ext4_format::orphan as codec;
 use ext4_format::{BlockNo, Corruption, FileBlock, Ino, What};
 use jbd2::Handle;
@@ -118,7 +119,8 @@ impl Orphans {
                 match newer {
                     None => self.vol.edit_super(handle, |sb| sb.set_last_orphan(older))?,
                     Some(newer) => self.table.edit_record(handle, newer, |record| {
-                        codec::set_next(record, older);
+                        let next = older.map_or(0, Ino::get).to_le_bytes();
+                        record[DTIME_OFFSET..DTIME_OFFSET + 4].copy_from_slice(&next);
                     })?,
                 }
                 self.table.chain().lock().remove(at);
@@ -184,16 +186,18 @@ impl OrphanFile {
                 vol.csum.verify_orphan_block(bytes, block, ino, inode.generation)
             })?;
             let mut free = Vec::new();
-            for entry in (0..codec::entries_per_block(vol.block_size())).rev() {
-                match codec::entry(&buffer.data(), entry) {
-                    None => free.push(entry),
-                    Some(orphan) => match table.get_any(orphan, Accept::Orphaned) {
-                        Ok(inode) => {
-                            inode.core.write().orphan = Some(Slot::File(at as usize, entry));
-                            found.push(inode);
-                        }
-                        Err(error) => tracing::warn!(%orphan, %error, "an orphan cannot be read"),
-                    },
+            let taken: HashMap<usize, Ino> = codec::entries(&buffer.data()).collect();
+            for entry in (0..codec::per_block(vol.block_size() as usize)).rev() {
+                let Some(orphan) = taken.get(&entry).copied() else {
+                    free.push(entry);
+                    continue;
+                };
+                match table.get_any(orphan, Accept::Orphaned) {
+                    Ok(inode) => {
+                        inode.core.write().orphan = Some(Slot::File(at as usize, entry));
+                        found.push(inode);
+                    }
+                    Err(error) => tracing::warn!(%orphan, %error, "an orphan cannot be read"),
                 }
             }
             file.blocks.push(block);
@@ -221,7 +225,7 @@ impl OrphanFile {
         let buffer =
             vol.read_meta(at, |bytes| vol.csum.verify_orphan_block(bytes, at, self.ino, self.generation))?;
         let mut bytes = handle.write(&buffer)?;
-        codec::set_entry(&mut bytes, entry, orphan);
+        codec::set(&mut bytes, entry, orphan);
         vol.csum.set_orphan_block(&mut bytes, at, self.ino, self.generation);
         Ok(())
     }
