@@ -12,16 +12,22 @@ pub fn tool(name: &str) -> Command {
     command
 }
 
+/// The command as one would type it.
+pub fn spelled(command: &Command) -> String {
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
+}
+
 /// Runs to the end; an error only when it cannot be started.
 pub fn output(command: &mut Command) -> Result<Output> {
-    command.output().with_context(|| format!("cannot run {command:?}"))
+    command.output().with_context(|| format!("cannot run `{}`", spelled(command)))
 }
 
 /// Runs to the end and returns standard output; any exit status but zero is an error with both outputs in it.
 pub fn run(command: &mut Command) -> Result<String> {
     let answer = output(command)?;
     if !answer.status.success() {
-        bail!("{command:?}: {}\n{}", answer.status, both(&answer));
+        bail!("`{}`: {}\n{}", spelled(command), answer.status, both(&answer));
     }
     Ok(String::from_utf8_lossy(&answer.stdout).into_owned())
 }

@@ -16,7 +16,7 @@ use anyhow::{Context, Result, bail, ensure};
 use rustix::mount::{UnmountFlags, unmount};
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::run::{output, run, tool};
+use crate::run::{output, run, spelled, tool};
 
 /// Who formats and serves the image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,6 +67,19 @@ impl System {
         }
         run(command.args(["-q", "-F"]).args(args).arg(image))?;
         Ok(())
+    }
+
+    /// The program that mounts, without its arguments.
+    pub fn mount_command(self) -> Command {
+        match self {
+            System::Kernel => {
+                let mut command = tool("mount");
+                command.args(["-t", "ext4"]);
+                command
+            }
+            System::Fuse2fs => tool("fuse2fs"),
+            System::Rext4Image | System::Rext4Loop => binary("mount-rext4"),
+        }
     }
 
     /// Mounts `image` on a new folder of its own.
@@ -139,6 +152,12 @@ impl LoopDevice {
         Ok(LoopDevice { path: PathBuf::from(path.trim()) })
     }
 
+    /// The same, for reading only: writes to it fail, whatever the file's mode.
+    pub fn attach_read_only(image: &Path) -> Result<LoopDevice> {
+        let path = run(tool("losetup").args(["--find", "--show", "--read-only"]).arg(image))?;
+        Ok(LoopDevice { path: PathBuf::from(path.trim()) })
+    }
+
     /// The device's node.
     pub fn path(&self) -> &Path {
         &self.path
@@ -170,7 +189,7 @@ impl Server {
         };
         let file = File::options().create(true).append(true).open(&log)?;
         command.stdin(std::process::Stdio::null()).stdout(file.try_clone()?).stderr(file);
-        let child = command.spawn().with_context(|| format!("cannot start {command:?}"))?;
+        let child = command.spawn().with_context(|| format!("cannot start `{}`", spelled(&command)))?;
         let (alive, ended) = mpsc::channel();
         let (pid, limit) = (Pid::from_child(&child), options.time_limit);
         std::thread::spawn(move || {
@@ -260,13 +279,12 @@ impl Mounted {
             }
         };
         if system == System::Kernel {
-            let mut command = tool("mount");
-            command.args(["-t", "ext4"]);
+            let mut command = system.mount_command();
             with_words(&mut command);
             run(command.arg(source).arg(mounted.path()))?;
             return Ok(mounted);
         }
-        let mut command = if system.is_rext4() { binary("mount-rext4") } else { tool("fuse2fs") };
+        let mut command = system.mount_command();
         command.arg("-f").arg(source).arg(mounted.path());
         with_words(&mut command);
         let command = match options.user {
@@ -282,6 +300,11 @@ impl Mounted {
     /// The mount point.
     pub fn path(&self) -> &Path {
         self.point.path()
+    }
+
+    /// The loop device under it, if there is one.
+    pub fn device(&self) -> Option<&Path> {
+        self.device.as_ref().map(LoopDevice::path)
     }
 
     /// The server's process id; none for the kernel.
