@@ -66,11 +66,14 @@ pub fn can_run(test: &str, needs: &[Need]) -> bool {
     false
 }
 
-/// A folder for images: `REXT4_SCRATCH`, else memory, else the system's folder for temporary files.
+/// A folder for images: `REXT4_SCRATCH`, else memory where there is plenty, else the system's temporary files.
 pub fn scratch() -> PathBuf {
+    const PLENTY: u64 = 2 << 30;
+    let memory = Path::new("/dev/shm");
+    let free = rustix::fs::statvfs(memory).map_or(0, |space| space.f_bavail * space.f_frsize);
     match std::env::var_os("REXT4_SCRATCH") {
         Some(dir) => PathBuf::from(dir),
-        None if Path::new("/dev/shm").is_dir() => PathBuf::from("/dev/shm"),
+        None if free >= PLENTY => memory.to_owned(),
         None => std::env::temp_dir(),
     }
 }

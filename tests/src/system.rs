@@ -246,6 +246,15 @@ pub fn is_mounted(point: &Path) -> Result<bool> {
     Ok(table.lines().any(|line| line.split(' ').nth(4) == Some(&*wanted)))
 }
 
+/// Unmounts, by the setuid helper where we may not do it ourselves.
+fn take_away(point: &Path, flags: UnmountFlags) -> Result<()> {
+    if rustix::process::geteuid().is_root() {
+        return unmount(point, flags).with_context(|| format!("umount {}", point.display()));
+    }
+    let lazily: &[&str] = if flags.contains(UnmountFlags::DETACH) { &["-z"] } else { &[] };
+    run(tool("fusermount3").arg("-u").args(lazily).arg(point)).map(drop)
+}
+
 /// A mounted image.
 #[derive(Debug)]
 pub struct Mounted {
@@ -328,15 +337,10 @@ impl Mounted {
     pub fn unmount(mut self) -> Result<()> {
         let deadline = Instant::now() + Duration::from_secs(10);
         loop {
-            match unmount(self.path(), UnmountFlags::empty()) {
+            match take_away(self.path(), UnmountFlags::empty()) {
                 // Another process of the machine may look into every mount for a moment.
-                Err(rustix::io::Errno::BUSY) if Instant::now() < deadline => {
-                    std::thread::sleep(Duration::from_millis(50));
-                }
-                answer => {
-                    break answer
-                        .with_context(|| format!("umount of {}: {}", self.path().display(), self.log()))?;
-                }
+                Err(_) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(50)),
+                answer => break answer.with_context(|| format!("the server said: {}", self.log()))?,
             }
         }
         self.is_live = false;
@@ -382,7 +386,7 @@ fn shut_down(point: &Path) -> Result<()> {
 impl Drop for Mounted {
     fn drop(&mut self) {
         if self.is_live {
-            let _ = unmount(self.path(), UnmountFlags::DETACH);
+            let _ = take_away(self.path(), UnmountFlags::DETACH);
         }
         drop(self.server.take());
         if self.system == System::Kernel && self.device.is_some() {
