@@ -1,5 +1,6 @@
 //! Floors 3-5: what POSIX wants of an ext4 volume. No FUSE type lives here.
 
+pub mod alloc;
 pub mod error;
 pub mod sync;
 pub mod tx;

@@ -32,7 +32,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use ext4_format::superblock::SuperBlock;
-use ext4_format::{BlockNo, Corruption, GroupNo, Ino, What, verify};
+use ext4_format::{BlockNo, Corruption, GroupNo, Ino, What, locate, verify};
 use jbd2::{Buffer, Handle};
 
 use crate::error::{Error, Result};
@@ -96,6 +96,8 @@ pub struct Allocator {
     space: Arc<Space>,
     free_inodes: AtomicU32,
     directories: AtomicU64,
+    /// The first inode that is not reserved for the volume itself.
+    first_ino: u32,
     flex: Vec<FlexTotals>,
     /// Free inodes of each group, for a look without its lock.
     group_inodes: Vec<AtomicU32>,
@@ -151,34 +153,30 @@ impl Allocator {
             group_inodes.push(AtomicU32::new(desc.free_inodes));
             groups.push(RankedMutex::keyed(Rank::Group, no.0.into(), Group::new(desc)));
         }
-        let (reserved, written, mmp, pool) = {
-            let sb = vol.sb.lock();
-            (sb.reserved_blocks(), (sb.free_blocks(), sb.free_inodes()), sb.mmp_block(), pool_of(&sb))
-        };
-        let mut overhead = 0;
-        for (start, len) in journal_runs(&vol)? {
-            zone.add(start.0, len);
+        let sb = vol.sb.lock().clone();
+        for run in journal_runs(&vol, &sb)? {
+            zone.add(run.start.0, run.len.into());
         }
-        if let Some(mmp) = mmp {
+        if let Some(mmp) = sb.mmp_block() {
             zone.add(mmp.0, 1);
         }
         let zone = zone.finish();
-        overhead += u64::from(geo.first_data_block) + zone.blocks();
         Ok(Allocator {
             groups,
             tables,
             desc_blocks,
             orders,
-            space: Space::new(free_blocks, reserved, pool),
+            space: Space::new(free_blocks, sb.reserved_blocks(), pool_of(&sb)),
             free_inodes: AtomicU32::new(free_inodes),
             directories: AtomicU64::new(directories),
+            first_ino: sb.first_ino().max(1),
             flex,
             group_inodes,
+            overhead: u64::from(geo.first_data_block) + zone.blocks(),
             zone,
-            overhead,
             waiting: RankedMutex::new(Rank::Leaf, VecDeque::new()),
             loaded: RankedMutex::new(Rank::Leaf, VecDeque::new()),
-            written: RankedMutex::new(Rank::Leaf, written),
+            written: RankedMutex::new(Rank::Leaf, (sb.free_blocks(), sb.free_inodes())),
             vol,
         })
     }
@@ -291,8 +289,11 @@ fn read_descriptors(vol: &Volume) -> Result<Vec<Buffer>> {
 }
 
 /// Where the journal lies.
-fn journal_runs(vol: &Volume) -> Result<Vec<(BlockNo, u64)>> {
-    Ok(vol.journal.log_extents().iter().map(|run| (run.start, run.len.into())).collect())
+fn journal_runs(vol: &Volume, sb: &SuperBlock) -> Result<Vec<locate::Run>> {
+    let Some(ino) = sb.journal_ino() else { return Ok(Vec::new()) };
+    let mut read = |block| Ok::<_, Error>(vol.journal.read(block, |_| Ok(()))?.data());
+    let inode = locate::inode(sb, ino, &mut read)?;
+    locate::runs(sb, &inode, &mut read)
 }
 
 fn pool_of(sb: &SuperBlock) -> u64 {

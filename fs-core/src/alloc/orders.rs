@@ -55,6 +55,12 @@ impl GroupOrders {
         }
     }
 
+    /// Whether `group` may have anything free.
+    #[must_use]
+    pub fn has_any(&self, group: u32) -> bool {
+        self.height.get(group as usize).is_some_and(|height| height.load(Ordering::Relaxed) > 0)
+    }
+
     /// The groups that may hold a run of 2^`order` blocks, from `start` on and around the end.
     pub fn groups(&self, order: u32, start: u32) -> impl Iterator<Item = u32> + '_ {
         let row = self.bits.get(order as usize);

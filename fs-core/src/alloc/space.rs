@@ -36,6 +36,14 @@ pub struct Space {
     pool: u64,
 }
 
+impl Depth {
+    /// The depth of a caller who may (`privileged`) or may not use root's blocks.
+    #[must_use]
+    pub fn of(privileged: bool) -> Depth {
+        if privileged { Depth::Privileged } else { Depth::Ordinary }
+    }
+}
+
 impl Space {
     /// `free` free blocks, of which `for_root` are root's and `pool` for metadata.
     #[must_use]
@@ -104,6 +112,11 @@ impl Space {
     /// Claimed blocks were taken from the bitmaps.
     pub fn taken(&self, blocks: u64) {
         self.free.fetch_sub(blocks as i64, Ordering::Relaxed);
+    }
+
+    /// Free blocks turned out to be out of reach: their group is damaged.
+    pub fn lose(&self, blocks: u64) {
+        self.unclaimed.fetch_sub(blocks as i64, Ordering::AcqRel);
     }
 
     /// Blocks were returned to the bitmaps.

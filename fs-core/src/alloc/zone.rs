@@ -36,6 +36,12 @@ impl SystemZone {
         before > 0 && self.runs[before - 1].1 > start.0 && len > 0
     }
 
+    /// Blocks in the zone.
+    #[must_use]
+    pub fn blocks(&self) -> u64 {
+        self.runs.iter().map(|(first, end)| end - first).sum()
+    }
+
     /// The parts of the zone inside the `len` blocks from `start`, as first block and length.
     pub fn within(&self, start: u64, len: u64) -> impl Iterator<Item = (u64, u64)> + '_ {
         let end = start.saturating_add(len);
