@@ -159,7 +159,11 @@ impl Allocator {
         group.desc.free_blocks = if take { free.saturating_sub(count) } else { free.saturating_add(count) };
         self.write_desc(handle, no, group)?;
         let flex = &self.flex[self.vol.geo.flex_group(no) as usize];
-        if take { flex.take_blocks(count) } else { flex.return_blocks(count) }
+        if take {
+            flex.take_blocks(count)
+        } else {
+            flex.return_blocks(count)
+        }
         Ok(())
     }
 

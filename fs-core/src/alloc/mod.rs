@@ -135,7 +135,8 @@ impl Allocator {
                 data = desc_blocks.get(index).map(Buffer::data);
             }
             let at = geo.descriptor(no).1;
-            let bytes = data.as_deref().and_then(|d: &[u8]| d.get(at..at + geo.desc_size)).unwrap_or_default();
+            let bytes =
+                data.as_deref().and_then(|d: &[u8]| d.get(at..at + geo.desc_size)).unwrap_or_default();
             let desc = verify::group_desc(bytes, &vol.csum, &geo, no).map_err(|c| vol.corrupt(c))?;
             orders.set(no.0, desc.free_blocks);
             free_blocks += u64::from(desc.free_blocks);
@@ -153,7 +154,7 @@ impl Allocator {
             group_inodes.push(AtomicU32::new(desc.free_inodes));
             groups.push(RankedMutex::keyed(Rank::Group, no.0.into(), Group::new(desc)));
         }
-        let sb = vol.sb.lock().clone();
+        let sb = *vol.sb.lock();
         for run in journal_runs(&vol, &sb)? {
             zone.add(run.start.0, run.len.into());
         }

@@ -98,9 +98,8 @@ impl Policy<'_> {
         let roomy = |have: &Have| {
             have.directories < most_dirs && have.inodes >= least_inodes && have.blocks >= least_blocks
         };
-        let first = |fits: &dyn Fn(&Have) -> bool| {
-            self.around(parent).find(|(_, have)| fits(have)).map(|(at, _)| at)
-        };
+        let first =
+            |fits: &dyn Fn(&Have) -> bool| self.around(parent).find(|(_, have)| fits(have)).map(|(at, _)| at);
         first(&roomy)
             .or_else(|| first(&|have| have.inodes >= average.max(1)))
             .or_else(|| first(&|have| have.inodes > 0))

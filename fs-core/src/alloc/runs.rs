@@ -47,7 +47,6 @@ pub struct FreeRuns {
     words: Vec<u64>,
     /// A complete binary tree: node `n` has children `2n` and `2n + 1`, the leaves are the words.
     tree: Vec<Span>,
-    free: u32,
 }
 
 impl FreeRuns {
@@ -63,24 +62,17 @@ impl FreeRuns {
             *word = !u64::from_le_bytes(full);
         }
         if let Some(last) = words.last_mut()
-            && blocks % WORD != 0
+            && !blocks.is_multiple_of(WORD)
         {
             *last &= (1 << (blocks % WORD)) - 1;
         }
         let leaves = words.len().next_power_of_two();
-        let free = words.iter().map(|word| word.count_ones()).sum();
-        let mut runs = FreeRuns { words, tree: vec![Span::default(); 2 * leaves], free };
+        let mut runs = FreeRuns { words, tree: vec![Span::default(); 2 * leaves] };
         for (at, word) in runs.words.iter().enumerate() {
             runs.tree[leaves + at] = Span::of_word(*word);
         }
         runs.rejoin(leaves, 2 * leaves - 1, WORD);
         runs
-    }
-
-    /// Free blocks.
-    #[must_use]
-    pub fn free(&self) -> u32 {
-        self.free
     }
 
     /// Length of the longest run.
@@ -125,7 +117,6 @@ impl FreeRuns {
         for (at, mask) in self.words_of(range) {
             let old = self.words[at];
             let new = if free { old | mask } else { old & !mask };
-            self.free = self.free + new.count_ones() - old.count_ones();
             self.words[at] = new;
             self.tree[leaves + at] = Span::of_word(new);
             touched = Some((touched.map_or(at, |(first, _)| first), at));
@@ -252,9 +243,9 @@ mod tests {
     #[test]
     fn the_end_of_a_short_group_is_taken() {
         let runs = FreeRuns::from_bitmap(&[0; 1024], 100);
-        assert_eq!((runs.free(), runs.longest(), runs.find(0, 101), runs.run_at(90, 50)), (100, 100, None, 10));
+        assert_eq!((runs.longest(), runs.find(0, 101), runs.run_at(90, 50)), (100, None, 10));
         let runs = FreeRuns::from_bitmap(&[0; 4096], 32768);
-        assert_eq!((runs.free(), runs.longest(), runs.find(5, 32763)), (32768, 32768, Some(5)));
+        assert_eq!((runs.longest(), runs.find(5, 32763)), (32768, Some(5)));
     }
 
     proptest! {
@@ -271,7 +262,6 @@ mod tests {
                 model[range.start as usize..range.end as usize].fill(free);
                 runs.set(range, free);
             }
-            prop_assert_eq!(runs.free() as usize, model.iter().filter(|free| **free).count());
             prop_assert_eq!(runs.longest(), longest(&model));
             for (from, want) in probes {
                 prop_assert_eq!(runs.find(from, want), linear_find(&model, from, want));

@@ -50,7 +50,9 @@ impl Allocator {
                     Err(e) => return Err(e),
                 };
                 let Some(map) = &mut group.blocks else { break };
-                let Some(start) = map.runs.find(from, least).filter(|start| *start < range.end) else { break };
+                let Some(start) = map.runs.find(from, least).filter(|start| *start < range.end) else {
+                    break;
+                };
                 let run = start..start + map.runs.run_at(start, range.end - start);
                 map.runs.set(run.clone(), false);
                 group.held.push(Held { blocks: run.clone(), until: None });

@@ -65,7 +65,9 @@ pub struct Collector {
 impl Collector {
     /// Adds the `len` blocks from `start`.
     pub fn add(&mut self, start: u64, len: u64) {
-        if let Some(run) = self.open.iter_mut().find(|(first, n)| *n > 0 && first.checked_add(*n) == Some(start)) {
+        if let Some(run) =
+            self.open.iter_mut().find(|(first, n)| *n > 0 && first.checked_add(*n) == Some(start))
+        {
             run.1 = run.1.saturating_add(len);
             return;
         }
@@ -88,14 +90,22 @@ mod tests {
     #[test]
     fn runs_merge_and_are_found() {
         let mut zone = Collector::default();
-        for (start, len) in [(100, 1), (200, 1), (300, 8), (101, 1), (201, 1), (308, 8), (0, 5), (1000, 2), (500, 1)] {
+        for (start, len) in
+            [(100, 1), (200, 1), (300, 8), (101, 1), (201, 1), (308, 8), (0, 5), (1000, 2), (500, 1)]
+        {
             zone.add(start, len);
         }
         let zone = zone.finish();
         assert_eq!(zone.runs, [(0, 5), (100, 102), (200, 202), (300, 316), (500, 501), (1000, 1002)]);
-        for (start, len, expected) in
-            [(5, 95, false), (5, 96, true), (102, 1, false), (101, 1, true), (1001, 7, true), (1002, 7, false), (4, 0, false)]
-        {
+        for (start, len, expected) in [
+            (5, 95, false),
+            (5, 96, true),
+            (102, 1, false),
+            (101, 1, true),
+            (1001, 7, true),
+            (1002, 7, false),
+            (4, 0, false),
+        ] {
             assert_eq!(zone.touches(BlockNo(start), len), expected, "{start}+{len}");
         }
         assert_eq!(zone.within(3, 300).collect::<Vec<_>>(), [(3, 2), (100, 2), (200, 2), (300, 3)]);
