@@ -2,6 +2,8 @@
 
 pub mod alloc;
 pub mod error;
+pub mod extent;
+pub mod inode;
 pub mod sync;
 pub mod tx;
 pub mod types;

@@ -243,7 +243,7 @@ fn mark_mounted(vol: &Volume) -> Result<()> {
 
 fn assemble(vol: Arc<Volume>) -> std::result::Result<Arc<Filesystem>, MountError> {
     let alloc = Arc::new(Allocator::open(vol.clone())?);
-    let inodes = Arc::new(Table::new(vol.clone()));
+    let inodes = Arc::new(Table::new(vol.clone(), alloc.clone()));
     let map = MapCtx { vol: &vol, alloc: &alloc, ino: Ino::ROOT, generation: 0 };
     let (orphans, found) = Orphans::open(vol.clone(), inodes.clone(), &map)?;
     vol.journal.set_observer(Arc::new(Observer {

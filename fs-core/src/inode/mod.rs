@@ -2,7 +2,7 @@
 //! table that finds, writes and forgets them.
 
 mod io_state;
-pub(crate) mod orphan;
+pub mod orphan;
 mod table;
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use ext4_format::inode::{FileType, Inode as DiskInode, flag};
 use ext4_format::{Ino, Tid};
 
-use crate::extent::{Hint, MapRoot, StatusCache};
+use crate::extent::MapRoot;
 use crate::sync::{Rank, RankedRwLock};
 
 pub use io_state::*;
@@ -46,10 +46,6 @@ pub struct Core {
     pub map: MapRoot,
     /// The size that callers see, in bytes.
     pub size: u64,
-    /// What is known of the map without reading tree blocks.
-    pub status: StatusCache,
-    /// Where the next block of this file had best lie.
-    pub hint: Hint,
     /// The transaction that last changed the inode.
     pub sync_tid: Option<Tid>,
     /// The transaction that last changed what fdatasync promises (size, map).
@@ -72,7 +68,7 @@ impl Inode {
     }
 
     /// Whether neither the kernel nor an open handle refers to it.
-    pub(crate) fn is_unused(&self) -> bool {
+    pub fn is_unused(&self) -> bool {
         self.lookups.load(Ordering::Acquire) == 0 && self.opens.load(Ordering::Acquire) == 0
     }
 
@@ -90,8 +86,6 @@ impl Inode {
                     map: MapRoot::new(disk.block, disk.has(flag::EXTENTS), disk.blocks),
                     size: disk.size,
                     disk,
-                    status: StatusCache::default(),
-                    hint: Hint::default(),
                     sync_tid: None,
                     datasync_tid: None,
                     orphan: None,

@@ -58,11 +58,7 @@ pub struct Orphans {
 impl Orphans {
     /// Reads what the volume has recorded. The second value lists the orphans found, for
     /// [`crate::Filesystem`] to delete or truncate.
-    pub fn open(
-        vol: Arc<Volume>,
-        table: Arc<Table>,
-        map: &MapCtx<'_>,
-    ) -> Result<(Orphans, Vec<Arc<Inode>>)> {
+    pub fn open(vol: Arc<Volume>, table: Arc<Table>, map: &MapCtx<'_>) -> Result<(Orphans, Vec<Arc<Inode>>)> {
         let mut found = Vec::new();
         read_chain(&vol, &table, &mut found)?;
         let file_ino = vol.sb.lock().orphan_file();

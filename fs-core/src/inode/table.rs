@@ -19,6 +19,7 @@ use jbd2::Handle;
 
 use super::orphan::Slot;
 use super::{Core, Inode};
+use crate::alloc::Allocator;
 use crate::error::{Error, Posix, Result};
 use crate::sync::{Rank, RankedMutex};
 use crate::volume::Volume;
@@ -55,6 +56,7 @@ pub enum Accept {
 /// The live inodes of a volume.
 pub struct Table {
     vol: Arc<Volume>,
+    alloc: Arc<Allocator>,
     shards: Vec<RankedMutex<Shard>>,
     chain: RankedMutex<Vec<Ino>>,
 }
@@ -62,9 +64,9 @@ pub struct Table {
 impl Table {
     /// An empty table.
     #[must_use]
-    pub fn new(vol: Arc<Volume>) -> Table {
+    pub fn new(vol: Arc<Volume>, alloc: Arc<Allocator>) -> Table {
         let shards = (0..SHARDS).map(|_| RankedMutex::new(Rank::Leaf, Shard::default())).collect();
-        Table { vol, shards, chain: RankedMutex::new(Rank::Leaf, Vec::new()) }
+        Table { vol, alloc, shards, chain: RankedMutex::new(Rank::Leaf, Vec::new()) }
     }
 
     /// The inode `ino`, which has a name.
@@ -250,7 +252,7 @@ impl Table {
         if ino.get() > self.vol.geo.inodes_count {
             return Err(Posix::Stale.into());
         }
-        crate::alloc::inode_place(&self.vol, ino)
+        self.alloc.inode_place(ino)
     }
 
     fn record_mut<'b>(&self, bytes: &'b mut [u8], ino: Ino, at: usize) -> Result<&'b mut [u8]> {

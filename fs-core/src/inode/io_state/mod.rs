@@ -31,7 +31,7 @@ pub struct IoState {
     /// Blocks of `Io::delayed`, readable without the lock.
     reserved: AtomicU64,
     /// Number of the last data write that reached the device, in the volume's count of them.
-    pub(crate) last_write: AtomicU64,
+    pub last_write: AtomicU64,
 }
 
 /// What the lock of an [`IoState`] guards.
