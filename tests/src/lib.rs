@@ -4,6 +4,7 @@
 //! two ways of reaching a device. Tests and benchmark speak to all of them alike, so that every judge here can be
 //! judged itself on a system that is known to be right, or known to be wrong.
 
+pub mod bench;
 pub mod load;
 pub mod manifest;
 pub mod oracle;

@@ -1,0 +1,90 @@
+//! The benchmark's command line.
+
+use std::path::PathBuf;
+
+use anyhow::{Result, bail};
+use clap::Parser;
+use tests::bench::{Setup, chart, measure, report, scaling};
+use tests::scale::{Need, can_run, scratch};
+use tests::system::System;
+
+/// Measures ext4 servers beside the kernel's, in one interleaved run.
+#[derive(Parser)]
+struct Arguments {
+    /// Only the parts and rows whose names contain one of these words.
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<String>,
+    /// The systems, the reference first: kernel, fuse2fs, rext4, rext4-loop.
+    #[arg(long, value_delimiter = ',', default_value = "kernel,fuse2fs,rext4-loop,rext4")]
+    against: Vec<String>,
+    /// Folder of the backing file (3 GiB); memory where there is plenty, unless named.
+    #[arg(long)]
+    backing: Option<PathBuf>,
+    /// Rounds; the table shows medians.
+    #[arg(long, default_value_t = 3)]
+    rounds: usize,
+    /// Words for rext4's -o.
+    #[arg(long, value_delimiter = ',')]
+    options: Vec<String>,
+    /// Instead of the workloads: how costs grow, up to this many files in a folder.
+    #[arg(long, value_name = "FILES")]
+    scaling: Option<u64>,
+    /// Writes all figures to this file.
+    #[arg(long)]
+    json: Option<PathBuf>,
+    /// Writes the table to this file as well.
+    #[arg(long)]
+    markdown: Option<PathBuf>,
+    /// Writes a chart of the ratios to this file.
+    #[arg(long)]
+    svg: Option<PathBuf>,
+}
+
+fn system(name: &str) -> Result<System> {
+    let known = [System::Kernel, System::Fuse2fs, System::Rext4Image, System::Rext4Loop];
+    match known.into_iter().find(|system| system.name() == name) {
+        Some(system) => Ok(system),
+        None => bail!("no system is called {name:?}; there are kernel, fuse2fs, rext4, rext4-loop"),
+    }
+}
+
+fn main() -> Result<()> {
+    let arguments = Arguments::parse();
+    if !can_run(
+        "the benchmark",
+        &[Need::Root, Need::Loop, Need::Fuse, Need::Tool("fio"), Need::Tool("sqlite3")],
+    ) {
+        bail!("nothing was measured");
+    }
+    let mut systems = arguments.against.iter().map(|name| system(name)).collect::<Result<Vec<_>>>()?;
+    systems.retain(|system| *system != System::Fuse2fs || can_run("fuse2fs", &[Need::Tool("fuse2fs")]));
+    let setup = Setup {
+        only: arguments.only,
+        systems,
+        backing: arguments.backing.unwrap_or_else(scratch),
+        rounds: arguments.rounds,
+        options: arguments.options,
+    };
+    let table = match arguments.scaling {
+        Some(files) => setup
+            .systems
+            .iter()
+            .map(|system| scaling::tables(&setup, *system, files))
+            .collect::<Result<_>>()?,
+        None => {
+            let results = measure(&setup)?;
+            if let Some(file) = arguments.json {
+                std::fs::write(file, serde_json::to_string_pretty(&report::json(&results, &setup))?)?;
+            }
+            if let Some(file) = arguments.svg {
+                std::fs::write(file, chart::svg(&results, &setup))?;
+            }
+            report::markdown(&results, &setup)
+        }
+    };
+    println!("{table}");
+    if let Some(file) = arguments.markdown {
+        std::fs::write(file, table)?;
+    }
+    Ok(())
+}
