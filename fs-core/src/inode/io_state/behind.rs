@@ -238,6 +238,26 @@ impl Behind {
         }
     }
 
+    /// First blocks of the pieces of `range` that are flushing now.
+    #[must_use]
+    pub fn flushing_at(&self, range: &Range<u64>) -> SmallVec<[u64; 8]> {
+        let before = self.flushing.range(..range.start).next_back();
+        let before = before.filter(|(first, piece)| **first + piece.blocks > range.start);
+        before.into_iter().chain(self.flushing.range(range.clone())).map(|(&first, _)| first).collect()
+    }
+
+    /// Whether the piece at `first` is flushing.
+    #[must_use]
+    pub fn is_flushing(&self, first: u64) -> bool {
+        self.flushing.contains_key(&first)
+    }
+
+    /// The block behind the last dirty one, or 0.
+    #[must_use]
+    pub fn dirty_end(&self) -> u64 {
+        self.dirty.last_key_value().map_or(0, |(&first, piece)| first + piece.blocks)
+    }
+
     /// Whether a dirty block lies in `range`.
     #[must_use]
     pub fn is_dirty(&self, range: &Range<u64>) -> bool {

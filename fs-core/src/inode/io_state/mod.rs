@@ -10,7 +10,7 @@ mod completed;
 mod flight;
 mod ranges;
 
-use std::ops::{Deref, DerefMut};
+use std::ops::{Deref, DerefMut, Range};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
@@ -20,6 +20,7 @@ pub use completed::{Completed, IoEnd};
 pub use flight::Flight;
 pub use ranges::BlockSet;
 
+use crate::alloc::Reservation;
 use crate::error::Error;
 use crate::sync::{Held, Rank, hold};
 
@@ -42,15 +43,19 @@ pub struct Io {
     pub behind: Behind,
     /// Writes that wait for conversion.
     pub completed: Completed,
-    /// Dirty blocks that have no place yet: space is reserved for them.
+    /// Dirty blocks that have no place yet.
     pub delayed: BlockSet,
+    /// The space that was promised to them.
+    pub promised: Option<Reservation>,
     /// A failure that the next fsync reports, once.
     pub failure: Option<Error>,
     /// Place in the volume's list of dirty files.
     pub dirty_ticket: Option<u64>,
     /// Place in the volume's list of files with completions.
     pub completed_ticket: Option<u64>,
-    /// Whether the file was truncated to nothing and written since: to be flushed at close.
+    /// Whether the times in memory are newer than the record on disk.
+    pub times_dirty: bool,
+    /// Whether the file was cut to nothing: what is written then is flushed at close.
     pub rewritten: bool,
 }
 
@@ -71,9 +76,11 @@ impl IoState {
                 behind: Behind::new(block_size),
                 completed: Completed::default(),
                 delayed: BlockSet::default(),
+                promised: None,
                 failure: None,
                 dirty_ticket: None,
                 completed_ticket: None,
+                times_dirty: false,
                 rewritten: false,
             }),
             changed: Condvar::new(),
@@ -105,6 +112,22 @@ impl IoGuard<'_> {
     /// Wakes those who wait.
     pub fn changed(&self) {
         self.state.changed.notify_all();
+    }
+}
+
+impl Io {
+    /// Gives the promise of the blocks of `range` back: they got a place, or are dropped.
+    pub fn release_promise(&mut self, range: Range<u64>) {
+        let blocks = self.delayed.remove(range);
+        if let Some(promised) = &mut self.promised {
+            drop(promised.split(blocks));
+        }
+    }
+
+    /// Whether nothing has to be written out.
+    #[must_use]
+    pub fn is_clean(&self) -> bool {
+        self.behind.is_clean() && !self.times_dirty
     }
 }
 

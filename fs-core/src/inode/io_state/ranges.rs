@@ -90,6 +90,19 @@ impl BlockSet {
         (false, max.min(next - at))
     }
 
+    /// Number of blocks of `range` that are in the set.
+    #[must_use]
+    pub fn count(&self, range: Range<u64>) -> u64 {
+        let mut count = 0;
+        let mut at = range.start;
+        while at < range.end {
+            let (inside, len) = self.status(at, range.end - at);
+            count += if inside { len } else { 0 };
+            at += len;
+        }
+        count
+    }
+
     /// Whether any block of `range` is in the set.
     #[must_use]
     pub fn intersects(&self, range: &Range<u64>) -> bool {
@@ -132,6 +145,7 @@ mod tests {
                 }
                 let starts = model.iter().filter(|b| **b == 0 || !model.contains(&(**b - 1))).count();
                 prop_assert_eq!(set.pieces(), starts);
+                prop_assert_eq!(set.count(5..50), model.range(5..50).count() as u64);
             }
         }
     }

@@ -1,0 +1,113 @@
+//! Files with work pending, oldest first. An entry holds its inode in memory, so that what is
+//! pending finds it; it is taken off by number as soon as the work is done or void, whoever did it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use blockdev::Timestamp;
+use parking_lot::{Condvar, Mutex};
+
+use crate::inode::Inode;
+use crate::sync::{Rank, hold};
+
+struct Entry {
+    inode: Arc<Inode>,
+    since: Timestamp,
+    /// To be done at the next opportunity, whatever its age.
+    urgent: bool,
+}
+
+#[derive(Default)]
+struct State {
+    entries: BTreeMap<u64, Entry>,
+    next: u64,
+    woken: bool,
+    stopped: bool,
+}
+
+/// A list of files with work pending, and the bell of the thread that does it.
+#[derive(Default)]
+pub struct WorkList {
+    state: Mutex<State>,
+    bell: Condvar,
+}
+
+impl WorkList {
+    /// Adds a file; the number takes it off again.
+    pub fn add(&self, inode: &Arc<Inode>, since: Timestamp) -> u64 {
+        let _leaf = hold(Rank::Leaf, 1);
+        let mut state = self.state.lock();
+        let ticket = state.next;
+        state.next += 1;
+        state.entries.insert(ticket, Entry { inode: inode.clone(), since, urgent: false });
+        ticket
+    }
+
+    /// Takes a file off.
+    pub fn remove(&self, ticket: u64) {
+        let _leaf = hold(Rank::Leaf, 1);
+        // The inode is dropped after the lock.
+        let _gone = self.state.lock().entries.remove(&ticket);
+    }
+
+    /// Number of files on the list.
+    pub fn len(&self) -> usize {
+        self.state.lock().entries.len()
+    }
+
+    /// The file that has waited longest.
+    pub fn oldest(&self) -> Option<Arc<Inode>> {
+        Some(self.state.lock().entries.first_key_value()?.1.inode.clone())
+    }
+
+    /// The files that came before `before` or are urgent, oldest first.
+    pub fn due(&self, before: Timestamp) -> Vec<Arc<Inode>> {
+        let state = self.state.lock();
+        let due = state.entries.values().filter(|e| e.urgent || e.since < before);
+        due.map(|e| e.inode.clone()).collect()
+    }
+
+    /// All files, oldest first.
+    pub fn all(&self) -> Vec<Arc<Inode>> {
+        self.state.lock().entries.values().map(|e| e.inode.clone()).collect()
+    }
+
+    /// Asks for a file to be done at the next opportunity, and wakes the worker.
+    pub fn hasten(&self, ticket: u64) {
+        let mut state = self.state.lock();
+        if let Some(entry) = state.entries.get_mut(&ticket) {
+            entry.urgent = true;
+        }
+        drop(state);
+        self.ring();
+    }
+
+    /// Wakes the worker.
+    pub fn ring(&self) {
+        let mut state = self.state.lock();
+        if !state.woken {
+            state.woken = true;
+            self.bell.notify_one();
+        }
+    }
+
+    /// Tells the worker to end.
+    pub fn stop(&self) {
+        self.state.lock().stopped = true;
+        self.bell.notify_all();
+    }
+
+    /// Waits for the bell, at most `patience`. False when the worker is to end.
+    pub fn wait(&self, patience: Duration) -> bool {
+        let until = Instant::now() + patience;
+        let mut state = self.state.lock();
+        while !state.woken && !state.stopped {
+            if self.bell.wait_until(&mut state, until).timed_out() {
+                break;
+            }
+        }
+        state.woken = false;
+        !state.stopped
+    }
+}

@@ -1,0 +1,215 @@
+//! Direct writes, and what every write does to an inode's times and privileges.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ext4_format::inode::Time;
+use jbd2::Credits;
+
+use super::DataPath;
+use super::flight::{Writing, wait_clear};
+use super::place::Account;
+use crate::error::Result;
+use crate::extent::MapKind;
+use crate::inode::{Core, Inode};
+use crate::tx;
+
+/// How fine times are: a write moves them in memory when they are older than this.
+const GRAIN: Duration = Duration::from_millis(4);
+
+const S_ISUID: u16 = 0o4000;
+const S_ISGID: u16 = 0o2000;
+const S_IXGRP: u16 = 0o010;
+
+impl DataPath {
+    /// Writes `data` to the device and returns when they are there (not yet when a power cut
+    /// cannot take them any more). The caller holds no lock. Gives the number of bytes written,
+    /// fewer only when space ran out.
+    ///
+    /// # Errors
+    /// `NoSpace`, the device's, the journal's.
+    pub fn write_direct(
+        &self,
+        inode: &Arc<Inode>,
+        at: u64,
+        data: &[u8],
+        privileged: bool,
+    ) -> Result<usize> {
+        let _counted = self.counters.writing.enter();
+        self.counters.writes.add(1);
+        let bs = self.block_size();
+        let end = at + data.len() as u64;
+        let whole = at % bs == 0 && end % bs == 0;
+        if !whole || inode.core.read().map.kind() == MapKind::Indirect {
+            // Partial blocks are merged with what is there, and indirect mappings hidden from
+            // readers until the data are in place, by write-behind.
+            {
+                let _shared = inode.lock.read();
+                self.write_behind(inode, at, data, privileged)?;
+            }
+            self.flush(inode, at / bs..end.div_ceil(bs))?;
+            return Ok(data.len());
+        }
+        let blocks = at / bs..end / bs;
+        let writing = loop {
+            {
+                let _shared = inode.lock.read();
+                let free = |io: &crate::inode::IoGuard<'_>| {
+                    (!io.behind.is_dirty(&blocks)).then(|| blocks.clone())
+                };
+                if let Some((writing, _)) = Writing::begin(inode, free) {
+                    break writing;
+                }
+            }
+            self.flush(inode, blocks.clone())?;
+        };
+        let mut account = Account { privileged, promised: None };
+        let mut next = blocks.start;
+        let mut outcome = Ok(());
+        while next < blocks.end && outcome.is_ok() {
+            outcome = self.place(inode, next..blocks.end, &mut account).and_then(|placed| {
+                let wrote = placed.runs.iter().try_for_each(|run| {
+                    let from = ((run.blocks.start - blocks.start) * bs) as usize;
+                    let to = ((run.blocks.end - blocks.start) * bs) as usize;
+                    Ok(self.vol.dev.write_at(run.start * bs, &data[from..to])?)
+                });
+                let upto = placed.end();
+                self.arrived(inode, placed, upto * bs, wrote)?;
+                next = upto;
+                Ok(())
+            });
+        }
+        writing.end(&mut inode.io.lock());
+        if let Err(error) = outcome {
+            return self.write_failed(inode, error, ((next - blocks.start) * bs) as usize);
+        }
+        self.relieve(inode);
+        Ok(data.len())
+    }
+
+    /// What a direct write answers that could not be done in full.
+    fn write_failed(&self, inode: &Arc<Inode>, error: crate::error::Error, done: usize) -> Result<usize> {
+        let overhang = {
+            let mut io = inode.io.lock();
+            if !matches!(error, crate::error::Error::NoSpace) {
+                io.failure = Some(error.echo());
+            }
+            io.completed.has_overhang()
+        };
+        if overhang {
+            self.trim_overhang(inode)?;
+        }
+        match error {
+            crate::error::Error::NoSpace if done > 0 => Ok(done),
+            error => Err(error),
+        }
+    }
+
+    /// Frees the blocks that a failed extending write has left beyond the size.
+    fn trim_overhang(&self, inode: &Arc<Inode>) -> Result<()> {
+        let _lock = inode.lock.write();
+        wait_clear(inode, &(0..u64::MAX));
+        if !inode.io.lock().completed.take_overhang() {
+            return Ok(());
+        }
+        self.convert(inode, super::By::Fsync)?;
+        let size = inode.core.read().size;
+        self.free_beyond(inode, size.div_ceil(self.block_size()))?;
+        let tx = tx::start(&self.vol.journal, Credits::blocks(1 + crate::inode::orphan::CREDITS))?;
+        let mut core = inode.core.write();
+        if core.disk.links > 0 {
+            self.orphans.remove(&tx, inode, &mut core)?;
+        }
+        self.inodes.store(&tx, inode, &mut core)?;
+        drop(core);
+        tx.finish()
+    }
+
+    /// Zeros the bytes between the end of the file and the end of its last block on the device,
+    /// before a write at `at` makes them part of the file. The caller holds no lock.
+    pub fn close_gap(&self, inode: &Arc<Inode>, at: u64) -> Result<()> {
+        let bs = self.block_size();
+        let is_gap = |core: &Core| at > core.size && core.size % bs != 0 && at / bs > core.size / bs;
+        if !is_gap(&inode.core.read()) {
+            return Ok(());
+        }
+        let _lock = inode.lock.write();
+        wait_clear(inode, &(0..u64::MAX));
+        let size = inode.core.read().size;
+        if is_gap(&inode.core.read()) { self.zero_tail(inode, size) } else { Ok(()) }
+    }
+
+    /// Zeros the bytes from `size` to the end of its block, if the block holds data. The
+    /// caller holds the inode lock exclusively and has waited for writes under way.
+    pub fn zero_tail(&self, inode: &Arc<Inode>, size: u64) -> Result<()> {
+        let end = size.next_multiple_of(self.block_size());
+        self.zero_bytes(inode, size, end)
+    }
+
+    /// Zeros the bytes `from..to`, which lie in one block, if that block holds data. The file's
+    /// size does not change. The caller as with [`DataPath::zero_tail`].
+    pub fn zero_bytes(&self, inode: &Arc<Inode>, from: u64, to: u64) -> Result<()> {
+        let bs = self.block_size();
+        let block = from / bs;
+        if from == to {
+            return Ok(());
+        }
+        let held = {
+            let core = inode.core.read();
+            let dirty = inode.io.lock().behind.is_dirty(&(block..block + 1));
+            dirty || matches!(self.find(inode, &core, block, 1)?.0, super::Place::Data(_))
+        };
+        if held {
+            let zeros = [0; 1024];
+            let mut at = from;
+            while at < to {
+                let len = (to - at).min(zeros.len() as u64);
+                self.put_dirty(inode, at, &zeros[..len as usize])?;
+                at += len;
+            }
+        }
+        Ok(())
+    }
+
+    /// Moves the times of a file that is being written, and takes privileges away from it when
+    /// `kill` says so. Times stay in memory until something stores them.
+    pub fn touch(&self, inode: &Arc<Inode>, times: bool, kill: bool) -> Result<()> {
+        let now = self.vol.now();
+        let (stale, privileged) = {
+            let core = inode.core.read();
+            (times && is_stale(core.disk.mtime, now), kill && core.disk.mode & (S_ISUID | S_ISGID) != 0)
+        };
+        if privileged {
+            let tx = tx::start(&self.vol.journal, Credits::blocks(1))?;
+            let mut core = inode.core.write();
+            kill_privileges(&mut core);
+            core.disk.ctime = now;
+            self.inodes.store(&tx, inode, &mut core)?;
+            drop(core);
+            tx.finish()?;
+        }
+        if stale {
+            let mut core = inode.core.write();
+            core.disk.mtime = now;
+            core.disk.ctime = now;
+            core.disk.version = core.disk.version.wrapping_add(1);
+            let mut io = inode.io.lock();
+            io.times_dirty = true;
+            self.list_dirty(inode, &mut io);
+        }
+        Ok(())
+    }
+}
+
+/// Takes set-user-id and, where it means privilege, set-group-id off.
+pub fn kill_privileges(core: &mut Core) {
+    core.disk.mode &= !S_ISUID;
+    if core.disk.mode & S_IXGRP != 0 {
+        core.disk.mode &= !S_ISGID;
+    }
+}
+
+fn is_stale(then: Time, now: Time) -> bool {
+    let nanos = |t: Time| i128::from(t.sec) * 1_000_000_000 + i128::from(t.nsec);
+    (nanos(now) - nanos(then)).unsigned_abs() >= GRAIN.as_nanos()
+}
