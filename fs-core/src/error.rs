@@ -120,6 +120,25 @@ impl From<jbd2::Error> for Error {
 }
 
 impl Error {
+    /// The same failure once more, for a second one who must be told.
+    #[must_use]
+    pub fn echo(&self) -> Error {
+        match self {
+            Error::Posix(p) => Error::Posix(*p),
+            Error::NoSpace => Error::NoSpace,
+            Error::Io(e) => {
+                let source = match e.source.raw_os_error() {
+                    Some(code) => std::io::Error::from_raw_os_error(code),
+                    None => e.source.kind().into(),
+                };
+                Error::Io(blockdev::Error { op: e.op, offset: e.offset, len: e.len, source })
+            }
+            Error::Corrupt(c) => Error::Corrupt(c.clone()),
+            Error::Journal(_) | Error::ReadOnly => Error::ReadOnly,
+            Error::ShutDown => Error::ShutDown,
+        }
+    }
+
     /// The errno that a Linux caller of this operation gets.
     #[must_use]
     pub fn errno(&self) -> i32 {

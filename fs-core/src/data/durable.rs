@@ -35,6 +35,11 @@ impl Durable {
         self.written.fetch_add(1, Ordering::AcqRel) + 1
     }
 
+    /// The number of the last write.
+    pub fn last(&self) -> u64 {
+        self.written.load(Ordering::Acquire)
+    }
+
     /// The transaction `tid` is complete; its commit will flush the device.
     pub fn closing(&self, tid: Tid) {
         self.state.lock().closing = Some((tid, self.written.load(Ordering::Acquire)));

@@ -9,6 +9,7 @@ use smallvec::SmallVec;
 use super::flight::Writing;
 use super::place::{Account, Run};
 use super::{By, DataPath, Place};
+use crate::alloc::Depth;
 use crate::error::Result;
 use crate::inode::{Inode, IoGuard, Put, Slice};
 
@@ -185,7 +186,7 @@ impl DataPath {
         let delayed = io.delayed.count(run.clone());
         let mut promised = io.promised.as_mut().map(|all| all.split(delayed));
         drop(io);
-        let mut account = Account { privileged: false, promised: promised.as_mut() };
+        let mut account = Account { depth: Depth::Ordinary, promised: promised.as_mut() };
         let outcome = unfilled
             .into_iter()
             .try_for_each(|block| self.fill(inode, block))
@@ -268,7 +269,7 @@ impl DataPath {
         let Some(inode) = self.dirty.oldest() else { return false };
         let flushed = self.flush_run(&inode, 0..u64::MAX).is_some();
         if !flushed {
-            self.store_times(&inode);
+            self.store_times_or_warn(&inode);
         }
         flushed
     }
@@ -288,7 +289,13 @@ impl DataPath {
     /// Writes out all that is dirty in a file, its times too. Failures wait for its fsync.
     pub fn flush_all(&self, inode: &Arc<Inode>) {
         let _ = self.flush(inode, 0..u64::MAX);
-        self.store_times(inode);
+        self.store_times_or_warn(inode);
+    }
+
+    fn store_times_or_warn(&self, inode: &Arc<Inode>) {
+        if let Err(error) = self.store_times(inode) {
+            tracing::warn!(ino = %inode.ino, %error, "times could not be stored");
+        }
     }
 
     /// Starts the writing out of a file without waiting for it.

@@ -7,24 +7,23 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use ext4_format::BlockNo;
 use jbd2::Credits;
 use smallvec::SmallVec;
 
-use super::place::{Placed, file_block};
 use super::DataPath;
+use super::place::{Placed, file_block};
+use crate::alloc::Run;
 use crate::error::Result;
-use crate::extent::{self, Mapping};
-use crate::inode::{Inode, IoEnd, IoGuard, orphan};
+use crate::extent::{self, Progress};
+use crate::inode::{Inode, IoEnd, IoGuard};
 use crate::tx;
 
 /// Files that may wait for conversion before writers have to help.
 pub(super) const MAX_QUEUE: usize = 256;
 
-/// Ranges converted in one handle at most.
-const BATCH: u32 = 32;
-
-/// Blocks of one range that are converted at once at most.
-const MAX_CONVERT: u64 = 32_768;
+/// Ranges that one handle reserves log space for at most; with space left it takes more.
+const BATCH: u32 = 8;
 
 /// Who converts.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -101,26 +100,32 @@ impl DataPath {
         }
     }
 
-    /// Ends the handle that mapped indirect blocks: with the data in place the size may move in
-    /// the same transaction; without them the blocks are taken out of the map again.
+    /// Ends the handle that took blocks for an indirect map: with the data in place they are
+    /// mapped and the size may move, in the same transaction; without them they are given back.
     fn settle_indirect(
         &self,
         inode: &Arc<Inode>,
         placed: Placed<'_>,
-        mut tx: tx::Tx<'_>,
+        tx: tx::Tx<'_>,
         end: u64,
         outcome: Result<()>,
     ) -> Result<()> {
+        let ctx = self.map_ctx(inode);
         let mut core = inode.core.write();
-        if outcome.is_ok() {
-            core.disk.size = core.disk.size.max(end);
-        } else {
-            for run in placed.runs.iter().filter(|r| r.fresh) {
-                let first = file_block(run.blocks.start)?;
-                let len = (run.blocks.end - run.blocks.start) as u32;
-                extent::remove(&self.map_ctx(inode), &mut tx, &mut core, first, len)?;
+        for run in placed.runs.iter().filter(|run| run.fresh) {
+            let taken = Run { start: BlockNo(run.start), len: (run.blocks.end - run.blocks.start) as u32 };
+            match outcome {
+                Ok(()) => {
+                    let at = file_block(run.blocks.start)?;
+                    extent::insert(&ctx, &tx, &mut core.map, at, taken, false)?;
+                }
+                Err(_) => self.alloc.free_blocks(&tx, taken.start, taken.len)?,
             }
         }
+        if outcome.is_ok() {
+            core.disk.size = core.disk.size.max(end);
+        }
+        core.datasync_tid = Some(tx.tid());
         self.inodes.store(&tx, inode, &mut core)?;
         drop(core);
         tx.finish()?;
@@ -140,22 +145,20 @@ impl DataPath {
 
     fn convert_batch(&self, inode: &Arc<Inode>, by: By) -> Result<()> {
         let ctx = self.map_ctx(inode);
-        let (step, count) = {
-            let core = inode.core.read();
-            let step = extent::credits_for_convert(&ctx, &core.map);
-            (step, inode.io.lock().completed.blocks().pieces().clamp(1, BATCH as usize) as u32)
-        };
-        let record = 1 + orphan::CREDITS;
-        let tx = tx::start(&self.vol.journal, Credits::blocks(record + step * count))?;
+        let pieces = inode.io.lock().completed.blocks().pieces() as u32;
+        let step = extent::convert_credits(&inode.core.read().map);
+        let tx = tx::start(&self.vol.journal, Credits::blocks(step * pieces.clamp(1, BATCH)))?;
         let mut core = inode.core.write();
-        while tx.left().blocks >= record + step {
-            let Some(range) = inode.io.lock().completed.peek(MAX_CONVERT) else { break };
-            let len = (range.end - range.start) as u32;
-            extent::convert(&ctx, &tx, &mut core, file_block(range.start)?, len, Mapping::WRITTEN)?;
-            inode.io.lock().completed.remove(range);
+        loop {
+            let Some(range) = inode.io.lock().completed.peek(u64::MAX) else { break };
+            let upto = extent::convert(&ctx, &tx, &mut core.map, range.clone(), true)?;
+            inode.io.lock().completed.remove(range.start..upto);
             match by {
                 By::Worker => self.counters.by_worker.add(1),
                 By::Fsync => self.counters.by_fsync.add(1),
+            }
+            if upto < range.end {
+                break;
             }
         }
         let leave = {
@@ -177,6 +180,34 @@ impl DataPath {
         tx.finish()
     }
 
+    /// Takes blocks that are about to be freed off the completed list. The caller holds the inode
+    /// lock exclusively and has waited for writes under way.
+    pub fn drop_completed(&self, inode: &Inode, blocks: Range<u64>) {
+        let mut io = inode.io.lock();
+        io.completed.remove(blocks);
+        self.unlist_converted(&mut io);
+    }
+
+    /// Frees the blocks of `range`, in as many handles as it takes. Nothing of them is dirty or
+    /// under way.
+    pub fn free_range(&self, inode: &Arc<Inode>, range: Range<u64>) -> Result<()> {
+        let ctx = self.map_ctx(inode);
+        let journaled = !inode.is_file();
+        loop {
+            let credits = extent::remove_credits(&ctx, &inode.core.read().map, journaled);
+            let tx = tx::start(&self.vol.journal, credits)?;
+            let mut core = inode.core.write();
+            let removed = extent::remove(&ctx, &tx, &mut core.map, range.clone(), journaled);
+            core.datasync_tid = Some(tx.tid());
+            self.inodes.store(&tx, inode, &mut core)?;
+            drop(core);
+            tx.finish()?;
+            if removed? == Progress::Done {
+                return Ok(());
+            }
+        }
+    }
+
     /// Converts what every file has completed.
     pub fn convert_all(&self, by: By) -> Result<()> {
         let mut outcome = Ok(());
@@ -187,23 +218,20 @@ impl DataPath {
     }
 
     /// Stores times that are only in memory.
-    pub fn store_times(&self, inode: &Arc<Inode>) {
+    pub fn store_times(&self, inode: &Arc<Inode>) -> Result<()> {
         if !inode.io.lock().times_dirty {
-            return;
+            return Ok(());
         }
-        let stored = || -> Result<()> {
-            let tx = tx::start(&self.vol.journal, Credits::blocks(1))?;
-            let mut core = inode.core.write();
+        let tx = tx::start(&self.vol.journal, Credits::blocks(1));
+        let mut core = inode.core.write();
+        {
             let mut io = inode.io.lock();
             io.times_dirty = false;
             self.unlist_clean(&mut io);
-            drop(io);
-            self.inodes.store(&tx, inode, &mut core)?;
-            drop(core);
-            tx.finish()
-        };
-        if let Err(error) = stored() {
-            tracing::warn!(ino = %inode.ino, %error, "times could not be stored");
         }
+        let tx = tx?;
+        self.inodes.store(&tx, inode, &mut core)?;
+        drop(core);
+        tx.finish()
     }
 }

@@ -33,11 +33,12 @@ use ext4_format::Tid;
 use crate::alloc::Allocator;
 use crate::extent::MapCtx;
 use crate::inode::{Inode, Orphans, Table};
+use crate::error::Result;
 use crate::volume::Volume;
 
 use budget::Budget;
 use durable::Durable;
-use stats::Counters;
+use stats::{Counters, Entered};
 use worklist::WorkList;
 
 pub use flight::wait_clear;
@@ -96,6 +97,22 @@ impl DataPath {
     /// The journal's observer: `tid` is durable.
     pub fn committed(&self, tid: Tid) {
         self.durable.committed(tid);
+    }
+
+    /// Makes the data write `number` durable, and all before it.
+    pub fn make_durable(&self, number: u64) -> Result<()> {
+        self.durable.make(number, &self.vol.journal)
+    }
+
+    /// Makes every data write that has returned durable.
+    pub fn make_all_durable(&self) -> Result<()> {
+        self.durable.make(self.durable.last(), &self.vol.journal)
+    }
+
+    /// Counts a direct read until the guard is dropped.
+    pub fn count_read(&self) -> Entered<'_> {
+        self.counters.reads.add(1);
+        self.counters.reading.enter()
     }
 
     fn map_ctx<'a>(&'a self, inode: &Inode) -> MapCtx<'a> {

@@ -8,11 +8,14 @@ use jbd2::Credits;
 use smallvec::SmallVec;
 
 use super::{DataPath, Place};
-use crate::alloc::Reservation;
+use crate::alloc::{Depth, Reservation};
 use crate::error::{Error, Result};
-use crate::extent::{self, AllocHow, MapKind};
+use crate::extent::{self, AllocHow, Mapping};
 use crate::inode::{Core, Inode, orphan};
 use crate::tx::{self, Tx};
+
+/// Runs that one handle reserves log space for.
+const RUNS: u32 = 4;
 
 /// Blocks of a file that lie one after the other on the device.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,8 +59,8 @@ impl Placed<'_> {
 
 /// On whose account blocks are allocated.
 pub struct Account<'a> {
-    /// Whether the caller may use the blocks reserved for root.
-    pub privileged: bool,
+    /// How deep into the space it may reach without a promise.
+    pub depth: Depth,
     /// The promise that write-behind was given.
     pub promised: Option<&'a mut Reservation>,
 }
@@ -116,35 +119,38 @@ impl DataPath {
         account: &mut Account<'_>,
         placed: &mut Placed<'a>,
     ) -> Result<()> {
+        let record = 1 + orphan::CREDITS;
         let step = {
             let core = inode.core.read();
-            extent::credits_for_allocate(&self.map_ctx(inode), &core.map)
+            extent::allocate_credits(&core.map, 1).max(extent::split_credits(&core.map))
         };
-        let record = 1 + orphan::CREDITS;
-        let tx = tx::start(&self.vol.journal, Credits::blocks(record + 2 * step))?;
+        let tx = tx::start(&self.vol.journal, Credits::blocks(record + RUNS * step))?;
         let mut core = inode.core.write();
-        let outcome = self.place_with(inode, blocks, account, placed, &tx, &mut core, record + step);
+        let outcome = match core.map.has_extents() {
+            true => self.place_unwritten(inode, blocks, account, placed, &tx, &mut core, record + step),
+            false => self.place_indirect(inode, blocks, account, placed, &tx, &core),
+        };
         if placed.runs.is_empty() {
             drop(core);
             tx.finish()?;
             return outcome;
         }
         // Blocks that have a place are written even if the next ones could not be placed.
+        if !core.map.has_extents() {
+            drop(core);
+            placed.handle = Some(tx);
+            return Ok(());
+        }
         core.datasync_tid = Some(tx.tid());
         self.inodes.store(&tx, inode, &mut core)?;
         inode.io.lock().times_dirty = false;
-        if core.map.kind() == MapKind::Indirect {
-            drop(core);
-            placed.handle = Some(tx);
-        } else {
-            drop(core);
-            tx.finish()?;
-        }
-        Ok(())
+        drop(core);
+        tx.finish()
     }
 
+    /// Extents: maps the holes of `blocks` as unwritten, while the handle has `needed` credits.
     #[expect(clippy::too_many_arguments)]
-    fn place_with(
+    fn place_unwritten(
         &self,
         inode: &Arc<Inode>,
         blocks: &Range<u64>,
@@ -159,43 +165,77 @@ impl DataPath {
         let mut at = blocks.start;
         while at < blocks.end {
             let (place, len) = self.find(inode, core, at, blocks.end - at)?;
-            if !matches!(place, Place::Data(_)) && tx.left().blocks < needed && !placed.runs.is_empty() {
+            if !matches!(place, Place::Data(_)) && tx.left().blocks < needed {
                 return Ok(());
             }
-            let first = file_block(at)?;
-            let len = match place {
-                Place::Data(start) => {
-                    placed.push(at, len, start, false);
-                    len
-                }
+            let (start, len) = match place {
+                Place::Data(start) => (start, len),
                 Place::Unwritten(start) => {
-                    extent::split_unwritten(&ctx, tx, core, first, len as u32)?;
-                    placed.push(at, len, start, true);
-                    len
+                    extent::split_unwritten(&ctx, tx, &mut core.map, at..at + len)?;
+                    (start, len)
                 }
                 Place::Hole => {
                     let how = AllocHow {
-                        unwritten: core.map.kind() == MapKind::Extents,
-                        privileged: account.privileged,
+                        unwritten: true,
+                        depth: account.depth,
                         reserved: account.promised.as_deref_mut(),
                     };
-                    let run = extent::allocate(&ctx, tx, core, first, len as u32, how)?;
-                    if core.map.kind() == MapKind::Extents
-                        && at + u64::from(run.len) > end_on_disk
-                        && !placed.extending
-                    {
+                    let got = extent::allocate(&ctx, tx, &mut core.map, file_block(at)?, len as u32, how)?;
+                    let Mapping::Unwritten(start) = got.mapping else { return Ok(()) };
+                    if at + u64::from(got.len) > end_on_disk && !placed.extending {
                         placed.extending = true;
-                        self.orphans.add(tx, inode, core)?;
                         inode.io.lock().completed.begin_extending();
+                        self.orphans.add(tx, inode, core)?;
                     }
-                    placed.push(at, run.len.into(), run.start.0, true);
-                    run.len.into()
+                    (start.0, got.len.into())
                 }
             };
+            placed.push(at, len, start, !matches!(place, Place::Data(_)));
             at += len;
         }
         Ok(())
     }
+
+    /// Indirect blocks: takes blocks for the holes of `blocks`, to be mapped when they hold data.
+    fn place_indirect(
+        &self,
+        inode: &Arc<Inode>,
+        blocks: &Range<u64>,
+        account: &mut Account<'_>,
+        placed: &mut Placed<'_>,
+        tx: &Tx<'_>,
+        core: &Core,
+    ) -> Result<()> {
+        let ctx = self.map_ctx(inode);
+        let mut at = blocks.start;
+        let mut taken = 0;
+        while at < blocks.end && taken < RUNS {
+            let (start, len, fresh) = match self.find(inode, core, at, blocks.end - at)? {
+                (Place::Data(start), len) => (start, len, false),
+                (_, len) => {
+                    taken += 1;
+                    let want = len.min(until_next_pointer_block(at, self.block_size())) as u32;
+                    let how = AllocHow {
+                        unwritten: false,
+                        depth: account.depth,
+                        reserved: account.promised.as_deref_mut(),
+                    };
+                    let run = extent::take(&ctx, tx, &core.map, file_block(at)?, want, how)?;
+                    (run.start.0, run.len.into(), true)
+                }
+            };
+            placed.push(at, len, start, fresh);
+            at += len;
+        }
+        Ok(())
+    }
+}
+
+/// Blocks from `at` on whose pointers lie in one pointer block, so that mapping them touches few.
+fn until_next_pointer_block(at: u64, block_size: u64) -> u64 {
+    const DIRECT: u64 = 12;
+    let pointers = block_size / 4;
+    if at < DIRECT { DIRECT - at } else { pointers - (at - DIRECT) % pointers }
 }
 
 /// `block` as the format counts it.

@@ -167,10 +167,10 @@ impl DataPath {
 
     /// Where block `at` of a file is, and for how many blocks (at most `max`) that goes on. Looks
     /// at the map and the completed list; the caller holds the map lock.
-    pub(super) fn find(&self, inode: &Inode, core: &Core, at: u64, max: u64) -> Result<(Place, u64)> {
+    pub fn find(&self, inode: &Inode, core: &Core, at: u64, max: u64) -> Result<(Place, u64)> {
         let Ok(block) = u32::try_from(at) else { return Ok((Place::Hole, max)) };
         let max = u32::try_from(max).unwrap_or(u32::MAX);
-        let segment = extent::lookup(&self.map_ctx(inode), core, FileBlock(block), max)?;
+        let segment = extent::lookup(&self.map_ctx(inode), &core.map, FileBlock(block), max)?;
         let len = u64::from(segment.len);
         Ok(match segment.mapping {
             Mapping::Hole => (Place::Hole, len),

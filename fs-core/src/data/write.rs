@@ -9,8 +9,8 @@ use jbd2::Credits;
 use super::DataPath;
 use super::flight::{Writing, wait_clear};
 use super::place::Account;
-use crate::error::Result;
-use crate::extent::MapKind;
+use crate::alloc::Depth;
+use crate::error::{Error, Result};
 use crate::inode::{Core, Inode};
 use crate::tx;
 
@@ -40,7 +40,7 @@ impl DataPath {
         let bs = self.block_size();
         let end = at + data.len() as u64;
         let whole = at % bs == 0 && end % bs == 0;
-        if !whole || inode.core.read().map.kind() == MapKind::Indirect {
+        if !whole || !inode.core.read().map.has_extents() {
             // Partial blocks are merged with what is there, and indirect mappings hidden from
             // readers until the data are in place, by write-behind.
             {
@@ -63,7 +63,7 @@ impl DataPath {
             }
             self.flush(inode, blocks.clone())?;
         };
-        let mut account = Account { privileged, promised: None };
+        let mut account = Account { depth: Depth::of(privileged), promised: None };
         let mut next = blocks.start;
         let mut outcome = Ok(());
         while next < blocks.end && outcome.is_ok() {
@@ -88,10 +88,10 @@ impl DataPath {
     }
 
     /// What a direct write answers that could not be done in full.
-    fn write_failed(&self, inode: &Arc<Inode>, error: crate::error::Error, done: usize) -> Result<usize> {
+    fn write_failed(&self, inode: &Arc<Inode>, error: Error, done: usize) -> Result<usize> {
         let overhang = {
             let mut io = inode.io.lock();
-            if !matches!(error, crate::error::Error::NoSpace) {
+            if !matches!(error, Error::NoSpace) {
                 io.failure = Some(error.echo());
             }
             io.completed.has_overhang()
@@ -100,7 +100,7 @@ impl DataPath {
             self.trim_overhang(inode)?;
         }
         match error {
-            crate::error::Error::NoSpace if done > 0 => Ok(done),
+            Error::NoSpace if done > 0 => Ok(done),
             error => Err(error),
         }
     }
@@ -114,7 +114,7 @@ impl DataPath {
         }
         self.convert(inode, super::By::Fsync)?;
         let size = inode.core.read().size;
-        self.free_beyond(inode, size.div_ceil(self.block_size()))?;
+        self.free_range(inode, size.div_ceil(self.block_size())..u64::MAX)?;
         let tx = tx::start(&self.vol.journal, Credits::blocks(1 + crate::inode::orphan::CREDITS))?;
         let mut core = inode.core.write();
         if core.disk.links > 0 {
@@ -129,7 +129,7 @@ impl DataPath {
     /// before a write at `at` makes them part of the file. The caller holds no lock.
     pub fn close_gap(&self, inode: &Arc<Inode>, at: u64) -> Result<()> {
         let bs = self.block_size();
-        let is_gap = |core: &Core| at > core.size && core.size % bs != 0 && at / bs > core.size / bs;
+        let is_gap = |core: &Core| at > core.size && core.size % bs != 0;
         if !is_gap(&inode.core.read()) {
             return Ok(());
         }

@@ -16,7 +16,6 @@ use std::sync::Arc;
 use blockdev::PooledBuf;
 use smallvec::SmallVec;
 
-use super::BlockSet;
 
 /// Longest piece that is made, in bytes. Longer writes become several.
 const MAX_PIECE: usize = 1 << 20;
@@ -336,17 +335,20 @@ impl Behind {
         }
     }
 
-    /// The blocks that hold dirty or flushing bytes.
+    /// Whether block `at` is held here, dirty or flushing, and for how many blocks (at most `max`)
+    /// that stays so.
     #[must_use]
-    pub fn held(&self, range: &Range<u64>) -> BlockSet {
-        let mut set = BlockSet::default();
+    pub fn status(&self, at: u64, max: u64) -> (bool, u64) {
+        let mut next = u64::MAX;
         for map in [&self.dirty, &self.flushing] {
-            let from = map.range(..=range.start).next_back().map_or(range.start, |(&first, _)| first);
-            for (&first, piece) in map.range(from..range.end) {
-                set.insert(first.max(range.start)..(first + piece.blocks).min(range.end));
+            if let Some((&first, piece)) = map.range(..=at).next_back()
+                && first + piece.blocks > at
+            {
+                return (true, max.min(first + piece.blocks - at));
             }
+            next = next.min(map.range(at..).next().map_or(u64::MAX, |(&first, _)| first));
         }
-        set
+        (false, max.min(next - at))
     }
 }
 

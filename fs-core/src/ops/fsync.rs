@@ -1,0 +1,78 @@
+//! Making things durable.
+//!
+//! A file: its dirty data go out, its completed list is converted, then the transaction that
+//! last changed it commits, if it has not yet. Plain overwrites have no transaction: a flush of
+//! the device makes them durable, unless one has come after them already.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use ext4_format::Ino;
+
+use crate::data::By;
+use crate::error::Result;
+use crate::fs::Filesystem;
+use crate::inode::Inode;
+
+impl Filesystem {
+    /// Makes the content of `ino` durable, and with it its attributes unless `data_only`.
+    ///
+    /// # Errors
+    /// A failure of this call, or one since the last fsync that nobody was told of: each is
+    /// reported once.
+    pub fn fsync(&self, ino: Ino, data_only: bool) -> Result<()> {
+        self.vol.alive()?;
+        let inode = self.inodes.get(ino)?;
+        let synced = self.sync_inode(&inode, data_only);
+        let failure = inode.io.lock().failure.take();
+        synced?;
+        failure.map_or(Ok(()), Err)
+    }
+
+    /// Makes the names in the directory `ino` durable.
+    ///
+    /// # Errors
+    /// Those of the journal.
+    pub fn fsyncdir(&self, ino: Ino, data_only: bool) -> Result<()> {
+        self.fsync(ino, data_only)
+    }
+
+    /// Makes everything durable.
+    ///
+    /// # Errors
+    /// The first failure; the rest was tried nevertheless.
+    pub fn syncfs(&self) -> Result<()> {
+        self.vol.alive()?;
+        if self.vol.writable().is_err() {
+            return self.vol.journal.is_aborted().map_or(Ok(()), |cause| Err(cause.into()));
+        }
+        for inode in self.data.dirty.all() {
+            self.data.flush_all(&inode);
+        }
+        let converted = self.data.convert_all(By::Fsync);
+        self.vol.journal.commit_running()?;
+        self.data.make_all_durable()?;
+        converted
+    }
+
+    fn sync_inode(&self, inode: &Arc<Inode>, data_only: bool) -> Result<()> {
+        if self.vol.writable().is_ok() {
+            // A failure is kept with the inode, and reported from there.
+            let _ = self.data.flush(inode, 0..u64::MAX);
+            self.data.convert(inode, By::Fsync)?;
+            if !data_only {
+                self.data.store_times(inode)?;
+            }
+        }
+        let tid = {
+            let core = inode.core.read();
+            if data_only { core.datasync_tid } else { core.sync_tid }
+        };
+        if let Some(tid) = tid
+            && !self.vol.journal.is_committed(tid)
+        {
+            self.vol.journal.commit(tid)?;
+        }
+        self.data.make_durable(inode.io.last_write.load(Ordering::Acquire))
+    }
+}

@@ -1,0 +1,54 @@
+//! Finding data and holes.
+
+use ext4_format::Ino;
+
+use crate::data::Place;
+use crate::error::{Posix, Result};
+use crate::fs::Filesystem;
+
+/// What to look for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Whence {
+    /// `SEEK_DATA`
+    Data,
+    /// `SEEK_HOLE`: the end of the file counts as one.
+    Hole,
+}
+
+impl Filesystem {
+    /// The first byte at or behind `offset` that is data, or a hole. Allocated blocks without
+    /// data are holes.
+    ///
+    /// # Errors
+    /// `NoDevice` (ENXIO) when `offset` is past the end, or no data follow.
+    pub fn seek(&self, ino: Ino, offset: u64, whence: Whence) -> Result<u64> {
+        self.vol.alive()?;
+        let inode = self.regular(ino)?;
+        let bs = u64::from(self.vol.block_size());
+        let _shared = inode.lock.read();
+        let core = inode.core.read();
+        if offset >= core.size {
+            return Err(Posix::NoDevice.into());
+        }
+        let end = core.size.div_ceil(bs);
+        let mut at = offset / bs;
+        while at < end {
+            let dirty = inode.io.lock().behind.status(at, end - at);
+            let (is_data, len) = match dirty {
+                (true, len) => (true, len),
+                (false, len) => {
+                    let (place, len) = self.data.find(&inode, &core, at, len)?;
+                    (matches!(place, Place::Data(_)), len)
+                }
+            };
+            if is_data == (whence == Whence::Data) {
+                return Ok(offset.max(at * bs));
+            }
+            at += len;
+        }
+        match whence {
+            Whence::Hole => Ok(core.size),
+            Whence::Data => Err(Posix::NoDevice.into()),
+        }
+    }
+}
