@@ -1,23 +1,30 @@
-//! The thread that commits at least every `commit=` seconds: what was written longest ago goes
-//! to the device, completed direct IO is converted, the transaction is committed, and the log is
-//! kept from filling up. With [`Workers::Manual`] nobody runs it and the test calls
-//! [`Filesystem::tick`].
+//! The threads behind a mounted volume: the commit timer, the conversion worker and the flusher of
+//! write-behind. With [`Workers::Manual`] there are none, and the test calls the step functions
+//! of [`Filesystem`] instead.
 
 use std::sync::{Arc, Weak};
-use std::thread::JoinHandle;
+use std::thread::{JoinHandle, ThreadId};
 use std::time::Duration;
 
-use blockdev::Workers;
+use blockdev::{Timestamp, Workers};
 use parking_lot::{Condvar, Mutex};
 use tracing::warn;
 
+use crate::data::{By, DataPath};
 use crate::error::Result;
 use crate::fs::Filesystem;
 
-/// The commit timer.
+/// How long completions gather before the worker converts them: neighbours merge meanwhile.
+const GATHER: Duration = Duration::from_millis(5);
+
+/// How long a worker sleeps when nobody wakes it.
+const IDLE: Duration = Duration::from_secs(3600);
+
+/// The threads of a volume.
 pub(crate) struct Background {
     shared: Arc<Shared>,
-    thread: Mutex<Option<JoinHandle<()>>>,
+    data: Arc<DataPath>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
 #[derive(Default)]
@@ -27,24 +34,39 @@ struct Shared {
 }
 
 impl Background {
-    pub fn new() -> Background {
-        Background { shared: Arc::default(), thread: Mutex::new(None) }
+    pub fn new(data: Arc<DataPath>) -> Background {
+        Background { shared: Arc::default(), data, threads: Mutex::new(Vec::new()) }
     }
 
-    /// Starts the thread, and the data path's own.
+    /// Starts the threads.
     pub fn start(&self, fs: &Arc<Filesystem>) {
         if fs.vol.env.workers == Workers::Manual {
             return;
         }
-        fs.data.start(fs);
-        let (weak, shared) = (Arc::downgrade(fs), self.shared.clone());
         let interval = fs.vol.opts.commit_interval.max(Duration::from_millis(10));
-        let spawned = std::thread::Builder::new()
-            .name("rext4-commit".into())
-            .spawn(move || run(&weak, &shared, interval));
-        match spawned {
-            Ok(thread) => *self.thread.lock() = Some(thread),
-            Err(error) => warn!(%error, "no commit timer: changes wait for fsync, sync or unmount"),
+        let (weak, shared) = (Arc::downgrade(fs), self.shared.clone());
+        self.spawn("rext4-commit", move || commit_timer(&weak, &shared, interval));
+        let (weak, data) = (Arc::downgrade(fs), self.data.clone());
+        self.spawn("rext4-convert", move || {
+            while data.completed.wait(IDLE) {
+                std::thread::sleep(GATHER);
+                let Some(fs) = weak.upgrade() else { return };
+                fs.step_convert();
+            }
+        });
+        let (weak, data) = (Arc::downgrade(fs), self.data.clone());
+        self.spawn("rext4-flush", move || {
+            while data.dirty.wait(IDLE) {
+                let Some(fs) = weak.upgrade() else { return };
+                fs.step_flush();
+            }
+        });
+    }
+
+    fn spawn(&self, name: &str, body: impl FnOnce() + Send + 'static) {
+        match std::thread::Builder::new().name(name.into()).spawn(body) {
+            Ok(thread) => self.threads.lock().push(thread),
+            Err(error) => warn!(name, %error, "no background thread: work waits for fsync or unmount"),
         }
     }
 
@@ -52,13 +74,25 @@ impl Background {
     pub fn stop(&self) {
         *self.shared.stopping.lock() = true;
         self.shared.wake.notify_all();
-        if let Some(thread) = self.thread.lock().take() {
-            let _ = thread.join();
+        self.data.completed.stop();
+        self.data.dirty.stop();
+        let me: ThreadId = std::thread::current().id();
+        for thread in std::mem::take(&mut *self.threads.lock()) {
+            // The last reference to a volume may be given up by one of its own threads.
+            if thread.thread().id() != me {
+                let _ = thread.join();
+            }
         }
     }
 }
 
-fn run(fs: &Weak<Filesystem>, shared: &Shared, interval: Duration) {
+impl Drop for Background {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+fn commit_timer(fs: &Weak<Filesystem>, shared: &Shared, interval: Duration) {
     loop {
         {
             let mut stopping = shared.stopping.lock();
@@ -77,15 +111,35 @@ fn run(fs: &Weak<Filesystem>, shared: &Shared, interval: Duration) {
 }
 
 impl Filesystem {
-    /// One round of the commit timer.
+    /// One round of the commit timer: what became dirty an interval ago goes out, completions
+    /// are converted, and the transaction commits.
     pub fn tick(&self) -> Result<()> {
         if self.vol.writable().is_err() {
             return Ok(());
         }
-        self.data.flush_aged(self)?;
+        let now = self.vol.env.clock.now();
+        let interval = i64::try_from(self.vol.opts.commit_interval.as_secs()).unwrap_or(i64::MAX);
+        self.data.flush_due(Timestamp { sec: now.sec.saturating_sub(interval), ..now });
+        let converted = self.data.convert_all(By::Worker);
         self.vol.journal.commit_running()?;
         self.vol.journal.checkpoint(jbd2::Checkpoint::Some)?;
         self.reap();
-        Ok(())
+        converted
+    }
+
+    /// One round of the conversion worker: converts what has completed.
+    pub fn step_convert(&self) {
+        if let Err(error) = self.data.convert_all(By::Worker) {
+            warn!(%error, "completed writes could not be converted");
+        }
+        self.reap();
+    }
+
+    /// One round of the flusher: writes out files that are in a hurry, and the oldest ones while
+    /// more than half of the write-behind is used.
+    pub fn step_flush(&self) {
+        self.data.flush_due(Timestamp { sec: i64::MIN, nsec: 0 });
+        self.data.relieve_memory();
+        self.reap();
     }
 }

@@ -21,8 +21,8 @@ pub struct Filesystem {
     pub(crate) vol: Arc<Volume>,
     pub(crate) alloc: Arc<Allocator>,
     pub(crate) inodes: Arc<Table>,
-    pub(crate) orphans: Orphans,
-    pub(crate) data: DataPath,
+    pub(crate) orphans: Arc<Orphans>,
+    pub(crate) data: Arc<DataPath>,
     pub(crate) xattrs: XattrCache,
     /// Serializes renames that move a directory. Rank 20.
     pub(crate) renaming: RankedMutex<()>,
@@ -56,15 +56,18 @@ impl Filesystem {
     }
 }
 
-/// Listens to the journal on behalf of the parts. It holds the allocator, which the journal must
-/// not keep alive.
+/// Listens to the journal on behalf of the parts, which the journal must not keep alive.
 pub(crate) struct Observer {
     pub vol: Weak<Volume>,
     pub alloc: Weak<Allocator>,
+    pub data: Weak<DataPath>,
 }
 
 impl CommitObserver for Observer {
-    fn closing(&self, _tid: Tid, handle: &Handle<'_>) -> jbd2::Result<()> {
+    fn closing(&self, tid: Tid, handle: &Handle<'_>) -> jbd2::Result<()> {
+        if let Some(data) = self.data.upgrade() {
+            data.closing(tid);
+        }
         match self.alloc.upgrade() {
             Some(alloc) => alloc.closing(handle),
             None => Ok(()),
@@ -74,6 +77,9 @@ impl CommitObserver for Observer {
     fn committed(&self, tid: Tid) {
         if let Some(alloc) = self.alloc.upgrade() {
             alloc.committed(tid);
+        }
+        if let Some(data) = self.data.upgrade() {
+            data.committed(tid);
         }
     }
 

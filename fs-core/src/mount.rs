@@ -167,7 +167,10 @@ impl Filesystem {
     }
 }
 
-fn read_superblock(dev: &dyn BlockDevice, opts: &MountOptions) -> std::result::Result<SuperBlock, MountError> {
+fn read_superblock(
+    dev: &dyn BlockDevice,
+    opts: &MountOptions,
+) -> std::result::Result<SuperBlock, MountError> {
     let offset = opts.superblock.map_or(SUPERBLOCK_OFFSET, |block| block.saturating_mul(1024));
     let size = dev.geometry().size;
     if offset.saturating_add(SUPERBLOCK_LEN as u64) > size {
@@ -246,16 +249,19 @@ fn assemble(vol: Arc<Volume>) -> std::result::Result<Arc<Filesystem>, MountError
     let inodes = Arc::new(Table::new(vol.clone(), alloc.clone()));
     let map = MapCtx { vol: &vol, alloc: &alloc, ino: Ino::ROOT, generation: 0 };
     let (orphans, found) = Orphans::open(vol.clone(), inodes.clone(), &map)?;
+    let orphans = Arc::new(orphans);
+    let data = Arc::new(DataPath::new(vol.clone(), alloc.clone(), inodes.clone(), orphans.clone()));
     vol.journal.set_observer(Arc::new(Observer {
         vol: Arc::downgrade(&vol),
         alloc: Arc::downgrade(&alloc),
+        data: Arc::downgrade(&data),
     }));
     let fs = Arc::new(Filesystem {
-        data: DataPath::new(&vol),
         xattrs: XattrCache::default(),
         renaming: RankedMutex::new(Rank::Rename, ()),
         leaving: RankedMutex::new(Rank::Leaf, Default::default()),
-        background: Background::new(),
+        background: Background::new(data.clone()),
+        data,
         vol,
         alloc,
         inodes,

@@ -16,12 +16,7 @@ pub struct Budget {
 impl Budget {
     /// A bound of `limit` bytes.
     pub fn new(limit: usize) -> Budget {
-        Budget {
-            limit: limit as u64,
-            held: AtomicU64::new(0),
-            lock: Mutex::new(()),
-            shrunk: Condvar::new(),
-        }
+        Budget { limit: limit as u64, held: AtomicU64::new(0), lock: Mutex::new(()), shrunk: Condvar::new() }
     }
 
     /// Bytes held.

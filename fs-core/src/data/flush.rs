@@ -322,7 +322,7 @@ impl DataPath {
 
     /// Converts completed writes in the writer's own thread when the worker does not keep up.
     pub(super) fn relieve(&self, inode: &Arc<Inode>) {
-        if self.completed.len() > super::ioend::MAX_QUEUE {
+        if self.completed.count() > super::ioend::MAX_QUEUE {
             let _ = self.convert(inode, By::Fsync);
         }
     }

@@ -145,9 +145,10 @@ impl DataPath {
 
     fn convert_batch(&self, inode: &Arc<Inode>, by: By) -> Result<()> {
         let ctx = self.map_ctx(inode);
-        let pieces = inode.io.lock().completed.blocks().pieces() as u32;
+        let pieces = (inode.io.lock().completed.blocks().pieces() as u32).clamp(1, BATCH);
         let step = extent::convert_credits(&inode.core.read().map);
-        let tx = tx::start(&self.vol.journal, Credits::blocks(step * pieces.clamp(1, BATCH)))?;
+        let credits = Credits { blocks: step.blocks * pieces, revokes: step.revokes * pieces };
+        let tx = tx::start(&self.vol.journal, credits)?;
         let mut core = inode.core.write();
         loop {
             let Some(range) = inode.io.lock().completed.peek(u64::MAX) else { break };

@@ -22,7 +22,7 @@ mod ioend;
 mod place;
 mod read;
 mod stats;
-mod worklist;
+pub mod worklist;
 mod write;
 
 use std::sync::Arc;
@@ -31,9 +31,9 @@ use blockdev::Timestamp;
 use ext4_format::Tid;
 
 use crate::alloc::Allocator;
+use crate::error::Result;
 use crate::extent::MapCtx;
 use crate::inode::{Inode, Orphans, Table};
-use crate::error::Result;
 use crate::volume::Volume;
 
 use budget::Budget;
@@ -86,7 +86,7 @@ impl DataPath {
     /// What was done so far, and what is under way.
     #[must_use]
     pub fn stats(&self) -> DataStats {
-        self.counters.snapshot(self.budget.held(), self.completed.len() as u64)
+        self.counters.snapshot(self.budget.held(), self.completed.count() as u64)
     }
 
     /// The journal's observer: `tid` has no open handle any more.

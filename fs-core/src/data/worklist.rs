@@ -52,7 +52,7 @@ impl WorkList {
     }
 
     /// Number of files on the list.
-    pub fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.state.lock().entries.len()
     }
 

@@ -1,4 +1,4 @@
-//! Direct writes, and what every write does to an inode's times and privileges.
+//! Direct writes, and what every write does besides: the times, the gap behind the old end.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,10 +17,6 @@ use crate::tx;
 /// How fine times are: a write moves them in memory when they are older than this.
 const GRAIN: Duration = Duration::from_millis(4);
 
-const S_ISUID: u16 = 0o4000;
-const S_ISGID: u16 = 0o2000;
-const S_IXGRP: u16 = 0o010;
-
 impl DataPath {
     /// Writes `data` to the device and returns when they are there (not yet when a power cut
     /// cannot take them any more). The caller holds no lock. Gives the number of bytes written,
@@ -28,18 +24,12 @@ impl DataPath {
     ///
     /// # Errors
     /// `NoSpace`, the device's, the journal's.
-    pub fn write_direct(
-        &self,
-        inode: &Arc<Inode>,
-        at: u64,
-        data: &[u8],
-        privileged: bool,
-    ) -> Result<usize> {
+    pub fn write_direct(&self, inode: &Arc<Inode>, at: u64, data: &[u8], privileged: bool) -> Result<usize> {
         let _counted = self.counters.writing.enter();
         self.counters.writes.add(1);
         let bs = self.block_size();
         let end = at + data.len() as u64;
-        let whole = at % bs == 0 && end % bs == 0;
+        let whole = at.is_multiple_of(bs) && end.is_multiple_of(bs);
         if !whole || !inode.core.read().map.has_extents() {
             // Partial blocks are merged with what is there, and indirect mappings hidden from
             // readers until the data are in place, by write-behind.
@@ -54,9 +44,8 @@ impl DataPath {
         let writing = loop {
             {
                 let _shared = inode.lock.read();
-                let free = |io: &crate::inode::IoGuard<'_>| {
-                    (!io.behind.is_dirty(&blocks)).then(|| blocks.clone())
-                };
+                let free =
+                    |io: &crate::inode::IoGuard<'_>| (!io.behind.is_dirty(&blocks)).then(|| blocks.clone());
                 if let Some((writing, _)) = Writing::begin(inode, free) {
                     break writing;
                 }
@@ -129,7 +118,7 @@ impl DataPath {
     /// before a write at `at` makes them part of the file. The caller holds no lock.
     pub fn close_gap(&self, inode: &Arc<Inode>, at: u64) -> Result<()> {
         let bs = self.block_size();
-        let is_gap = |core: &Core| at > core.size && core.size % bs != 0;
+        let is_gap = |core: &Core| at > core.size && !core.size.is_multiple_of(bs);
         if !is_gap(&inode.core.read()) {
             return Ok(());
         }
@@ -171,41 +160,20 @@ impl DataPath {
         Ok(())
     }
 
-    /// Moves the times of a file that is being written, and takes privileges away from it when
-    /// `kill` says so. Times stay in memory until something stores them.
-    pub fn touch(&self, inode: &Arc<Inode>, times: bool, kill: bool) -> Result<()> {
+    /// Moves the times of a file that is being written. They stay in memory until something
+    /// stores the inode.
+    pub fn touch(&self, inode: &Arc<Inode>) {
         let now = self.vol.now();
-        let (stale, privileged) = {
-            let core = inode.core.read();
-            (times && is_stale(core.disk.mtime, now), kill && core.disk.mode & (S_ISUID | S_ISGID) != 0)
-        };
-        if privileged {
-            let tx = tx::start(&self.vol.journal, Credits::blocks(1))?;
-            let mut core = inode.core.write();
-            kill_privileges(&mut core);
-            core.disk.ctime = now;
-            self.inodes.store(&tx, inode, &mut core)?;
-            drop(core);
-            tx.finish()?;
+        if !is_stale(inode.core.read().disk.mtime, now) {
+            return;
         }
-        if stale {
-            let mut core = inode.core.write();
-            core.disk.mtime = now;
-            core.disk.ctime = now;
-            core.disk.version = core.disk.version.wrapping_add(1);
-            let mut io = inode.io.lock();
-            io.times_dirty = true;
-            self.list_dirty(inode, &mut io);
-        }
-        Ok(())
-    }
-}
-
-/// Takes set-user-id and, where it means privilege, set-group-id off.
-pub fn kill_privileges(core: &mut Core) {
-    core.disk.mode &= !S_ISUID;
-    if core.disk.mode & S_IXGRP != 0 {
-        core.disk.mode &= !S_ISGID;
+        let mut core = inode.core.write();
+        core.disk.mtime = now;
+        core.disk.ctime = now;
+        core.disk.version = core.disk.version.wrapping_add(1);
+        let mut io = inode.io.lock();
+        io.times_dirty = true;
+        self.list_dirty(inode, &mut io);
     }
 }
 

@@ -8,7 +8,7 @@ use crate::fs::Filesystem;
 
 /// What to look for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Whence {
+pub enum SeekWhence {
     /// `SEEK_DATA`
     Data,
     /// `SEEK_HOLE`: the end of the file counts as one.
@@ -21,7 +21,7 @@ impl Filesystem {
     ///
     /// # Errors
     /// `NoDevice` (ENXIO) when `offset` is past the end, or no data follow.
-    pub fn seek(&self, ino: Ino, offset: u64, whence: Whence) -> Result<u64> {
+    pub fn seek(&self, ino: Ino, offset: u64, whence: SeekWhence) -> Result<u64> {
         self.vol.alive()?;
         let inode = self.regular(ino)?;
         let bs = u64::from(self.vol.block_size());
@@ -41,14 +41,14 @@ impl Filesystem {
                     (matches!(place, Place::Data(_)), len)
                 }
             };
-            if is_data == (whence == Whence::Data) {
+            if is_data == (whence == SeekWhence::Data) {
                 return Ok(offset.max(at * bs));
             }
             at += len;
         }
         match whence {
-            Whence::Hole => Ok(core.size),
-            Whence::Data => Err(Posix::NoDevice.into()),
+            SeekWhence::Hole => Ok(core.size),
+            SeekWhence::Data => Err(Posix::NoDevice.into()),
         }
     }
 }

@@ -31,7 +31,7 @@ impl Filesystem {
             }
         }
         if let Some(size) = change.size {
-            self.truncate(caller, &inode, size)?;
+            self.truncate(&inode, size)?;
         }
         let _lock = inode.lock.write();
         // The inode's record; an access control list that follows the mode takes its own.

@@ -14,7 +14,6 @@ use crate::extent::MapRoot;
 use crate::fs::Filesystem;
 use crate::inode::{Inode, orphan};
 use crate::tx;
-use crate::types::Caller;
 
 /// Longest target of a symlink that is kept in the inode itself, in bytes.
 const FAST_SYMLINK: u64 = 59;
@@ -24,7 +23,7 @@ impl Filesystem {
     ///
     /// # Errors
     /// `IsDirectory`, `Invalid` for what has no size to set, `FileTooBig`.
-    pub(crate) fn truncate(&self, _caller: &Caller, inode: &Arc<Inode>, size: u64) -> Result<()> {
+    pub(crate) fn truncate(&self, inode: &Arc<Inode>, size: u64) -> Result<()> {
         if !inode.is_file() {
             return Err(if inode.is_dir() { Posix::IsDirectory } else { Posix::Invalid }.into());
         }

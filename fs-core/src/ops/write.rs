@@ -2,16 +2,22 @@
 
 use ext4_format::Ino;
 use ext4_format::inode::flag;
+use jbd2::Credits;
 
 use crate::error::{Posix, Result};
 use crate::fs::Filesystem;
+use crate::tx;
 use crate::types::Caller;
+
+const S_ISUID: u16 = 0o4000;
+const S_ISGID: u16 = 0o2000;
+const S_IXGRP: u16 = 0o010;
 
 /// What kind of write it is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum WriteMode {
     /// Answered when the data are in write-behind.
-    Buffered,
+    Cached,
     /// The same, from the page cache of a kernel that keeps the file's times itself.
     Writeback,
     /// Answered when the data are on the device.
@@ -20,8 +26,7 @@ pub enum WriteMode {
 
 impl Filesystem {
     /// Writes `data` at byte `offset`; gives the number of bytes written, fewer only when the
-    /// largest file size or the end of the space is in the way. `kill_privileges` takes
-    /// set-user-id and set-group-id away.
+    /// largest file size or the end of the space is in the way.
     ///
     /// # Errors
     /// `FileTooBig`, `NoSpace`, `NotPermitted` on an immutable file, the device's for direct
@@ -33,7 +38,6 @@ impl Filesystem {
         offset: u64,
         data: &[u8],
         mode: WriteMode,
-        kill_privileges: bool,
     ) -> Result<usize> {
         self.vol.writable()?;
         let inode = self.regular(ino)?;
@@ -53,7 +57,9 @@ impl Filesystem {
         let data = &data[..data.len().min(usize::try_from(limit - offset).unwrap_or(usize::MAX))];
         let privileged = self.may_use_reserve(caller);
         self.data.close_gap(&inode, offset)?;
-        self.data.touch(&inode, mode != WriteMode::Writeback, kill_privileges)?;
+        if mode != WriteMode::Writeback {
+            self.data.touch(&inode);
+        }
         if mode == WriteMode::Direct {
             return self.data.write_direct(&inode, offset, data, privileged);
         }
@@ -61,6 +67,26 @@ impl Filesystem {
         let _shared = inode.lock.read();
         self.data.write_behind(&inode, offset, data, privileged)?;
         Ok(data.len())
+    }
+
+    /// Takes set-user-id and, where it means privilege, set-group-id off a file that somebody
+    /// without privileges changes.
+    ///
+    /// # Errors
+    /// Those of the journal.
+    pub fn kill_privileges(&self, ino: Ino) -> Result<()> {
+        let inode = self.regular(ino)?;
+        if inode.core.read().disk.mode & (S_ISUID | S_ISGID) == 0 {
+            return Ok(());
+        }
+        let tx = tx::start(&self.vol.journal, Credits::blocks(1))?;
+        let mut core = inode.core.write();
+        let kept = if core.disk.mode & S_IXGRP != 0 { !(S_ISUID | S_ISGID) } else { !S_ISUID };
+        core.disk.mode &= kept;
+        core.disk.ctime = self.vol.now();
+        self.inodes.store(&tx, &inode, &mut core)?;
+        drop(core);
+        tx.finish()
     }
 
     /// Whether `caller` may use the blocks that are set aside.

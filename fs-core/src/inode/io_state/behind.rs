@@ -16,7 +16,6 @@ use std::sync::Arc;
 use blockdev::PooledBuf;
 use smallvec::SmallVec;
 
-
 /// Longest piece that is made, in bytes. Longer writes become several.
 const MAX_PIECE: usize = 1 << 20;
 
