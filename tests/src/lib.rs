@@ -5,6 +5,7 @@
 //! judged itself on a system that is known to be right, or known to be wrong.
 
 pub mod bench;
+pub mod crashlab;
 pub mod load;
 pub mod manifest;
 pub mod oracle;
