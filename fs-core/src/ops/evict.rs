@@ -22,20 +22,32 @@ impl Filesystem {
 
     /// Lets `ino` leave the table, now or, when it is busy, at a later [`Filesystem::reap`].
     pub(crate) fn let_go(&self, ino: Ino) {
+        if self.depart(ino) {
+            return;
+        }
+        let Some(inode) = self.inodes.peek(ino).filter(|inode| inode.is_unused()) else { return };
+        if inode.core.read().disk.links == 0 {
+            // Data that nobody can read any more are not worth writing out.
+            self.data.abandon(&inode);
+        }
+        drop(inode);
+        if !self.depart(ino) {
+            self.leaving.lock().insert(ino);
+        }
+    }
+
+    /// Lets `ino` leave the table and deletes it if it has no name. False when it is busy.
+    fn depart(&self, ino: Ino) -> bool {
         match self.inodes.depart(ino) {
+            Departure::Busy => return false,
             Departure::Gone => {}
-            Departure::Busy => {
-                let unused = self.inodes.peek(ino).is_some_and(|i| i.is_unused());
-                if unused {
-                    self.leaving.lock().insert(ino);
-                }
-            }
             Departure::Delete(inode) => {
                 if let Err(error) = self.delete(&inode) {
                     tracing::error!(%ino, %error, "an inode could not be deleted; recovery or fsck will");
                 }
             }
         }
+        true
     }
 
     /// Asks the inodes that were busy when they should have left once more.

@@ -5,7 +5,6 @@
 
 use std::sync::Arc;
 
-use ext4_format::inode::FileType;
 use jbd2::Credits;
 
 use crate::data::{By, wait_clear};
@@ -14,9 +13,6 @@ use crate::extent::MapRoot;
 use crate::fs::Filesystem;
 use crate::inode::{Inode, orphan};
 use crate::tx;
-
-/// Longest target of a symlink that is kept in the inode itself, in bytes.
-const FAST_SYMLINK: u64 = 59;
 
 impl Filesystem {
     /// Sets the size of a file. Bytes that come into the file read as zeros.
@@ -96,12 +92,7 @@ impl Filesystem {
     /// Frees the blocks of `inode` beyond `size`, in steps. For inodes that nobody else uses: at
     /// their end, and in recovery.
     pub(crate) fn truncate_blocks(&self, inode: &Arc<Inode>, size: u64) -> Result<()> {
-        let has_map = match inode.kind {
-            FileType::Regular | FileType::Directory => true,
-            FileType::Symlink => inode.core.read().disk.size > FAST_SYMLINK,
-            _ => false,
-        };
-        if !has_map {
+        if !inode.core.read().disk.maps_blocks(&self.vol.inode_layout) {
             return Ok(());
         }
         self.data.abandon(inode);
@@ -111,7 +102,7 @@ impl Filesystem {
     /// Largest size in bytes that a file with this map can have, as the kernel's ext4 limits it.
     pub(crate) fn max_size(&self, map: &MapRoot) -> u64 {
         let bs = u64::from(self.vol.block_size());
-        let counts_blocks = self.vol.sb.lock().has_huge_file();
+        let counts_blocks = self.vol.inode_layout.huge_file;
         if map.has_extents() {
             // Block 2^32 - 1 has no name; without huge_file, i_blocks counts 2^32 - 1 sectors.
             let blocks = u64::from(u32::MAX);
