@@ -216,7 +216,7 @@ fn the_arithmetic_and_the_plan_agree_with_dumpe2fs() {
         let geometry = Geometry::new(&sb);
         let listed = listing(image.path());
         assert_eq!(listed.len(), geometry.group_count as usize);
-        let plans = geometry::plan(&geometry).unwrap();
+        let (plans, _) = geometry::plan(&geometry).unwrap();
         let inclusive =
             |range: &std::ops::Range<u64>| (!range.is_empty()).then(|| (range.start, range.end - 1));
         for (group, (listed, plan)) in geometry.groups().zip(listed.iter().zip(&plans)) {

@@ -9,10 +9,12 @@
 //! Source: kernel documentation, ext4 "Layout", "Meta Block Groups", "Flexible Block Groups".
 
 mod plan;
+mod used;
 
 use std::ops::Range;
 
 pub use plan::{GroupPlan, PlanError, plan};
+pub use used::UsedBlocks;
 
 use crate::bitmap::BitsMut;
 use crate::features::{Compat, Incompat, RoCompat};

@@ -4,9 +4,7 @@
 //! in its first group, then its inode bitmaps, then its tables, each a run that steps over the heads of groups
 //! in its way. The places are those mke2fs picks, so that a volume of ours and one of its differ in nothing.
 
-use std::collections::BTreeMap;
-
-use super::Geometry;
+use super::{Geometry, UsedBlocks};
 use crate::num::{BlockNo, GroupNo};
 
 /// Where a group's bitmaps and table go.
@@ -28,51 +26,9 @@ pub struct PlanError {
     pub group: GroupNo,
 }
 
-/// Blocks in use, as merged runs from first block to one past the last.
-struct Used(BTreeMap<u64, u64>);
-
-impl Used {
-    /// The end of the run that covers a block.
-    fn run_over(&self, block: u64) -> Option<u64> {
-        self.0.range(..=block).next_back().map(|(_, end)| *end).filter(|end| *end > block)
-    }
-
-    fn is_free(&self, first: u64, count: u64) -> bool {
-        self.run_over(first).is_none() && self.0.range(first..first + count).next().is_none()
-    }
-
-    fn take(&mut self, first: u64, count: u64) {
-        let mut end = first + count;
-        if let Some(after) = self.0.remove(&end) {
-            end = after;
-        }
-        match self.0.range_mut(..first).next_back() {
-            Some((_, before)) if *before == first => *before = end,
-            _ => {
-                self.0.insert(first, end);
-            }
-        }
-    }
-
-    /// The first free run of `count` blocks inside `from..to`.
-    fn find(&self, from: u64, to: u64, count: u64) -> Option<u64> {
-        let mut at = from;
-        while at + count <= to {
-            if let Some(end) = self.run_over(at) {
-                at = end;
-            } else if let Some((_, end)) = self.0.range(at..at + count).next() {
-                at = *end;
-            } else {
-                return Some(at);
-            }
-        }
-        None
-    }
-}
-
-/// Places the bitmaps and tables of all groups.
-pub fn plan(geometry: &Geometry) -> Result<Vec<GroupPlan>, PlanError> {
-    let mut used = Used(BTreeMap::new());
+/// Places the bitmaps and tables of all groups. The blocks used are those and the groups' heads.
+pub fn plan(geometry: &Geometry) -> Result<(Vec<GroupPlan>, UsedBlocks), PlanError> {
+    let mut used = UsedBlocks::default();
     for group in geometry.groups() {
         let head = geometry.head(group).len();
         if head > 0 {
@@ -105,7 +61,7 @@ pub fn plan(geometry: &Geometry) -> Result<Vec<GroupPlan>, PlanError> {
             inode_table: BlockNo(inode_table),
         });
     }
-    Ok(plans)
+    Ok((plans, used))
 }
 
 /// The blocks of one flexible group, as seen from one of its groups.
@@ -118,11 +74,11 @@ struct Area {
 }
 
 impl Area {
-    fn place(&self, used: &mut Used, after: Option<u64>, count: u64) -> Option<u64> {
+    fn place(&self, used: &mut UsedBlocks, after: Option<u64>, count: u64) -> Option<u64> {
         let fits = |at: &u64| at + count <= self.to && used.is_free(*at, count);
         let at = after.filter(fits).or_else(|| {
-            used.find(self.from, self.to, (self.left * count).min(self.most))
-                .or_else(|| used.find(self.from, self.to, count))
+            used.find(self.from..self.to, (self.left * count).min(self.most))
+                .or_else(|| used.find(self.from..self.to, count))
         })?;
         used.take(at, count);
         Some(at)
