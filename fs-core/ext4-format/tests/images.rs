@@ -42,7 +42,10 @@ const GRID: &[(&str, &[&str])] = &[
     ("1M", &["-t", "ext2", "-b", "1024"]),
     ("16M", &["-t", "ext3"]),
     ("16M", &["-t", "ext4"]),
+    ("99M", &["-t", "ext3", "-E", "stride=16,stripe_width=64"]),
+    ("4M", &["-t", "ext4"]),
     ("64M", &["-t", "ext4", "-b", "1024"]),
+    ("131M", &["-t", "ext4"]),
     ("64M", &["-t", "ext4", "-b", "2048", "-I", "128"]),
     ("300M", &["-t", "ext4", "-O", "^metadata_csum,uninit_bg"]),
     ("300M", &["-t", "ext4", "-O", "^metadata_csum,uninit_bg,^64bit"]),
@@ -216,7 +219,7 @@ fn the_arithmetic_and_the_plan_agree_with_dumpe2fs() {
         let geometry = Geometry::new(&sb);
         let listed = listing(image.path());
         assert_eq!(listed.len(), geometry.group_count as usize);
-        let (plans, _) = geometry::plan(&geometry).unwrap();
+        let (plans, _) = geometry::plan(&geometry, sb.raid().0).unwrap();
         let inclusive =
             |range: &std::ops::Range<u64>| (!range.is_empty()).then(|| (range.start, range.end - 1));
         for (group, (listed, plan)) in geometry.groups().zip(listed.iter().zip(&plans)) {

@@ -26,8 +26,9 @@ pub struct PlanError {
     pub group: GroupNo,
 }
 
-/// Places the bitmaps and tables of all groups. The blocks used are those and the groups' heads.
-pub fn plan(geometry: &Geometry) -> Result<(Vec<GroupPlan>, UsedBlocks), PlanError> {
+/// Places the bitmaps and tables of all groups. The blocks used are those and the groups' heads. Without flexible
+/// groups a RAID `stride` (in blocks, 0 for none) moves each group's bitmaps on, so that they lie on different disks.
+pub fn plan(geometry: &Geometry, stride: u32) -> Result<(Vec<GroupPlan>, UsedBlocks), PlanError> {
     let mut used = UsedBlocks::default();
     for group in geometry.groups() {
         let head = geometry.head(group).len();
@@ -46,15 +47,21 @@ pub fn plan(geometry: &Geometry) -> Result<(Vec<GroupPlan>, UsedBlocks), PlanErr
             left: u64::from(last_group.0 - group.0 + 1),
             most: u64::from(geometry.blocks_per_group / 4),
         };
+        // mke2fs leaves a lone group the gaps of a full flexible group.
+        let gap = if first_group == last_group { u64::from(geometry.groups_per_flex) } else { area.left };
         let before = (group != first_group).then(|| plans.last()).flatten();
         let no_room = || PlanError { group };
 
-        let after = before.map(|plan| plan.block_bitmap.0 + 1);
+        let strided = (stride > 0 && geometry.groups_per_flex == 1)
+            .then(|| area.strided(&used, table_len, u64::from(stride) * u64::from(group.0)))
+            .flatten();
+        let after = before.map(|plan| plan.block_bitmap.0 + 1).or(strided);
         let block_bitmap = area.place(&mut used, after, 1).ok_or_else(no_room)?;
-        let after = before.map_or(block_bitmap + area.left, |plan| plan.inode_bitmap.0 + 1);
+        let after = before.map_or(block_bitmap + gap, |plan| plan.inode_bitmap.0 + 1);
         let inode_bitmap = area.place(&mut used, Some(after), 1).ok_or_else(no_room)?;
-        let after = before.map_or(inode_bitmap + area.left, |plan| plan.inode_table.0 + table_len);
-        let inode_table = area.place(&mut used, Some(after), table_len).ok_or_else(no_room)?;
+        let after = before.map_or(inode_bitmap + gap, |plan| plan.inode_table.0 + table_len);
+        let after = strided.is_none().then_some(after);
+        let inode_table = area.place(&mut used, after, table_len).ok_or_else(no_room)?;
         plans.push(GroupPlan {
             block_bitmap: BlockNo(block_bitmap),
             inode_bitmap: BlockNo(inode_bitmap),
@@ -74,6 +81,14 @@ struct Area {
 }
 
 impl Area {
+    /// Where the bitmaps of a group on a RAID go: behind its table, `offset` blocks on.
+    fn strided(&self, used: &UsedBlocks, table_len: u64, offset: u64) -> Option<u64> {
+        let start = used.find(self.from..self.to, 1)? + table_len;
+        let room = self.to.checked_sub(start).filter(|room| *room > 0)?;
+        let at = start + offset % room;
+        (at < self.to - 1).then_some(at)
+    }
+
     fn place(&self, used: &mut UsedBlocks, after: Option<u64>, count: u64) -> Option<u64> {
         let fits = |at: &u64| at + count <= self.to && used.is_free(*at, count);
         let at = after.filter(fits).or_else(|| {
