@@ -58,7 +58,7 @@ fn journal_run(seed: u64, index: u64) -> journal::Run {
     let mut dice = Dice::new(seed ^ index << 20);
     journal::Run {
         block_size: *dice.pick(&[1024, 4096]),
-        log_blocks: *dice.pick(&[24, 32, 48, 96]),
+        log_blocks: *dice.pick(&[48, 64, 128]),
         checksum: *dice.pick(&[LogChecksum::None, LogChecksum::Compat, LogChecksum::V2, LogChecksum::V3]),
         steps: 30 + dice.below(60) as u32,
         seed: dice.roll() >> 32,
