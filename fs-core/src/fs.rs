@@ -9,9 +9,10 @@ use jbd2::{CommitObserver, Handle};
 use crate::alloc::Allocator;
 use crate::background::Background;
 use crate::data::DataPath;
+use crate::dir;
 use crate::extent::MapCtx;
 use crate::inode::{Inode, Orphans, Table};
-use crate::sync::{Rank, RankedMutex};
+use crate::sync::RankedMutex;
 use crate::volume::Volume;
 use crate::xattr::XattrCache;
 
@@ -23,6 +24,8 @@ pub struct Filesystem {
     pub(crate) inodes: Arc<Table>,
     pub(crate) orphans: Arc<Orphans>,
     pub(crate) data: Arc<DataPath>,
+    /// What the volume says about its directories.
+    pub(crate) dirs: dir::Settings,
     pub(crate) xattrs: XattrCache,
     /// Serializes renames that move a directory. Rank 20.
     pub(crate) renaming: RankedMutex<()>,

@@ -16,6 +16,7 @@ use tracing::{info, warn};
 use crate::alloc::Allocator;
 use crate::background::Background;
 use crate::data::DataPath;
+use crate::dir;
 use crate::error::{Error, Result};
 use crate::extent::MapCtx;
 use crate::fs::{Filesystem, Observer};
@@ -256,7 +257,9 @@ fn assemble(vol: Arc<Volume>) -> std::result::Result<Arc<Filesystem>, MountError
         alloc: Arc::downgrade(&alloc),
         data: Arc::downgrade(&data),
     }));
+    let dirs = dir::Settings::new(&vol.sb.lock(), &vol.csum);
     let fs = Arc::new(Filesystem {
+        dirs,
         xattrs: XattrCache::default(),
         renaming: RankedMutex::new(Rank::Rename, ()),
         leaving: RankedMutex::new(Rank::Leaf, Default::default()),

@@ -1,6 +1,7 @@
 //! Inodes in memory: what is on disk (`Core`), what is on its way there (`IoState`), and the
 //! table that finds, writes and forgets them.
 
+mod dir_state;
 mod io_state;
 pub mod orphan;
 mod table;
@@ -13,6 +14,7 @@ use ext4_format::{Ino, Tid};
 use crate::extent::MapRoot;
 use crate::sync::{Rank, RankedRwLock};
 
+pub use dir_state::{DirState, Listed, Listing};
 pub use io_state::*;
 pub use orphan::Orphans;
 pub use table::{Accept, Departure, Table};
@@ -31,6 +33,8 @@ pub struct Inode {
     pub core: RankedRwLock<Core>,
     /// File data in flight.
     pub io: IoState,
+    /// What is remembered of a directory's entries.
+    pub dir: DirState,
     /// References that the kernel holds (lookups not yet forgotten).
     pub(crate) lookups: AtomicU64,
     /// Open file handles.
@@ -92,6 +96,7 @@ impl Inode {
                 },
             ),
             io: IoState::new(block_size),
+            dir: DirState::default(),
             lookups: AtomicU64::new(0),
             opens: AtomicU32::new(0),
         }

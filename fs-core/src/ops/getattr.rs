@@ -47,7 +47,8 @@ impl Filesystem {
         let sb = self.vol.sb.lock();
         let overhead = if self.vol.opts.minix_df { 0 } else { counts.overhead };
         let free = counts.free_blocks.saturating_sub(counts.reserved);
-        let (high, low) = sb.uuid().split_at(8);
+        let uuid = sb.uuid();
+        let (high, low) = uuid.split_at(8);
         let half = |bytes: &[u8]| bytes.iter().fold(0_u64, |n, b| n << 8 | u64::from(*b));
         Ok(StatFs {
             block_size: self.vol.block_size(),

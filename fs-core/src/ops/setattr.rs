@@ -2,13 +2,12 @@
 
 use ext4_format::Ino;
 use ext4_format::inode::{FileType, Time, flag};
-use jbd2::Credits;
 
 use crate::error::{Posix, Result};
 use crate::fs::Filesystem;
 use crate::inode::Core;
 use crate::tx;
-use crate::types::{Attr, Caller, SetAttr, SetTime};
+use crate::types::{Attr, SetAttr, SetTime};
 
 const S_ISUID: u16 = 0o4000;
 const S_ISGID: u16 = 0o2000;
@@ -21,7 +20,7 @@ impl Filesystem {
     /// # Errors
     /// `NotPermitted` on an immutable or (for anything but a new time of now) append-only inode,
     /// `FileTooBig`, `NoSpace`, and those of the journal.
-    pub fn setattr(&self, caller: &Caller, ino: Ino, change: &SetAttr) -> Result<Attr> {
+    pub fn setattr(&self, ino: Ino, change: &SetAttr) -> Result<Attr> {
         self.vol.writable()?;
         let inode = self.inodes.get(ino)?;
         {
@@ -35,12 +34,22 @@ impl Filesystem {
         }
         let _lock = inode.lock.write();
         // The inode's record; an access control list that follows the mode takes its own.
-        let tx = tx::start(&self.vol.journal, Credits::blocks(1 + self.acl_chmod_credits(&inode)))?;
+        let mut credits = self.acl_chmod_credits(&inode);
+        credits.blocks += 1;
+        if change.kill_privileges {
+            let more = self.drop_capabilities_credits(&inode);
+            credits.blocks += more.blocks;
+            credits.revokes += more.revokes;
+        }
+        let tx = tx::start(&self.vol.journal, credits)?;
         let mut core = inode.core.write();
         let now = self.vol.now();
         self.apply(&mut core, inode.kind, change, now);
         if change.mode.is_some() {
             self.acl_chmod(&tx, &inode, &mut core)?;
+        }
+        if change.kill_privileges {
+            self.drop_capabilities(&tx, &inode, &mut core)?;
         }
         self.inodes.store(&tx, &inode, &mut core)?;
         let attr = inode.attr(&core);

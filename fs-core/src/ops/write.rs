@@ -93,8 +93,8 @@ impl Filesystem {
     pub(crate) fn may_use_reserve(&self, caller: &Caller) -> bool {
         let opts = &self.vol.opts;
         let sb = self.vol.sb.lock();
-        let uid = opts.reserved_uid.unwrap_or_else(|| sb.reserved_uid().into());
-        let gid = opts.reserved_gid.unwrap_or_else(|| sb.reserved_gid().into());
+        let uid = opts.reserved_uid.unwrap_or_else(|| sb.reserved_uid());
+        let gid = opts.reserved_gid.unwrap_or_else(|| sb.reserved_gid());
         caller.uid == 0 || caller.uid == uid || (gid != 0 && caller.gid == gid)
     }
 }

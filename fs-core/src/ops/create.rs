@@ -1,0 +1,254 @@
+//! Making a file of any type under a new name: what `mknod`, `mkdir` and `symlink` share.
+//!
+//! Everything that can fail comes before the name: room in the directory, the inode, its block,
+//! its attributes. What fails behind the allocation of the inode turns it into an orphan, which
+//! goes the way of all orphans.
+
+use std::sync::Arc;
+
+use ext4_format::dirent::DirBlockMut;
+use ext4_format::inode::{BASE_SIZE, BLOCK_AREA, FileType, Inode as DiskInode, MAX_FAST_SYMLINK, flag};
+use ext4_format::{FileBlock, Ino};
+use jbd2::{Buffer, Credits, Handle};
+
+use super::names::{DROP_LINK_CREDITS, GROWTH_REVOKES, check_name};
+use crate::alloc::{ALLOC_INODE_CREDITS, InodeKind};
+use crate::error::{Error, Posix, Result};
+use crate::extent::{self, AllocHow, MapRoot, Mapping};
+use crate::fs::Filesystem;
+use crate::inode::Inode;
+use crate::tx;
+use crate::types::{Caller, Entry};
+use crate::xattr::acl;
+
+const S_ISGID: u16 = 0o2000;
+/// Permission bits with set-user-id, set-group-id and sticky.
+const PERMISSIONS: u16 = 0o7777;
+/// End of `i_crtime_extra` in the extra fields.
+const CRTIME_END: u16 = 24;
+
+/// A file to be made.
+struct Wanted<'a> {
+    name: &'a [u8],
+    kind: FileType,
+    mode: u16,
+    content: Content<'a>,
+}
+
+/// What a new file holds from the start.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Content<'a> {
+    /// Nothing: regular files, pipes, sockets.
+    Nothing,
+    /// A device's major and minor number.
+    Device(u32, u32),
+    /// The dots.
+    Directory,
+    /// A symbolic link's target.
+    Target(&'a [u8]),
+}
+
+impl Content<'_> {
+    /// Whether it takes a block of its own.
+    fn needs_block(&self) -> bool {
+        match self {
+            Content::Nothing | Content::Device(..) => false,
+            Content::Directory => true,
+            Content::Target(target) => target.len() > MAX_FAST_SYMLINK,
+        }
+    }
+}
+
+impl Filesystem {
+    /// Makes a file of type and permissions `mode` as `name` in `parent`. One reference of the
+    /// kernel comes with it.
+    pub(super) fn create(
+        &self,
+        caller: &Caller,
+        parent: Ino,
+        name: &[u8],
+        mode: u16,
+        content: Content<'_>,
+    ) -> Result<Entry> {
+        self.vol.writable()?;
+        check_name(name)?;
+        let kind = FileType::from_mode(mode).ok_or(Posix::Invalid)?;
+        let parent = self.directory(parent)?;
+        let wanted = Wanted { name, kind, mode, content };
+        self.with_retry(|| {
+            let mut failed = None;
+            let created = self.create_in(caller, &parent, &wanted, &mut failed);
+            if let Some(ino) = failed {
+                self.let_go(ino);
+            }
+            created
+        })
+    }
+
+    /// One try. What must be deleted after a failure is left in `failed`.
+    fn create_in(
+        &self,
+        caller: &Caller,
+        parent: &Inode,
+        wanted: &Wanted<'_>,
+        failed: &mut Option<Ino>,
+    ) -> Result<Entry> {
+        let &Wanted { name, kind, mode, content } = wanted;
+        let _lock = parent.lock.write();
+        self.alive(parent)?;
+        let dir = self.dir(parent, caller);
+        let room = dir.room(name)?;
+        self.may_add(parent, kind)?;
+        let inherited = acl::inherit(self.default_acl(parent)?, kind, mode, caller.umask);
+        let mut credits = room.credits() + ALLOC_INODE_CREDITS + 2 + DROP_LINK_CREDITS;
+        credits += self.inherited_credits(&inherited);
+        if content.needs_block() {
+            credits += 1 + extent::allocate_credits(&MapRoot::empty_tree(), 1);
+        }
+        let tx = tx::start(&self.vol.journal, Credits { blocks: credits, revokes: GROWTH_REVOKES })?;
+        let spot = dir.make_room(&tx, room, name)?;
+        let top_level = parent.ino == Ino::ROOT || parent.core.read().disk.has(flag::TOPDIR);
+        let inode_kind = match kind {
+            FileType::Directory => InodeKind::Directory { top_level },
+            _ => InodeKind::Other,
+        };
+        let ino = self.alloc.alloc_inode(&tx, parent.ino, inode_kind)?;
+        let disk = self.new_record(caller, parent, kind, inherited.mode, content);
+        let child = match self.inodes.create(&tx, ino, disk) {
+            Ok(child) => child,
+            Err(error) => {
+                self.alloc.free_inode(&tx, ino, kind == FileType::Directory)?;
+                return Err(error);
+            }
+        };
+        let filled = self
+            .fill(&tx, caller, parent, &child, content)
+            .and_then(|()| self.inherit_acls(&tx, caller, &child, &inherited))
+            .and_then(|()| dir.insert(&tx, &spot, name, ino, kind));
+        if let Err(error) = filled {
+            *failed = Some(ino);
+            let mut core = child.core.write();
+            core.disk.links = 0;
+            self.orphans.add(&tx, &child, &mut core)?;
+            self.inodes.store(&tx, &child, &mut core)?;
+            return Err(error);
+        }
+        let more = i32::from(kind == FileType::Directory);
+        self.entries_changed(&tx, parent, more, self.vol.now())?;
+        tx.finish()?;
+        Ok(self.entry(&child))
+    }
+
+    pub(super) fn new_record(
+        &self,
+        caller: &Caller,
+        parent: &Inode,
+        kind: FileType,
+        mode: u16,
+        content: Content<'_>,
+    ) -> DiskInode {
+        let (above_gid, above_mode, above_flags, above_project) = {
+            let core = parent.core.read();
+            (core.disk.gid, core.disk.mode, core.disk.flags, core.disk.project)
+        };
+        let mut mode = kind.mode_bits() | mode & PERMISSIONS;
+        let group_from_above = above_mode & S_ISGID != 0;
+        if group_from_above && kind == FileType::Directory {
+            mode |= S_ISGID;
+        }
+        let (extents, want_extra) = {
+            let sb = self.vol.sb.lock();
+            (sb.incompat().has(ext4_format::features::Incompat::EXTENTS), sb.want_extra_isize())
+        };
+        let room = self.vol.inode_layout.inode_size - BASE_SIZE as u16;
+        let extra_isize = want_extra.min(room) & !3;
+        let now = self.vol.now();
+        let mut disk = DiskInode {
+            mode,
+            uid: caller.uid,
+            gid: if group_from_above { above_gid } else { caller.gid },
+            size: 0,
+            atime: now,
+            ctime: now,
+            mtime: now,
+            crtime: (extra_isize >= CRTIME_END).then_some(now),
+            dtime: 0,
+            links: if kind == FileType::Directory { 2 } else { 1 },
+            blocks: 0,
+            flags: inherited_flags(above_flags, kind),
+            version: 1,
+            generation: self.vol.env.chance.next_u64() as u32,
+            file_acl: ext4_format::BlockNo(0),
+            project: if above_flags & flag::PROJINHERIT != 0 { above_project } else { 0 },
+            block: [0; BLOCK_AREA],
+            extra_isize,
+        };
+        let mapped = matches!(kind, FileType::Regular) || content.needs_block();
+        match content {
+            Content::Device(major, minor) => disk.set_device(major, minor),
+            Content::Target(target) => {
+                disk.size = target.len() as u64;
+                if !content.needs_block() {
+                    disk.block[..target.len()].copy_from_slice(target);
+                }
+            }
+            Content::Nothing | Content::Directory => {}
+        }
+        if mapped && extents {
+            disk.flags |= flag::EXTENTS;
+            disk.block = MapRoot::empty_tree().block;
+        }
+        disk
+    }
+
+    /// Gives a new directory or long symbolic link its block.
+    fn fill(
+        &self,
+        handle: &Handle<'_>,
+        caller: &Caller,
+        parent: &Inode,
+        child: &Arc<Inode>,
+        content: Content<'_>,
+    ) -> Result<()> {
+        if !content.needs_block() {
+            return Ok(());
+        }
+        let buffer = self.first_block(handle, caller, child)?;
+        let mut bytes = handle.write(&buffer)?;
+        match content {
+            Content::Directory => {
+                let _ = DirBlockMut::init_first(&mut bytes, self.dirs.format, child.ino, parent.ino);
+                self.vol.csum.set_dir_block(&mut bytes, child.ino, child.generation);
+            }
+            Content::Target(target) => bytes[..target.len()].copy_from_slice(target),
+            Content::Nothing | Content::Device(..) => {}
+        }
+        drop(bytes);
+        let mut core = child.core.write();
+        if child.is_dir() {
+            core.size = self.vol.block_size().into();
+            core.disk.size = core.size;
+        }
+        self.inodes.store(handle, child, &mut core)
+    }
+
+    fn first_block(&self, handle: &Handle<'_>, caller: &Caller, child: &Inode) -> Result<Buffer> {
+        let mut core = child.core.write();
+        let how = AllocHow { unwritten: false, depth: self.depth(caller), reserved: None };
+        let ctx = self.map_ctx(child);
+        match extent::allocate(&ctx, handle, &mut core.map, FileBlock(0), 1, how)?.mapping {
+            Mapping::Written(block) => Ok(handle.create(block)?),
+            Mapping::Hole | Mapping::Unwritten(_) => Err(Error::NoSpace),
+        }
+    }
+}
+
+/// The flags that a child of `kind` takes from its directory.
+fn inherited_flags(above: u32, kind: FileType) -> u32 {
+    let flags = above & flag::INHERITED;
+    match kind {
+        FileType::Directory => flags,
+        FileType::Regular => flags & !(flag::DIRSYNC | flag::CASEFOLD | flag::PROJINHERIT),
+        _ => flags & (flag::NODUMP | flag::NOATIME),
+    }
+}

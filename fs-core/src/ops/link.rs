@@ -1,0 +1,65 @@
+//! Giving a file one more name.
+
+use ext4_format::Ino;
+use ext4_format::inode::{MAX_LINKS, flag};
+use jbd2::Credits;
+
+use super::names::{GROWTH_REVOKES, check_name};
+use crate::error::{Posix, Result};
+use crate::fs::Filesystem;
+use crate::inode::Inode;
+use crate::tx;
+use crate::types::{Caller, Entry};
+
+impl Filesystem {
+    /// Makes `name` in `parent` one more name of `ino`. One reference of the kernel comes with
+    /// the answer.
+    ///
+    /// # Errors
+    /// `Exists`, `NotPermitted` for a directory or when inode flags forbid it, `TooManyLinks`,
+    /// `NotFound` for a file that has no name any more, `NoSpace`.
+    pub fn link(&self, caller: &Caller, ino: Ino, parent: Ino, name: &[u8]) -> Result<Entry> {
+        self.vol.writable()?;
+        check_name(name)?;
+        let parent = self.directory(parent)?;
+        let inode = self.inodes.get(ino)?;
+        if inode.is_dir() {
+            return Err(Posix::NotPermitted.into());
+        }
+        self.with_retry(|| self.link_in(caller, &inode, &parent, name))
+    }
+
+    fn link_in(&self, caller: &Caller, inode: &Inode, parent: &Inode, name: &[u8]) -> Result<Entry> {
+        let _lock = parent.lock.write();
+        let _inode_lock = inode.lock.write_ordered();
+        let dir = self.dir(parent, caller);
+        let room = dir.room(name)?;
+        self.may_add(parent, inode.kind)?;
+        {
+            let core = inode.core.read();
+            if core.disk.has(flag::IMMUTABLE | flag::APPEND) {
+                return Err(Posix::NotPermitted.into());
+            }
+            if core.disk.links >= MAX_LINKS {
+                return Err(Posix::TooManyLinks.into());
+            }
+            if core.disk.links == 0 {
+                return Err(Posix::NotFound.into());
+            }
+        }
+        // The records of both.
+        let tx =
+            tx::start(&self.vol.journal, Credits { blocks: 2 + room.credits(), revokes: GROWTH_REVOKES })?;
+        let spot = dir.make_room(&tx, room, name)?;
+        let now = self.vol.now();
+        dir.insert(&tx, &spot, name, inode.ino, inode.kind)?;
+        {
+            let mut core = inode.core.write();
+            core.disk.links += 1;
+            self.touch(&tx, inode, &mut core, now)?;
+        }
+        self.entries_changed(&tx, parent, 0, now)?;
+        tx.finish()?;
+        Ok(self.entry(inode))
+    }
+}

@@ -1,0 +1,30 @@
+//! The operations, one verb a file: take the locks in order, start a handle, call the parts,
+//! finish.
+
+mod copy;
+mod create;
+mod evict;
+mod fallocate;
+mod fsync;
+mod getattr;
+mod link;
+mod lookup;
+mod mkdir;
+mod mknod;
+mod names;
+mod open;
+mod read;
+mod readdir;
+mod readlink;
+mod rename;
+mod rmdir;
+mod seek;
+mod setattr;
+mod symlink;
+mod truncate;
+mod unlink;
+mod write;
+mod xattr;
+
+pub use rename::RenameFlags;
+pub use xattr::SetXattr;

@@ -1,0 +1,48 @@
+//! Removing an empty directory.
+
+use ext4_format::Ino;
+use jbd2::Credits;
+
+use super::names::{DROP_LINK_CREDITS, check_name};
+use crate::error::{Posix, Result};
+use crate::fs::Filesystem;
+use crate::inode::Inode;
+use crate::tx;
+
+impl Filesystem {
+    /// Removes the empty directory `name` from `parent`.
+    ///
+    /// # Errors
+    /// `NotFound`, `NotDirectory`, `NotEmpty`, `NotPermitted` when inode flags forbid it.
+    pub fn rmdir(&self, parent: Ino, name: &[u8]) -> Result<()> {
+        self.vol.writable()?;
+        check_name(name)?;
+        let parent = self.directory(parent)?;
+        let child = self.rmdir_in(&parent, name)?;
+        self.let_go(child);
+        Ok(())
+    }
+
+    fn rmdir_in(&self, parent: &Inode, name: &[u8]) -> Result<Ino> {
+        let _lock = parent.lock.write();
+        let dir = self.entries(parent);
+        let found = dir.find(name)?.ok_or(Posix::NotFound)?;
+        let child = self.child(parent, &found)?;
+        self.may_remove(parent, &child)?;
+        if !child.is_dir() {
+            return Err(Posix::NotDirectory.into());
+        }
+        let _child_lock = child.lock.write_ordered();
+        if !self.entries(&child).is_empty()? {
+            return Err(Posix::NotEmpty.into());
+        }
+        // The entry's block and the directory's record.
+        let tx = tx::start(&self.vol.journal, Credits::blocks(2 + DROP_LINK_CREDITS))?;
+        let now = self.vol.now();
+        dir.remove(&tx, &found)?;
+        self.drop_link(&tx, &child, now)?;
+        self.entries_changed(&tx, parent, -1, now)?;
+        tx.finish()?;
+        Ok(child.ino)
+    }
+}

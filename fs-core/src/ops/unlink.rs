@@ -1,0 +1,46 @@
+//! Removing a name of something that is not a directory.
+
+use ext4_format::Ino;
+use jbd2::Credits;
+
+use super::names::{DROP_LINK_CREDITS, check_name};
+use crate::error::{Posix, Result};
+use crate::fs::Filesystem;
+use crate::inode::Inode;
+use crate::tx;
+
+impl Filesystem {
+    /// Removes `name` from `parent`. A file that loses its last name lives on, as an orphan,
+    /// while somebody uses it.
+    ///
+    /// # Errors
+    /// `NotFound`, `IsDirectory`, `NotPermitted` when inode flags forbid it.
+    pub fn unlink(&self, parent: Ino, name: &[u8]) -> Result<()> {
+        self.vol.writable()?;
+        check_name(name)?;
+        let parent = self.directory(parent)?;
+        let child = self.unlink_in(&parent, name)?;
+        self.let_go(child);
+        Ok(())
+    }
+
+    fn unlink_in(&self, parent: &Inode, name: &[u8]) -> Result<Ino> {
+        let _lock = parent.lock.write();
+        let dir = self.entries(parent);
+        let found = dir.find(name)?.ok_or(Posix::NotFound)?;
+        let child = self.child(parent, &found)?;
+        self.may_remove(parent, &child)?;
+        if child.is_dir() {
+            return Err(Posix::IsDirectory.into());
+        }
+        let _child_lock = child.lock.write_ordered();
+        // The entry's block and the directory's record.
+        let tx = tx::start(&self.vol.journal, Credits::blocks(2 + DROP_LINK_CREDITS))?;
+        let now = self.vol.now();
+        dir.remove(&tx, &found)?;
+        self.drop_link(&tx, &child, now)?;
+        self.entries_changed(&tx, parent, 0, now)?;
+        tx.finish()?;
+        Ok(child.ino)
+    }
+}
