@@ -15,14 +15,14 @@ use crate::rig::{Dice, Image, Rig, format, judges_present};
 
 /// Layouts that differ in what the allocator has to know.
 const LAYOUTS: [(&str, &str); 9] = [
-    ("-t ext4", "96M"),
+    ("-t ext4 -b 4096", "96M"),
     ("-t ext4 -b 1024", "40M"),
     ("-t ext4 -b 1024 -O meta_bg,^resize_inode", "70M"),
-    ("-t ext4 -O ^metadata_csum,uninit_bg,^64bit", "300M"),
+    ("-t ext4 -b 4096 -O ^metadata_csum,uninit_bg,^64bit", "300M"),
     ("-t ext4 -O ^has_journal,^flex_bg -g 1024", "33M"),
     ("-t ext4 -O sparse_super2 -g 2048 -b 2048", "50M"),
     ("-t ext4 -b 1024 -g 256 -N 4000 -m 20", "9M"),
-    ("-t ext3", "40M"),
+    ("-t ext3 -b 4096", "40M"),
     ("-t ext2 -b 1024", "20001K"),
 ];
 
@@ -358,7 +358,9 @@ fn live(rig: &Rig, everybody: &Mutex<BTreeSet<u64>>, mut dice: Dice) {
     let mut inodes = Vec::new();
     // Off the list first: once it is free, somebody else may get it at any time.
     let give_back = |run: Run| {
-        everybody.lock().unwrap().retain(|block| !blocks_of(run).contains(block));
+        let mut all = everybody.lock().unwrap();
+        assert!(blocks_of(run).all(|block| all.remove(&block)));
+        drop(all);
         free(rig, run.start.0, run.len);
     };
     for _ in 0..3000 {

@@ -2,4 +2,5 @@
 //! judged by e2fsck, dumpe2fs and a model in memory.
 
 mod allocator;
+mod maps;
 mod rig;
