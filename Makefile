@@ -11,7 +11,7 @@ TOOLS   := mkfs fsck mount
 export RUST_LIB_BACKTRACE ?= 0
 DATADIR := $(DESTDIR)$(PREFIX)/share/doc/rext4
 
-.PHONY: help all demo test test-long bench crash crash-long lint install uninstall clean setup
+.PHONY: help all demo test test-long bench crash crash-long lint install uninstall clean setup tools
 
 help:
 	@echo 'make all         build mkfs.rext4, fsck.rext4 and mount.rext4 in $(RELEASE)'
@@ -32,15 +32,21 @@ all:
 setup:
 	@tests/setup.sh
 
+# Test suites that are published as crates.
+tools:
+	@for t in pjdfstest fsx; do \
+	    [ -x $(TARGET)/tools/bin/$$t ] || $(CARGO) install --locked --root $(TARGET)/tools $$t || exit 1; \
+	done
+
 demo: setup all
 	@$(CARGO) run -q --release --locked -p tests --bin demo
 
 # Debug builds check the lock order and arithmetic, so the tests run those.
-test: setup
+test: setup tools
 	$(CARGO) build --locked --workspace --bins
 	$(CARGO) test --locked --workspace --no-fail-fast
 
-test-long: setup all
+test-long: setup tools all
 	$(CARGO) build --release --locked -p tests --bins
 	REXT4_SCALE=long $(CARGO) test --release --locked -p tests --no-fail-fast -- --test-threads=1
 

@@ -1,14 +1,23 @@
 //! Commands: started with a known environment, and errors that say what was run and what it answered.
 
+use std::path::PathBuf;
 use std::process::{Command, Output};
 
 use anyhow::{Context, Result, bail};
 
-/// A command that finds the tools of `sbin` and answers in plain English.
+/// Where cargo put the running program, and its neighbours with it.
+pub fn build_folder() -> PathBuf {
+    let own = std::env::current_exe().expect("a program knows its own file");
+    let folder = own.parent().expect("a file lies in a folder");
+    if folder.ends_with("deps") { folder.parent().unwrap_or(folder).to_owned() } else { folder.to_owned() }
+}
+
+/// A command that finds the tools of `sbin` and those of `make tools`, and answers in plain English.
 pub fn tool(name: &str) -> Command {
     let path = std::env::var("PATH").unwrap_or_default();
+    let own = build_folder().join("../tools/bin");
     let mut command = Command::new(name);
-    command.env("PATH", format!("{path}:/usr/sbin:/sbin")).env("LC_ALL", "C");
+    command.env("PATH", format!("{path}:/usr/sbin:/sbin:{}", own.display())).env("LC_ALL", "C");
     command
 }
 

@@ -16,7 +16,7 @@ use anyhow::{Context, Result, bail, ensure};
 use rustix::mount::{UnmountFlags, unmount};
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::run::{output, run, spelled, tool};
+use crate::run::{build_folder, output, run, spelled, tool};
 
 /// Who formats and serves the image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,12 +95,7 @@ impl System {
 
 /// A program of this workspace: from `REXT4_BIN`, or from where the running program was built.
 pub fn binary(name: &str) -> Command {
-    let folder = std::env::var_os("REXT4_BIN").map(PathBuf::from).unwrap_or_else(|| {
-        let own = std::env::current_exe().expect("a program knows its own file");
-        let folder = own.parent().expect("a file lies in a folder");
-        let folder = if folder.ends_with("deps") { folder.parent().unwrap_or(folder) } else { folder };
-        folder.to_owned()
-    });
+    let folder = std::env::var_os("REXT4_BIN").map_or_else(build_folder, PathBuf::from);
     tool(&folder.join(name).to_string_lossy())
 }
 

@@ -7,3 +7,4 @@ mod mounting;
 mod rootless;
 mod round_trip;
 mod storm;
+mod suites;
