@@ -110,25 +110,23 @@ impl File {
         }
     }
 
-    /// Asserts that the map says what the model says, in `ranges`.
-    fn assert_is(&self, model: &Model, ranges: &[std::ops::Range<u32>], why: &str) {
+    /// Asserts that the map says what the model says, in `range`.
+    fn assert_is(&self, model: &Model, range: std::ops::Range<u32>, why: &str) {
         let ctx = self.ctx();
-        for range in ranges {
-            let mut at = range.start;
-            while at < range.end {
-                let found = extent::lookup(&ctx, &self.map, FileBlock(at), range.end - at).unwrap();
-                assert!(found.len >= 1 && found.len <= range.end - at, "{why}: {found:?}");
-                for i in 0..found.len {
-                    let expected = model.get(&(at + i)).copied();
-                    let here = match found.mapping {
-                        Mapping::Hole => None,
-                        Mapping::Unwritten(b) => Some((b.0 + u64::from(i), false)),
-                        Mapping::Written(b) => Some((b.0 + u64::from(i), true)),
-                    };
-                    assert_eq!(here, expected, "{why}: file block {}", at + i);
-                }
-                at += found.len;
+        let mut at = range.start;
+        while at < range.end {
+            let found = extent::lookup(&ctx, &self.map, FileBlock(at), range.end - at).unwrap();
+            assert!(found.len >= 1 && found.len <= range.end - at, "{why}: {found:?}");
+            for i in 0..found.len {
+                let expected = model.get(&(at + i)).copied();
+                let here = match found.mapping {
+                    Mapping::Hole => None,
+                    Mapping::Unwritten(b) => Some((b.0 + u64::from(i), false)),
+                    Mapping::Written(b) => Some((b.0 + u64::from(i), true)),
+                };
+                assert_eq!(here, expected, "{why}: file block {}", at + i);
             }
+            at += found.len;
         }
         let end = model.last_key_value().map_or(0, |(at, _)| u64::from(*at) + 1);
         assert_eq!(extent::end(&ctx, &self.map).unwrap(), end, "{why}");
@@ -177,7 +175,7 @@ fn storm(options: &str, size: &str, seed: u64, base: u32, extents: bool) {
     let before = file.rig.alloc.counts().free_blocks;
     let mut dice = Dice(seed);
     let mut model = Model::new();
-    let window = [base..base + SPAN];
+    let window = base..base + SPAN;
     for step in 0..4000_u32 {
         let at = base + dice.roll(SPAN.into()) as u32;
         let len = 1 + if dice.roll(8) == 0 { dice.roll(200) } else { dice.roll(3) } as u32;
@@ -203,7 +201,7 @@ fn storm(options: &str, size: &str, seed: u64, base: u32, extents: bool) {
                 let credits = Credits::blocks(extent::split_credits(&file.map));
                 let cut = range.clone();
                 file.change(credits, |ctx, tx, map| extent::split_unwritten(ctx, tx, map, cut)).unwrap();
-                file.assert_is(&model, &window, &why);
+                file.assert_is(&model, window.clone(), &why);
                 let (free, sectors) = (file.rig.alloc.counts().free_blocks, file.map.sectors);
                 file.convert(range, true);
                 assert!(file.rig.alloc.counts().free_blocks >= free, "{why}: a conversion took a block");
@@ -221,7 +219,7 @@ fn storm(options: &str, size: &str, seed: u64, base: u32, extents: bool) {
                 file.shift(end.into(), -i64::from(end - at));
                 let gap = end - at;
                 model = model.into_iter().map(|(b, v)| (if b >= end { b - gap } else { b }, v)).collect();
-                file.assert_is(&model, &window, &why);
+                file.assert_is(&model, window.clone(), &why);
                 file.shift(at.into(), gap.into());
                 model = model.into_iter().map(|(b, v)| (if b >= at { b + gap } else { b }, v)).collect();
             }
@@ -236,13 +234,13 @@ fn storm(options: &str, size: &str, seed: u64, base: u32, extents: bool) {
             }
         }
         if step % 16 == 0 {
-            file.assert_is(&model, &window, &why);
+            file.assert_is(&model, window.clone(), &why);
         }
         if step % 800 == 799 {
             file.rig.close();
             image.assert_clean();
             file = File::open(&image, FILE);
-            file.assert_is(&model, &window, &why);
+            file.assert_is(&model, window.clone(), &why);
         }
     }
     file.finish(&image, before);
@@ -296,26 +294,26 @@ fn deep_trees_grow_convert_and_shrink() {
         let (file, mut model) = fragmented(&image, blocks);
         let depth = u16::from_le_bytes([file.map.block[6], file.map.block[7]]);
         assert!(depth >= 2, "depth {depth}");
-        file.assert_is(&model, &[0..2 * blocks], options);
+        file.assert_is(&model, 0..2 * blocks, options);
         file.rig.close();
         image.assert_clean();
         let mut file = File::open(&image, FILE);
         file.convert(0..u64::from(2 * blocks), true);
         model.values_mut().for_each(|(_, written)| *written = true);
-        file.assert_is(&model, &[0..2 * blocks], options);
+        file.assert_is(&model, 0..2 * blocks, options);
         // Filling the gaps merges it all where the blocks happen to be neighbours.
         for i in 0..blocks - 1 {
             let segment = file.allocate(2 * i + 1, 1, false).unwrap();
             record(&mut model, 2 * i + 1, segment);
         }
-        file.assert_is(&model, &[0..2 * blocks], options);
+        file.assert_is(&model, 0..2 * blocks, options);
         file.remove(u64::from(blocks / 2)..u64::from(blocks));
         model.retain(|b, _| !(blocks / 2..blocks).contains(b));
-        file.assert_is(&model, &[0..2 * blocks], options);
+        file.assert_is(&model, 0..2 * blocks, options);
         file.rig.close();
         image.assert_clean();
         let file = File::open(&image, FILE);
-        file.assert_is(&model, &[0..2 * blocks], options);
+        file.assert_is(&model, 0..2 * blocks, options);
         file.finish(&image, before);
     }
 }
@@ -339,16 +337,16 @@ fn large_extents_respect_their_limits() {
             at += segment.len;
         }
     }
-    file.assert_is(&model, &[0..400_000], "allocated");
+    file.assert_is(&model, 0..400_000, "allocated");
     file.convert(0..400_000, false);
     model.values_mut().for_each(|(_, written)| *written = false);
-    file.assert_is(&model, &[0..400_000], "unwritten");
+    file.assert_is(&model, 0..400_000, "unwritten");
     file.convert(0..400_000, true);
     model.values_mut().for_each(|(_, written)| *written = true);
-    file.assert_is(&model, &[0..400_000], "written");
+    file.assert_is(&model, 0..400_000, "written");
     file.shift(100_000, 77);
     model = model.into_iter().map(|(b, v)| (if b >= 100_000 { b + 77 } else { b }, v)).collect();
-    file.assert_is(&model, &[0..400_000], "shifted");
+    file.assert_is(&model, 0..400_000, "shifted");
     let last = file.allocate(u32::MAX - 1, 5, false).unwrap();
     assert_eq!(last.len, 1, "2^32 - 1 is no file block");
     record(&mut model, u32::MAX - 1, last);
