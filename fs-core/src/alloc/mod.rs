@@ -139,7 +139,7 @@ impl Allocator {
                 data.as_deref().and_then(|d: &[u8]| d.get(at..at + geo.desc_size)).unwrap_or_default();
             let desc = verify::group_desc(bytes, &vol.csum, &geo, no).map_err(|c| vol.corrupt(c))?;
             orders.set(no.0, desc.free_blocks);
-            free_blocks += u64::from(desc.free_blocks);
+            free_blocks += u64::from(desc.free_blocks) * u64::from(geo.cluster_ratio);
             free_inodes = free_inodes.saturating_add(desc.free_inodes);
             directories += u64::from(desc.used_dirs);
             flex[geo.flex_group(no) as usize].add(&desc);
@@ -215,6 +215,13 @@ impl Allocator {
     #[must_use]
     pub fn may_hold_data(&self, start: BlockNo, len: u64) -> bool {
         self.vol.geo.contains_blocks(start, len) && !self.zone.touches(start, len)
+    }
+
+    /// The group that all of the `len` blocks from `start` lie in, if it is one.
+    #[must_use]
+    pub fn only_group(&self, start: BlockNo, len: u32) -> Option<GroupNo> {
+        let (group, index) = self.vol.geo.locate_block(start)?;
+        (u64::from(index) + u64::from(len) <= self.vol.geo.blocks_per_group.into()).then_some(group)
     }
 
     /// Where the record of `ino` lies: block and byte.

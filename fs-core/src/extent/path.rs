@@ -1,6 +1,6 @@
 //! The way from a map's root down to one leaf of its extent tree.
 
-use ext4_format::extent::{Bounds, Extent, Index, Node, NodeMut};
+use ext4_format::extent::{Bounds, Index, Node, NodeMut};
 use ext4_format::{BlockNo, FileBlock, verify};
 use jbd2::{BlockData, Buffer, Handle};
 use smallvec::SmallVec;
@@ -133,8 +133,8 @@ pub fn edit<T>(
     }
 }
 
-/// The extents of a leaf.
-pub fn extents(root: &MapRoot, leaf: &Level) -> Result<SmallVec<[Extent; 8]>> {
-    let bytes = bytes(root, leaf);
-    Ok(Node::parse(&bytes)?.extents().collect())
+/// Looks at the node of `level` as it stands now.
+pub fn view<T>(root: &MapRoot, level: &Level, look: impl FnOnce(&Node<'_>) -> T) -> Result<T> {
+    let bytes = bytes(root, level);
+    Ok(look(&Node::parse(&bytes)?))
 }

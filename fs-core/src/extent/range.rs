@@ -18,22 +18,19 @@ type Extents = SmallVec<[Extent; 4]>;
 pub fn insert(ctx: &MapCtx<'_>, handle: &Handle<'_>, root: &mut MapRoot, new: Extent) -> Result<()> {
     let path = path::descend(ctx, root, new.first)?;
     let leaf = path.leaf();
-    let extents = path::extents(root, leaf)?;
     let at = leaf.slot.map_or(0, |slot| slot + 1);
+    let (left, right) =
+        path::view(root, leaf, |node| (leaf.slot.and_then(|slot| node.extent(slot)), node.extent(at)))?;
     let overlap = |e: &Extent| u64::from(e.first.0) < new.end() && e.end() > u64::from(new.first.0);
-    if extents.iter().any(overlap) {
+    if left.iter().chain(&right).any(overlap) || new.end() > leaf.end {
         return Err(ctx.damaged("extent overlap", new.first.0.into(), 0));
     }
     if !new.unwritten {
         let (mut merged, mut from, mut to) = (new, at, at);
-        if let Some(left) = at.checked_sub(1).and_then(|i| extents.get(i))
-            && let Some(joined) = join(left, &merged)
-        {
+        if let Some(joined) = left.and_then(|left| join(&left, &merged)) {
             (merged, from) = (joined, at - 1);
         }
-        if let Some(right) = extents.get(at)
-            && let Some(joined) = join(&merged, right)
-        {
+        if let Some(joined) = right.and_then(|right| join(&merged, &right)) {
             (merged, to) = (joined, at + 1);
         }
         if from < to {
@@ -58,8 +55,7 @@ pub fn cut(
 ) -> Result<()> {
     let Ok(block) = u32::try_from(at).map(FileBlock) else { return Ok(()) };
     let inside = |root: &MapRoot, path: &path::Path| -> Result<Option<(usize, Extent)>> {
-        let extents = path::extents(root, path.leaf())?;
-        let found = path.leaf().slot.and_then(|slot| Some((slot, *extents.get(slot)?)));
+        let found = last_extent(root, path)?;
         Ok(found
             .filter(|(_, e)| u64::from(e.first.0) < at && at < e.end() && (e.unwritten || !unwritten_only)))
     };
@@ -77,6 +73,12 @@ pub fn cut(
     }
 }
 
+/// The extent that the path leads to, and its slot.
+fn last_extent(root: &MapRoot, path: &path::Path) -> Result<Option<(usize, Extent)>> {
+    let leaf = path.leaf();
+    path::view(root, leaf, |node| leaf.slot.and_then(|slot| Some((slot, node.extent(slot)?))))
+}
+
 pub fn convert(
     ctx: &MapCtx<'_>,
     handle: &Handle<'_>,
@@ -89,15 +91,18 @@ pub fn convert(
         let Ok(block) = u32::try_from(at).map(FileBlock) else { break };
         let path = path::descend(ctx, root, block)?;
         let leaf = path.leaf();
-        let extents = path::extents(root, leaf)?;
         let next_leaf = leaf.end.min(range.end);
-        let wrong =
-            |e: &Extent| e.unwritten == to_written && u64::from(e.first.0) < range.end && e.end() > at;
-        let Some(from) = extents.iter().position(wrong) else {
+        let wrong = |e: &Extent| e.unwritten == to_written && e.end() > at;
+        let found = path::view(root, leaf, |node| {
+            (leaf.slot.unwrap_or(0)..node.len())
+                .map_while(|i| node.extent(i).map(|e| (i, e)))
+                .take_while(|(_, e)| u64::from(e.first.0) < range.end)
+                .find(|(_, e)| wrong(e))
+        })?;
+        let Some((from, extent)) = found else {
             at = next_leaf.max(at + 1);
             continue;
         };
-        let extent = extents[from];
         let cuttable = u64::from(extent.first.0) + u64::from(Extent::max_len(!to_written));
         let exact = u64::from(extent.first.0) >= at && extent.end() <= range.end.min(cuttable);
         // The leaf, the keys above it, and a node that becomes superfluous; blocks for cutting
@@ -119,27 +124,27 @@ pub fn convert(
             continue;
         }
         // The run of extents to convert, with a neighbour on either side to merge with.
-        let fits = |e: &Extent| e.end() <= range.end && e.len <= Extent::max_len(!to_written);
-        let count = extents[from..].iter().take_while(|e| fits(e)).count();
-        let to = from + count;
-        let (low, high) = (from.saturating_sub(1), (to + 1).min(extents.len()));
-        let mut merged = Extents::new();
-        for (i, extent) in extents.iter().enumerate().take(high).skip(low) {
-            let inside = (from..to).contains(&i);
-            let unwritten = if inside { !to_written } else { extent.unwritten };
-            let extent = Extent { unwritten, ..*extent };
-            match merged.last_mut() {
-                Some(last)
-                    if !extent.unwritten
-                        && let Some(joined) = join(last, &extent) =>
-                {
-                    *last = joined
+        let low = from.saturating_sub(1);
+        let (high, end, merged) = path::view(root, leaf, |node| {
+            let fits = |e: &Extent| e.end() <= range.end && e.len <= Extent::max_len(!to_written);
+            let (mut high, mut end, mut merged) = (low, extent.end(), Extents::new());
+            let mut inside = true;
+            while let (true, Some(mut extent)) = (inside, node.extent(high)) {
+                inside = high < from || fits(&extent);
+                if inside && high >= from {
+                    extent.unwritten = !to_written;
+                    end = extent.end();
                 }
-                _ => merged.push(extent),
+                match merged.last_mut().and_then(|last| Some((join(last, &extent)?, last))) {
+                    Some((joined, last)) if !extent.unwritten => *last = joined,
+                    _ => merged.push(extent),
+                }
+                high += 1;
             }
-        }
+            (high, end, merged)
+        })?;
         replace(ctx, handle, root, &path, (low, high), &merged)?;
-        at = extents[to - 1].end().max(at + 1);
+        at = end.max(at + 1);
     }
     shrink(ctx, handle, root)?;
     Ok(range.end)
@@ -163,9 +168,8 @@ pub fn remove(
     while end > range.start {
         let Ok(last) = u32::try_from(end - 1).map(FileBlock) else { break };
         let path = path::descend(ctx, root, last)?;
-        let extents = path::extents(root, path.leaf())?;
-        let found = path.leaf().slot.and_then(|slot| Some((slot, *extents.get(slot)?)));
-        let Some((slot, extent)) = found.filter(|(_, e)| e.end() > range.start) else { break };
+        let found = last_extent(root, &path)?.filter(|(_, e)| e.end() > range.start);
+        let Some((slot, extent)) = found else { break };
         let mut first = range.start.max(extent.first.0.into());
         if metadata {
             // Each block may need a revoke: no more of them at a time than there is room for.
@@ -182,16 +186,35 @@ pub fn remove(
         let (head, _) = halves(&extent, first);
         let (_, tail) = halves(&extent, upto);
         let kept: Extents = [head, tail].into_iter().filter(|e| e.len > 0).collect();
-        let freed_start = ext4_format::BlockNo(extent.start.0 + (first - u64::from(extent.first.0)));
+        let (_, freed) = halves(&extent, first);
+        let mut freed: Extents = [Extent { len: (upto - first) as u32, ..freed }].into_iter().collect();
         if kept.len() > 1 {
             let path = with_room(ctx, handle, root, extent.first, 1)?;
             let slot = path.leaf().slot.unwrap_or(0);
             replace(ctx, handle, root, &path, (slot, slot + 1), &kept)?;
         } else {
-            replace(ctx, handle, root, &path, (slot, slot + 1), &kept)?;
+            // What lies before it in this leaf goes along, as far as it costs nothing more: it is
+            // wholly in the range, and its blocks lie in the same group.
+            let low = match kept.is_empty() && !metadata {
+                true => path::view(root, path.leaf(), |node| {
+                    let group = ctx.alloc.only_group(extent.start, extent.len);
+                    let alike = |e: &Extent| {
+                        u64::from(e.first.0) >= range.start
+                            && group.is_some()
+                            && ctx.alloc.only_group(e.start, e.len) == group
+                    };
+                    let before = (0..slot).rev().map_while(|i| node.extent(i)).take_while(alike);
+                    freed.extend(before);
+                    slot + 1 - freed.len()
+                })?,
+                false => slot,
+            };
+            replace(ctx, handle, root, &path, (low, slot + 1), &kept)?;
         }
-        ctx.free_data(handle, root, freed_start, (upto - first) as u32, metadata)?;
-        end = first;
+        for extent in freed {
+            ctx.free_data(handle, root, extent.start, extent.len, metadata)?;
+            end = extent.first.0.into();
+        }
     }
     shrink(ctx, handle, root)?;
     Ok(Progress::Done)
@@ -226,7 +249,7 @@ pub fn shift(
             return Ok(Progress::Again);
         }
         let leaf = path.leaf();
-        let extents = path::extents(root, leaf)?;
+        let extents: SmallVec<[Extent; 8]> = path::view(root, leaf, |node| node.extents().collect())?;
         let chosen = |e: &Extent| match by > 0 {
             true => u64::from(e.first.0) >= from && u64::from(e.first.0) < at,
             false => u64::from(e.first.0) >= at,
