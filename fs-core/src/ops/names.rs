@@ -135,8 +135,12 @@ impl Filesystem {
     /// Refuses to take the name of `child` out of `dir`.
     pub(super) fn may_remove(&self, dir: &Inode, child: &Inode) -> Result<()> {
         let frozen = flag::IMMUTABLE | flag::APPEND;
-        let flags = dir.core.read().disk.flags | child.core.read().disk.flags;
-        if flags & frozen != 0 { Err(Posix::NotPermitted.into()) } else { Ok(()) }
+        for inode in [dir, child] {
+            if inode.core.read().disk.flags & frozen != 0 {
+                return Err(Posix::NotPermitted.into());
+            }
+        }
+        Ok(())
     }
 
     /// Takes one name from `child`, whose lock is held; the last one makes it an orphan. Costs

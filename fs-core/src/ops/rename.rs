@@ -34,6 +34,16 @@ pub struct RenameFlags {
     pub whiteout: bool,
 }
 
+impl RenameFlags {
+    /// From the bits of renameat2(2); `None` for bits that do not exist.
+    #[must_use]
+    pub fn from_bits(bits: u32) -> Option<RenameFlags> {
+        let has = |bit| bits & bit != 0;
+        let flags = RenameFlags { no_replace: has(1), exchange: has(2), whiteout: has(4) };
+        (bits <= 7).then_some(flags)
+    }
+}
+
 /// The deepest that a directory can lie: what is longer is a loop.
 const MAX_DEPTH: usize = 1 << 20;
 

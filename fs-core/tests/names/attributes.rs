@@ -1,0 +1,208 @@
+//! Extended attributes and access control lists, judged by e2fsck and by the kernel's own view.
+
+use std::collections::BTreeMap;
+
+use ext4_format::Ino;
+use fs_core::error::{Error, Posix};
+use fs_core::ops::SetXattr;
+use fs_core::types::{Caller, SetAttr};
+
+use crate::rig::Rig;
+
+const ROOT: Ino = Ino::ROOT;
+const KINDS: [&[&str]; 5] = [
+    &["-t", "ext4"],
+    &["-t", "ext4", "-b", "1024"],
+    &["-t", "ext4", "-I", "128"],
+    &["-t", "ext2"],
+    &["-t", "ext4", "-O", "ea_inode"],
+];
+
+fn refused<T>(result: fs_core::error::Result<T>, want: Posix) -> bool {
+    matches!(result, Err(Error::Posix(got)) if got == want)
+}
+
+fn set(rig: &Rig, ino: Ino, name: &str, value: &[u8]) -> fs_core::error::Result<()> {
+    rig.fs().setxattr(&Caller::root(), ino, name.as_bytes(), value, SetXattr::Any, false)
+}
+
+fn names(rig: &Rig, ino: Ino) -> Vec<String> {
+    let list = rig.fs().listxattr(&Caller::root(), ino).unwrap();
+    let text = String::from_utf8_lossy(&list);
+    text.split_terminator('\0').map(String::from).collect()
+}
+
+/// An access control list in the form of the system call: tag, permissions, id.
+fn wire(entries: &[(u16, u16, u32)]) -> Vec<u8> {
+    let mut bytes = 2_u32.to_le_bytes().to_vec();
+    for (tag, perm, id) in entries {
+        bytes.extend_from_slice(&tag.to_le_bytes());
+        bytes.extend_from_slice(&perm.to_le_bytes());
+        bytes.extend_from_slice(&id.to_le_bytes());
+    }
+    bytes
+}
+
+const NO_ID: u32 = u32::MAX;
+
+#[test]
+fn attributes_are_set_replaced_listed_and_removed() {
+    for kind in KINDS {
+        let Some(mut rig) = Rig::new(32, kind) else { return };
+        let file = rig.touch(ROOT, "file").ino;
+        let mut model: BTreeMap<String, Vec<u8>> = BTreeMap::new();
+        let mut roll = 1_u32;
+        for step in 0..400_u32 {
+            roll = roll.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            let space = ["user", "trusted", "security"][(roll >> 8) as usize % 3];
+            let name = format!("{space}.{}", "n".repeat(1 + (roll >> 12) as usize % 20));
+            if roll >> 28 < 5 {
+                let got = rig.fs().removexattr(&Caller::root(), file, name.as_bytes());
+                match model.remove(&name) {
+                    Some(_) => got.unwrap(),
+                    None => assert!(refused(got, Posix::NoData)),
+                }
+            } else {
+                let value = vec![step as u8; (roll >> 16) as usize % 300];
+                match set(&rig, file, &name, &value) {
+                    Ok(()) => drop(model.insert(name, value)),
+                    Err(Error::NoSpace) => {}
+                    Err(other) => panic!("{other}"),
+                }
+            }
+            if step % 100 == 99 {
+                rig.remount();
+            }
+            let mut listed = names(&rig, file);
+            listed.sort();
+            assert!(listed.iter().eq(model.keys()), "{kind:?} step {step}");
+            for (name, value) in &model {
+                assert_eq!(&rig.fs().getxattr(file, name.as_bytes()).unwrap(), value, "{name}");
+            }
+        }
+        assert!(!model.is_empty());
+        rig.fs().unlink(ROOT, b"file").unwrap();
+        rig.fs().forget(file, u64::MAX);
+        rig.unmount();
+    }
+}
+
+#[test]
+fn the_rules_of_setting() {
+    let Some(mut rig) = Rig::new(16, &["-t", "ext4", "-b", "1024"]) else { return };
+    let file = rig.touch(ROOT, "file").ino;
+    let root = Caller::root();
+    let put = |name: &[u8], value: &[u8], how| rig.fs().setxattr(&root, file, name, value, how, false);
+    assert!(refused(put(b"user.a", b"1", SetXattr::Replace), Posix::NoData));
+    put(b"user.a", b"1", SetXattr::Create).unwrap();
+    assert!(refused(put(b"user.a", b"2", SetXattr::Create), Posix::Exists));
+    put(b"user.a", b"2", SetXattr::Replace).unwrap();
+    put(b"user.empty", b"", SetXattr::Any).unwrap();
+    assert_eq!(rig.fs().getxattr(file, b"user.empty").unwrap(), b"");
+    assert!(refused(rig.fs().getxattr(file, b"user.b"), Posix::NoData));
+    assert!(refused(rig.fs().getxattr(file, b"foreign.b"), Posix::NotSupported));
+    assert!(matches!(put(b"user.large", &[0; 1024], SetXattr::Any), Err(Error::NoSpace)));
+    assert!(refused(put(b"user.large", &[0; 65537], SetXattr::Any), Posix::ArgTooBig));
+    assert_eq!(rig.fs().getxattr(file, b"user.a").unwrap(), b"2");
+    put(b"trusted.t", b"t", SetXattr::Any).unwrap();
+    let user = Caller { uid: 1000, gid: 1000, ..Caller::root() };
+    assert_eq!(rig.fs().listxattr(&user, file).unwrap(), b"user.a\0user.empty\0");
+    rig.unmount();
+}
+
+#[test]
+fn equal_attributes_share_a_block_until_they_differ() {
+    let Some(mut rig) = Rig::new(32, &["-t", "ext4", "-b", "4096"]) else { return };
+    let value = vec![7; 1000];
+    let files: Vec<Ino> = (0..1500).map(|i| rig.touch(ROOT, &format!("{i}")).ino).collect();
+    let free = rig.fs().statfs().unwrap().blocks_free;
+    for &file in &files {
+        set(&rig, file, "user.same", &value).unwrap();
+    }
+    // 1024 share the first block, the rest the second.
+    assert_eq!(free - rig.fs().statfs().unwrap().blocks_free, 2);
+    rig.remount();
+    set(&rig, files[3], "user.same", b"short").unwrap();
+    set(&rig, files[4], "user.more", &value).unwrap();
+    set(&rig, files[5], "user.same", &[8; 1000]).unwrap();
+    assert_eq!(rig.fs().getxattr(files[6], b"user.same").unwrap(), value);
+    assert_eq!(names(&rig, files[4]), ["user.more", "user.same"]);
+    for i in 0..1500 {
+        rig.fs().unlink(ROOT, format!("{i}").as_bytes()).unwrap();
+        rig.fs().forget(files[i], 1);
+    }
+    rig.unmount();
+}
+
+#[test]
+fn large_values_live_in_inodes_of_their_own() {
+    let Some(mut rig) = Rig::new(32, &["-t", "ext4", "-b", "4096", "-O", "ea_inode"]) else { return };
+    let (one, two) = (rig.touch(ROOT, "one").ino, rig.touch(ROOT, "two").ino);
+    let large: Vec<u8> = (0..60_000_u32).map(|i| (i * 7 / 3) as u8).collect();
+    let free = rig.fs().statfs().unwrap().files_free;
+    for ino in [one, two] {
+        set(&rig, ino, "user.large", &large).unwrap();
+        set(&rig, ino, "user.second", &large[..9000]).unwrap();
+        for i in 0..30 {
+            set(&rig, ino, &format!("user.filler{i}"), &[i; 100]).unwrap();
+        }
+    }
+    rig.remount();
+    assert_eq!(rig.fs().getxattr(one, b"user.large").unwrap(), large);
+    assert_eq!(rig.fs().getxattr(two, b"user.second").unwrap(), &large[..9000]);
+    set(&rig, one, "user.large", b"small").unwrap();
+    rig.fs().removexattr(&Caller::root(), one, b"user.second").unwrap();
+    rig.fs().unlink(ROOT, b"two").unwrap();
+    rig.fs().forget(two, u64::MAX);
+    assert_eq!(rig.fs().statfs().unwrap().files_free, free + 1);
+    rig.unmount();
+}
+
+#[test]
+fn access_lists_follow_and_move_the_mode() {
+    let Some(mut rig) = Rig::new(16, &["-t", "ext4"]) else { return };
+    let access = b"system.posix_acl_access";
+    let file = rig.touch(ROOT, "file").ino;
+    let mode = |ino| rig.fs().getattr(ino).unwrap().mode & 0o7777;
+    let minimal = wire(&[(1, 6, NO_ID), (4, 0, NO_ID), (0x20, 0, NO_ID)]);
+    set(&rig, file, "system.posix_acl_access", &minimal).unwrap();
+    assert_eq!(mode(file), 0o600);
+    assert!(refused(rig.fs().getxattr(file, access), Posix::NoData));
+    let rich =
+        wire(&[(1, 7, NO_ID), (2, 6, 1000), (4, 5, NO_ID), (8, 4, 7), (0x10, 6, NO_ID), (0x20, 1, NO_ID)]);
+    set(&rig, file, "system.posix_acl_access", &rich).unwrap();
+    assert_eq!(mode(file), 0o761);
+    assert_eq!(rig.fs().getxattr(file, access).unwrap(), rich);
+    rig.fs().setattr(file, &SetAttr { mode: Some(0o640), ..SetAttr::default() }).unwrap();
+    let masked =
+        wire(&[(1, 6, NO_ID), (2, 6, 1000), (4, 5, NO_ID), (8, 4, 7), (0x10, 4, NO_ID), (0x20, 0, NO_ID)]);
+    assert_eq!(rig.fs().getxattr(file, access).unwrap(), masked);
+    assert_eq!(names(&rig, file), ["system.posix_acl_access"]);
+    assert!(refused(set(&rig, file, "system.posix_acl_default", &rich), Posix::Access));
+    assert!(refused(set(&rig, file, "system.posix_acl_access", &rich[..11]), Posix::Invalid));
+    rig.remount();
+    rig.fs().removexattr(&Caller::root(), file, access).unwrap();
+    rig.fs().removexattr(&Caller::root(), file, access).unwrap();
+    assert!(names(&rig, file).is_empty());
+    rig.unmount();
+}
+
+#[test]
+fn default_lists_are_inherited_instead_of_the_umask() {
+    let Some(mut rig) = Rig::new(16, &["-t", "ext4"]) else { return };
+    let dir = rig.mkdir(ROOT, "dir");
+    let list = wire(&[(1, 7, NO_ID), (2, 7, 1000), (4, 5, NO_ID), (0x10, 7, NO_ID), (0x20, 0, NO_ID)]);
+    set(&rig, dir, "system.posix_acl_default", &list).unwrap();
+    let caller = Caller { umask: 0o077, ..Caller::root() };
+    let file = rig.fs().mknod(&caller, dir, b"file", 0o100_666, (0, 0)).unwrap();
+    let sub = rig.fs().mkdir(&caller, dir, b"sub", 0o777).unwrap();
+    let link = rig.fs().symlink(&caller, dir, b"link", b"target").unwrap();
+    assert_eq!((file.mode, sub.mode, link.mode), (0o100_660, 0o040_770, 0o120_777));
+    assert_eq!(names(&rig, file.ino), ["system.posix_acl_access"]);
+    assert_eq!(names(&rig, sub.ino), ["system.posix_acl_access", "system.posix_acl_default"]);
+    assert!(names(&rig, link.ino).is_empty());
+    assert_eq!(rig.fs().getxattr(sub.ino, b"system.posix_acl_default").unwrap(), list);
+    let plain = rig.fs().mknod(&caller, ROOT, b"plain", 0o100_666, (0, 0)).unwrap();
+    assert_eq!(plain.mode, 0o100_600);
+    rig.unmount();
+}

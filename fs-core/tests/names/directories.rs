@@ -1,0 +1,248 @@
+//! Directories of every shape, judged by e2fsck and read back.
+
+use std::collections::BTreeSet;
+
+use ext4_format::Ino;
+use fs_core::error::{Error, Posix};
+use fs_core::ops::RenameFlags;
+use fs_core::types::Caller;
+
+use crate::rig::Rig;
+
+const ROOT: Ino = Ino::ROOT;
+
+fn refused<T>(result: fs_core::error::Result<T>, want: Posix) -> bool {
+    matches!(result, Err(Error::Posix(got)) if got == want)
+}
+
+#[test]
+fn every_kind_of_file_is_made_found_and_removed() {
+    let Some(mut rig) = Rig::new(16, &["-t", "ext4", "-b", "4096"]) else { return };
+    let root = Caller::root();
+    let dir = rig.mkdir(ROOT, "dir");
+    let file = rig.touch(dir, "file");
+    let pipe = rig.fs().mknod(&root, dir, b"pipe", 0o010_600, (0, 0)).unwrap();
+    let device = rig.fs().mknod(&root, dir, b"device", 0o060_600, (259, 300_000)).unwrap();
+    let short = rig.fs().symlink(&root, dir, b"short", &[b's'; 59]).unwrap();
+    let long = rig.fs().symlink(&root, dir, b"long", &[b'l'; 4095]).unwrap();
+    assert!(refused(rig.fs().symlink(&root, dir, b"longer", &[b'l'; 4096]), Posix::NameTooLong));
+    rig.fs().link(&root, file.ino, dir, b"hard").unwrap();
+    assert!(refused(rig.fs().link(&root, dir, dir, b"loop"), Posix::NotPermitted));
+    rig.remount();
+    let look = |name: &[u8]| rig.fs().lookup(dir, name).unwrap();
+    assert_eq!((look(b"file").ino, look(b"file").links), (file.ino, 2));
+    assert_eq!(look(b"hard").ino, file.ino);
+    assert_eq!((look(b"pipe").ino, look(b"pipe").mode), (pipe.ino, 0o010_600));
+    assert_eq!((look(b"device").ino, look(b"device").rdev), (device.ino, (259, 300_000)));
+    assert_eq!(rig.fs().readlink(short.ino).unwrap(), vec![b's'; 59]);
+    assert_eq!(rig.fs().readlink(long.ino).unwrap(), vec![b'l'; 4095]);
+    assert_eq!((look(b".").ino, look(b"..").ino), (dir, ROOT));
+    assert_eq!(rig.fs().getattr(ROOT).unwrap().links, 4);
+    assert!(refused(rig.fs().rmdir(ROOT, b"dir"), Posix::NotEmpty));
+    assert!(refused(rig.fs().unlink(ROOT, b"dir"), Posix::IsDirectory));
+    for name in ["file", "hard", "pipe", "device", "short", "long"] {
+        assert!(refused(rig.fs().rmdir(dir, name.as_bytes()), Posix::NotDirectory));
+        rig.fs().unlink(dir, name.as_bytes()).unwrap();
+    }
+    rig.fs().rmdir(ROOT, b"dir").unwrap();
+    assert!(refused(rig.fs().rmdir(ROOT, b"dir"), Posix::NotFound));
+    rig.unmount();
+}
+
+#[test]
+fn a_large_directory_is_indexed_listed_once_each_and_emptied() {
+    for args in [&["-t", "ext4", "-b", "1024"][..], &["-t", "ext4"], &["-t", "ext2"], &["-t", "ext3"]] {
+        let Some(mut rig) = Rig::new(64, &[args, &["-N", "20000"]].concat()) else { return };
+        let dir = rig.mkdir(ROOT, "dir");
+        let names: BTreeSet<Vec<u8>> =
+            (0..6000).map(|i| format!("a rather long name, number {i:05}").into_bytes()).collect();
+        for name in &names {
+            rig.fs().mknod(&Caller::root(), dir, name, 0o100_644, (0, 0)).unwrap();
+        }
+        assert!(refused(
+            rig.fs().mknod(&Caller::root(), dir, names.first().unwrap(), 0o100_644, (0, 0)),
+            Posix::Exists
+        ));
+        rig.remount();
+        let listed = rig.list(dir, 37);
+        assert_eq!(listed.len(), names.len());
+        assert_eq!(listed.into_iter().collect::<BTreeSet<_>>(), names);
+        assert!(names.iter().all(|name| rig.exists(dir, name)));
+        assert!(!rig.exists(dir, b"a rather long name"));
+        for name in &names {
+            rig.fs().unlink(dir, name).unwrap();
+        }
+        assert!(rig.list(dir, 100).is_empty());
+        rig.fs().rmdir(ROOT, b"dir").unwrap();
+        rig.unmount();
+    }
+}
+
+#[test]
+fn long_names_split_small_blocks_twice_if_they_must() {
+    let Some(mut rig) = Rig::new(32, &["-t", "ext4", "-b", "1024"]) else { return };
+    let dir = rig.mkdir(ROOT, "dir");
+    for i in 0..1500_usize {
+        let name = format!("{i:05}{}", "x".repeat(if i % 3 == 0 { 250 } else { i * 7 % 200 }));
+        rig.touch(dir, &name);
+    }
+    assert_eq!(rig.list(dir, 10).len(), 1500);
+    rig.unmount();
+}
+
+#[test]
+fn a_reader_sees_what_stays_exactly_once_while_others_come_and_go() {
+    let Some(rig) = Rig::new(64, &["-t", "ext4", "-N", "20000"]) else { return };
+    let dir = rig.mkdir(ROOT, "dir");
+    // From one block over the birth of the index to many leaves.
+    for count in [20, 200, 3000] {
+        for i in 0..count {
+            rig.touch(dir, &format!("stays{i}"));
+            rig.touch(dir, &format!("goes{i}"));
+        }
+        let (mut cookie, mut seen, mut step) = (0, Vec::new(), 0);
+        loop {
+            let names = rig.read_some(dir, &mut cookie, 7);
+            if names.is_empty() {
+                break;
+            }
+            seen.extend(names.into_iter().filter(|n| n.starts_with(b"stays")));
+            for _ in 0..3 {
+                let _ = rig.fs().unlink(dir, format!("goes{step}").as_bytes());
+                rig.touch(dir, &format!("comes{count}-{step}"));
+                step += 1;
+            }
+        }
+        let unique: BTreeSet<_> = seen.iter().collect();
+        assert_eq!((seen.len(), unique.len()), (count, count));
+        for name in rig.list(dir, 1000) {
+            rig.fs().unlink(dir, &name).unwrap();
+        }
+    }
+}
+
+#[test]
+fn deleting_while_reading_empties_the_directory() {
+    let Some(mut rig) = Rig::new(64, &["-t", "ext4", "-N", "20000"]) else { return };
+    let dir = rig.mkdir(ROOT, "dir");
+    for i in 0..5000 {
+        rig.touch(dir, &format!("file{i}"));
+    }
+    let mut cookie = 0;
+    loop {
+        let names = rig.read_some(dir, &mut cookie, 50);
+        if names.is_empty() {
+            break;
+        }
+        for name in names.iter().filter(|n| *n != b"." && *n != b"..") {
+            rig.fs().unlink(dir, name).unwrap();
+        }
+    }
+    rig.fs().rmdir(ROOT, b"dir").unwrap();
+    rig.unmount();
+}
+
+#[test]
+fn rename_moves_replaces_swaps_and_refuses() {
+    let Some(mut rig) = Rig::new(16, &["-t", "ext4"]) else { return };
+    let root = Caller::root();
+    let plain = RenameFlags::default();
+    let (a, b) = (rig.mkdir(ROOT, "a"), rig.mkdir(ROOT, "b"));
+    let inner = rig.mkdir(a, "inner");
+    let file = rig.touch(a, "file");
+    let other = rig.touch(b, "other");
+    let go = |from: (Ino, &[u8]), to: (Ino, &[u8]), flags| rig.fs().rename(&root, from, to, flags);
+    // Directories move with their `..` and are counted where they are.
+    go((a, b"inner"), (b, b"moved"), plain).unwrap();
+    assert_eq!(rig.fs().lookup(inner, b"..").unwrap().ino, b);
+    assert_eq!((rig.fs().getattr(a).unwrap().links, rig.fs().getattr(b).unwrap().links), (2, 3));
+    // Not into themselves, not over what they lie in.
+    assert!(refused(go((ROOT, b"b"), (inner, b"b"), plain), Posix::Invalid));
+    assert!(refused(go((b, b"moved"), (inner, b"x"), plain), Posix::Invalid));
+    assert!(refused(go((b, b"moved"), (ROOT, b"b"), plain), Posix::NotEmpty));
+    // Kinds must agree, and only empty directories are replaced.
+    assert!(refused(go((a, b"file"), (ROOT, b"b"), plain), Posix::IsDirectory));
+    assert!(refused(go((ROOT, b"a"), (b, b"other"), plain), Posix::NotDirectory));
+    assert!(refused(go((b, b"moved"), (ROOT, b"a"), plain), Posix::NotEmpty));
+    assert!(refused(go((a, b"none"), (b, b"none"), plain), Posix::NotFound));
+    // Replacing.
+    let no_replace = RenameFlags { no_replace: true, ..plain };
+    assert!(refused(go((a, b"file"), (b, b"other"), no_replace), Posix::Exists));
+    go((a, b"file"), (b, b"other"), plain).unwrap();
+    assert_eq!(rig.fs().lookup(b, b"other").unwrap().ino, file.ino);
+    assert_eq!(rig.fs().getattr(other.ino).unwrap().links, 0);
+    rig.fs().forget(other.ino, 1);
+    assert!(rig.fs().getattr(other.ino).is_err());
+    // Swapping a file and a directory across parents.
+    let exchange = RenameFlags { exchange: true, ..plain };
+    let top = rig.touch(a, "top");
+    go((a, b"top"), (b, b"moved"), exchange).unwrap();
+    assert_eq!(rig.fs().lookup(b, b"moved").unwrap().ino, top.ino);
+    assert_eq!(rig.fs().lookup(a, b"top").unwrap().ino, inner);
+    assert_eq!(rig.fs().lookup(inner, b"..").unwrap().ino, a);
+    assert!(refused(go((a, b"top"), (b, b"none"), exchange), Posix::NotFound));
+    // A whiteout stays behind.
+    go((b, b"other"), (a, b"gone"), RenameFlags { whiteout: true, ..plain }).unwrap();
+    let whiteout = rig.fs().lookup(b, b"other").unwrap();
+    assert_eq!((whiteout.mode, whiteout.rdev), (0o020_000, (0, 0)));
+    // Two names of one file: nothing happens.
+    rig.fs().link(&root, file.ino, b, b"again").unwrap();
+    go((a, b"gone"), (b, b"again"), plain).unwrap();
+    assert!(rig.exists(a, b"gone") && rig.exists(b, b"again"));
+    rig.unmount();
+}
+
+#[test]
+fn more_subdirectories_than_links_can_count() {
+    let Some(mut rig) = Rig::new(512, &["-t", "ext4", "-N", "70000", "-b", "1024"]) else { return };
+    for i in 0..65_001 {
+        let made = rig.fs().mkdir(&Caller::root(), ROOT, format!("{i}").as_bytes(), 0o755).unwrap();
+        rig.fs().forget(made.ino, 1);
+    }
+    assert_eq!(rig.fs().getattr(ROOT).unwrap().links, 1);
+    rig.fs().rmdir(ROOT, b"17").unwrap();
+    assert_eq!(rig.fs().getattr(ROOT).unwrap().links, 1);
+    rig.unmount();
+}
+
+#[test]
+fn a_link_too_many_is_refused() {
+    let Some(mut rig) = Rig::new(64, &["-t", "ext4"]) else { return };
+    let file = rig.touch(ROOT, "file");
+    let dir = rig.mkdir(ROOT, "dir");
+    for i in 1..65_000 {
+        rig.fs().link(&Caller::root(), file.ino, dir, format!("{i}").as_bytes()).unwrap();
+    }
+    assert!(refused(rig.fs().link(&Caller::root(), file.ino, dir, b"one more"), Posix::TooManyLinks));
+    rig.unmount();
+}
+
+#[test]
+fn a_full_volume_refuses_and_stays_whole() {
+    for args in [&["-t", "ext4", "-b", "1024", "-N", "4000"][..], &["-t", "ext4", "-N", "256"]] {
+        let Some(mut rig) = Rig::new(8, args) else { return };
+        let dir = rig.mkdir(ROOT, "dir");
+        let mut made = 0;
+        loop {
+            let target = vec![b't'; 900];
+            match rig.fs().symlink(&Caller::root(), dir, format!("link{made}").as_bytes(), &target) {
+                Ok(_) => made += 1,
+                Err(Error::NoSpace) => break,
+                Err(other) => panic!("{other}"),
+            }
+        }
+        for i in 0..10_000 {
+            let name = format!("{}{i}", "n".repeat(200));
+            match rig.fs().mkdir(&Caller::root(), dir, name.as_bytes(), 0o755) {
+                Ok(_) => made += 1,
+                Err(Error::NoSpace) => break,
+                Err(other) => panic!("{other}"),
+            }
+        }
+        assert_eq!(rig.list(dir, 100).len(), made);
+        rig.remount();
+        rig.fs().unlink(dir, b"link0").unwrap();
+        rig.fs().symlink(&Caller::root(), dir, b"link0", b"target").unwrap();
+        rig.unmount();
+    }
+}
