@@ -103,7 +103,15 @@ impl fmt::Debug for Buffer {
 }
 
 /// The right to change one block, exclusive while it is held (rank 80). Derefs to the bytes;
-/// the first mutable use copies them if a snapshot still needs the old ones.
+/// the first mutable use copies them if a snapshot still needs the old ones. It must go before its
+/// handle does:
+///
+/// ```compile_fail,E0505
+/// fn ends_too_early(handle: jbd2::Handle<'_>, buffer: &jbd2::Buffer) {
+///     let bytes = handle.write(buffer).unwrap();
+///     handle.finish().unwrap();
+/// }
+/// ```
 pub struct WriteGuard<'h> {
     slot: SlotGuard,
     _handle: PhantomData<&'h ()>,
@@ -113,6 +121,11 @@ impl WriteGuard<'_> {
     pub(crate) fn new(slot: SlotGuard) -> Self {
         WriteGuard { slot, _handle: PhantomData }
     }
+}
+
+impl Drop for WriteGuard<'_> {
+    // Nothing to do; but a type with a destructor cannot outlive what it borrows, the handle.
+    fn drop(&mut self) {}
 }
 
 impl Deref for WriteGuard<'_> {
