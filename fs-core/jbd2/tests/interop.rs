@@ -172,7 +172,7 @@ fn leave_dirty(image: &Image, checksum: LogChecksum) {
     fill(&handle, d, &vec![b'?'; bs]);
     let buf = journal.read(BlockNo(inode_block), any).unwrap();
     let mut inode = handle.write(&buf).unwrap();
-    let size = usize::from(sb.inode_size());
+    let size = sb.inode_size();
     let bytes = &mut inode[inode_offset..inode_offset + size];
     bytes[0x10..0x14].copy_from_slice(&TIME.to_le_bytes());
     Csum::new(&sb).set_inode(bytes, ino);
