@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 /// Create an ext2, ext3 or ext4 filesystem, with the defaults of mke2fs 1.47.
 #[derive(Parser, Debug)]
-#[command(name = "mkfs.rext4", version, disable_version_flag = true)]
+#[command(name = "mkfs.rext4", bin_name = "mkfs.rext4", version, disable_version_flag = true)]
 pub struct Args {
     /// Block size in bytes: 1024, 2048 or 4096
     #[arg(short = 'b', value_name = "block-size")]

@@ -17,6 +17,9 @@ use crate::volume::Volume;
 /// lost+found is made large enough that fsck need not grow it.
 const LOST_AND_FOUND_BYTES: usize = 16 * 1024;
 
+/// A newcomer waits at least this many seconds before it believes that nobody has the volume mounted.
+const MMP_MIN_CHECK: u16 = 5;
+
 /// Lays the volume out with all its files.
 pub fn build(shape: &Shape, options: &Options) -> Result<Volume> {
     let mut volume = Volume::new(shape.superblock)?;
@@ -131,8 +134,8 @@ fn resize_inode(volume: &mut Volume, options: &Options) -> Result<()> {
     let pointers = block_size / 4;
     let head = geometry.head(GroupNo(0));
     // Behind the first group's metadata, were it all in one piece: where mke2fs looks.
-    let metadata = 3 + geometry.reserved_gdt_blocks + geometry.desc_blocks + geometry.inode_table_blocks();
-    let goal = u64::from(metadata);
+    let metadata = 2 + geometry.reserved_gdt_blocks + geometry.desc_blocks + geometry.inode_table_blocks();
+    let goal = u64::from(geometry.first_data_block + metadata);
     let double = volume.free_run(goal, 1, "the resize inode")?.start;
     volume.take(double, 1);
     let mut double_bytes = vec![0; block_size];
@@ -234,7 +237,7 @@ fn mmp(volume: &mut Volume, options: &Options) -> Result<()> {
     let block = volume.free_run(first, 1, "the multi-mount protection block")?.start;
     volume.take(block, 1);
     let mut bytes = vec![0; volume.block_size()];
-    Mmp::clean(options.mmp_interval, options.now).encode_into(&mut bytes, volume.csum());
+    Mmp::clean(options.mmp_interval.max(MMP_MIN_CHECK), options.now).encode_into(&mut bytes, volume.csum());
     volume.put_block(block, bytes);
     volume.superblock.edit(|raw| {
         raw.mmp_block = U64::new(block);

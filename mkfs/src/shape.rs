@@ -442,6 +442,8 @@ impl Asked<'_> {
                 return refuse(format!("flex_bg size {flex} is not a power of 2"));
             }
             raw.log_groups_per_flex = flex.trailing_zeros() as u8;
+        } else if options.groups_per_flex.is_some() {
+            return refuse("the flex_bg feature is not enabled, so a flexible group's size may not be given");
         }
         if self.features.compat.has(Compat::SPARSE_SUPER2) {
             let last = dimensions.groups - 1;
