@@ -1,0 +1,257 @@
+//! The `-o` options: which are ours, which are the kernel's mount flags, which are harmless, and
+//! which are refused with the reason. Spelled as the kernel's ext4 and fuse2fs spell them.
+
+use std::time::Duration;
+
+use fs_core::{Atime, ErrorPolicy, MountOptions};
+
+/// What `-o` asked for.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// How the volume is mounted.
+    pub volume: MountOptions,
+    /// Byte at which the volume starts in the image or device.
+    pub offset: u64,
+    /// Let users other than the one who mounts in.
+    pub allow_other: Option<bool>,
+    /// Take a read-write mount without rights of the medium as read-only instead of refusing it.
+    pub threads: Option<usize>,
+    /// Bypass the page cache of the backing file where it can be bypassed.
+    pub direct: bool,
+    /// Show every file as owned by the one who mounts, for unprivileged builders.
+    pub fake_root: bool,
+    /// Mount flags that FUSE itself understands.
+    pub flags: Vec<Flag>,
+}
+
+/// A mount flag that goes to the kernel as it is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[allow(missing_docs)]
+pub enum Flag {
+    Dev,
+    NoDev,
+    Suid,
+    NoSuid,
+    Exec,
+    NoExec,
+    Sync,
+    DirSync,
+    NoAtime,
+}
+
+/// A `-o` item that cannot be taken.
+#[derive(Debug, thiserror::Error)]
+pub enum OptionError {
+    /// The name means nothing.
+    #[error("unknown mount option '{0}'")]
+    Unknown(String),
+    /// The value cannot be read.
+    #[error("mount option '{name}': '{value}' is not {wanted}")]
+    Value {
+        /// The option.
+        name: String,
+        /// What was given.
+        value: String,
+        /// What would have been right.
+        wanted: &'static str,
+    },
+    /// The option exists, but not here.
+    #[error("mount option '{name}' is not supported: {reason}")]
+    Refused {
+        /// The option.
+        name: String,
+        /// Why.
+        reason: &'static str,
+    },
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options {
+            volume: MountOptions::default(),
+            offset: 0,
+            allow_other: None,
+            threads: None,
+            direct: true,
+            fake_root: false,
+            flags: Vec::new(),
+        }
+    }
+}
+
+/// Options of ext4, of mount(8) and of fuse2fs that change nothing here.
+const HARMLESS: &[&str] = &[
+    "defaults", "auto", "noauto", "user", "nouser", "users", "owner", "group", "_netdev", "nofail", "loop",
+    "delalloc", "nodelalloc", "data=ordered", "data=writeback", "orlov", "oldalloc", "grpid", "bsdgroups",
+    "nogrpid", "sysvgroups", "journal_checksum", "nojournal_checksum", "journal_async_commit", "nombcache",
+    "mbcache", "i_version", "dioread_lock", "dioread_nolock", "nodioread_nolock", "block_validity",
+    "noblock_validity", "bh", "nobh", "debug", "lazytime", "nolazytime", "init_itable", "noinit_itable",
+    "prefetch_block_bitmaps", "no_prefetch_block_bitmaps", "acl", "user_xattr", "default_permissions",
+    "no_default_opts", "nodebug", "iversion", "noiversion", "mand", "nomand", "silent", "loud", "rw",
+    "noquota", "big_writes", "nonempty", "uninit_bg", "mb_optimize_scan=0", "mb_optimize_scan=1",
+];
+
+/// Options with a value that change nothing here.
+const HARMLESS_VALUED: &[&str] = &[
+    "inode_readahead_blks", "stripe", "journal_ioprio", "max_batch_time", "min_batch_time", "init_itable",
+    "data_err", "subtype", "fsname", "comment", "mb_optimize_scan", "max_read",
+];
+
+/// Options that ask for what is not to be had, with the reason.
+const REFUSED: &[(&str, &str)] = &[
+    ("data=journal", "file data never goes through the journal; it is written before its mapping commits"),
+    ("dax", "a FUSE server has no direct access to persistent memory"),
+    ("dax=always", "a FUSE server has no direct access to persistent memory"),
+    ("quota", "quota files are not maintained"),
+    ("usrquota", "quota files are not maintained"),
+    ("grpquota", "quota files are not maintained"),
+    ("prjquota", "quota files are not maintained"),
+    ("test_dummy_encryption", "encryption is not supported"),
+    ("inlinecrypt", "encryption is not supported"),
+    ("noacl", "access control lists of the volume are always honoured"),
+    ("nouser_xattr", "extended attributes are always available"),
+];
+
+impl Options {
+    /// Takes the comma-separated items of one `-o`.
+    pub fn apply(&mut self, items: &str) -> Result<(), OptionError> {
+        items.split(',').filter(|item| !item.is_empty()).try_for_each(|item| self.apply_one(item))
+    }
+
+    fn apply_one(&mut self, item: &str) -> Result<(), OptionError> {
+        if let Some((name, reason)) = REFUSED.iter().find(|(name, _)| *name == item) {
+            return Err(OptionError::Refused { name: (*name).into(), reason });
+        }
+        let (name, value) = match item.split_once('=') {
+            Some((name, value)) => (name, Some(value)),
+            None => (item, None),
+        };
+        let vol = &mut self.volume;
+        match (name, value) {
+            ("ro", None) => vol.read_only = true,
+            ("norecovery" | "noload", None) => vol.no_recovery = true,
+            ("force", None) => vol.force = true,
+            ("errors", Some(v)) => {
+                vol.errors = Some(match v {
+                    "continue" => ErrorPolicy::Continue,
+                    "remount-ro" => ErrorPolicy::RemountReadOnly,
+                    "panic" => ErrorPolicy::Panic,
+                    _ => return Err(bad(name, v, "continue, remount-ro or panic")),
+                });
+            }
+            ("noatime", None) => {
+                vol.atime = Atime::Never;
+                self.flags.push(Flag::NoAtime);
+            }
+            ("relatime", None) => vol.atime = Atime::Relative,
+            ("strictatime" | "atime", None) => vol.atime = Atime::Strict,
+            ("nodiratime", None) => vol.no_dir_atime = true,
+            ("diratime", None) => vol.no_dir_atime = false,
+            ("commit", Some(v)) => {
+                let seconds: u64 = number(name, v)?;
+                vol.commit_interval = Duration::from_secs(if seconds == 0 { 5 } else { seconds.min(3600) });
+            }
+            ("cache", Some(v)) => vol.cache_bytes = size(name, v)?.max(1 << 20) as usize,
+            ("write_behind", Some(v)) => vol.write_behind_bytes = size(name, v)?.max(1 << 20) as usize,
+            ("barrier", None | Some("1")) => vol.barrier = true,
+            ("nobarrier", None) | ("barrier", Some("0")) => vol.barrier = false,
+            ("discard", None) => vol.discard = true,
+            ("nodiscard", None) => vol.discard = false,
+            ("resuid", Some(v)) => vol.reserved_uid = Some(number(name, v)?),
+            ("resgid", Some(v)) => vol.reserved_gid = Some(number(name, v)?),
+            ("sb", Some(v)) => vol.superblock = Some(number(name, v)?),
+            ("auto_da_alloc", None | Some("1")) => vol.auto_da_alloc = true,
+            ("noauto_da_alloc", None) | ("auto_da_alloc", Some("0")) => vol.auto_da_alloc = false,
+            ("minixdf", None) => vol.minix_df = true,
+            ("bsddf", None) => vol.minix_df = false,
+            ("max_dir_size_kb", Some(v)) => {
+                let kib: u64 = number(name, v)?;
+                vol.max_dir_size = (kib > 0).then_some(kib.saturating_mul(1024));
+            }
+            ("offset", Some(v)) => self.offset = size(name, v)?,
+            ("allow_other", None) => self.allow_other = Some(true),
+            ("noallow_other", None) => self.allow_other = Some(false),
+            ("threads", Some(v)) => self.threads = Some(number::<usize>(name, v)?.clamp(1, 64)),
+            ("direct", None | Some("1")) => self.direct = true,
+            ("nodirect", None) | ("direct", Some("0")) => self.direct = false,
+            ("fakeroot", None) => self.fake_root = true,
+            ("kernel", None) => {
+                // fuse2fs: behave like the kernel's ext4 mount of root.
+                self.allow_other = Some(true);
+                self.flags.extend([Flag::Dev, Flag::Suid]);
+            }
+            ("dev", None) => self.flags.push(Flag::Dev),
+            ("nodev", None) => self.flags.push(Flag::NoDev),
+            ("suid", None) => self.flags.push(Flag::Suid),
+            ("nosuid", None) => self.flags.push(Flag::NoSuid),
+            ("exec", None) => self.flags.push(Flag::Exec),
+            ("noexec", None) => self.flags.push(Flag::NoExec),
+            ("sync", None) => self.flags.push(Flag::Sync),
+            ("async", None) => self.flags.retain(|f| *f != Flag::Sync),
+            ("dirsync", None) => self.flags.push(Flag::DirSync),
+            _ if HARMLESS.contains(&item) => tracing::debug!(item, "mount option has no effect here"),
+            (_, Some(_)) if HARMLESS_VALUED.contains(&name) => {
+                tracing::debug!(item, "mount option has no effect here");
+            }
+            (_, _) if name.starts_with("x-") || name.starts_with("X-") => {}
+            _ => return Err(OptionError::Unknown(item.into())),
+        }
+        Ok(())
+    }
+}
+
+fn bad(name: &str, value: &str, wanted: &'static str) -> OptionError {
+    OptionError::Value { name: name.into(), value: value.into(), wanted }
+}
+
+fn number<T: std::str::FromStr>(name: &str, value: &str) -> Result<T, OptionError> {
+    value.parse().map_err(|_| bad(name, value, "a number"))
+}
+
+/// A number of bytes, with an optional suffix K, M, G or T.
+fn size(name: &str, value: &str) -> Result<u64, OptionError> {
+    let wrong = || bad(name, value, "a size like 64M");
+    let (digits, shift) = match value.char_indices().last() {
+        Some((at, 'k' | 'K')) => (&value[..at], 10),
+        Some((at, 'm' | 'M')) => (&value[..at], 20),
+        Some((at, 'g' | 'G')) => (&value[..at], 30),
+        Some((at, 't' | 'T')) => (&value[..at], 40),
+        _ => (value, 0),
+    };
+    let n: u64 = digits.parse().map_err(|_| wrong())?;
+    n.checked_mul(1 << shift).ok_or_else(wrong)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(items: &str) -> Result<Options, OptionError> {
+        let mut options = Options::default();
+        options.apply(items).map(|()| options)
+    }
+
+    #[test]
+    fn ours_are_taken() {
+        let o = parsed("ro,noload,errors=panic,commit=30,offset=1M,cache=8M,resuid=7,noatime").unwrap();
+        assert!(o.volume.read_only && o.volume.no_recovery);
+        assert_eq!(o.volume.errors, Some(ErrorPolicy::Panic));
+        assert_eq!(o.volume.commit_interval, Duration::from_secs(30));
+        assert_eq!((o.offset, o.volume.cache_bytes), (1 << 20, 8 << 20));
+        assert_eq!((o.volume.reserved_uid, o.volume.atime), (Some(7), Atime::Never));
+    }
+
+    #[test]
+    fn those_of_others_are_ignored_or_refused_with_the_reason() {
+        parsed("defaults,rw,data=ordered,x-systemd.automount,stripe=16").unwrap();
+        let said = |items| parsed(items).unwrap_err().to_string();
+        assert!(said("data=journal").contains("journal"));
+        assert!(said("frobnicate").contains("unknown mount option 'frobnicate'"));
+        assert!(said("commit=soon").contains("'soon' is not a number"));
+    }
+
+    #[test]
+    fn a_size_that_overflows_is_refused() {
+        assert!(parsed("offset=99999999999T").is_err());
+    }
+}

@@ -1,0 +1,87 @@
+//! Attributes, extended attributes, and those of the volume.
+
+use ext4_format::inode::Time;
+use fs_core::{Attr, SetAttr, StatFs, XattrSetHow};
+
+use super::{Answer, Sender, Service, inode_of, refuse};
+
+const XATTR_CREATE: i32 = 1;
+const XATTR_REPLACE: i32 = 2;
+
+/// What SETATTR asks for, as the protocol has it.
+#[derive(Clone, Debug, Default)]
+pub struct Change {
+    /// Permission bits.
+    pub mode: Option<u32>,
+    /// Owner.
+    pub uid: Option<u32>,
+    /// Group.
+    pub gid: Option<u32>,
+    /// Size in bytes.
+    pub size: Option<u64>,
+    /// Last access.
+    pub atime: Option<fs_core::SetTime>,
+    /// Last change of content.
+    pub mtime: Option<fs_core::SetTime>,
+    /// Last change of the inode.
+    pub ctime: Option<Time>,
+}
+
+impl Service {
+    /// GETATTR.
+    pub fn getattr(&self, node: u64) -> Answer<Attr> {
+        self.fs.getattr(inode_of(node)?).map_err(refuse)
+    }
+
+    /// SETATTR. With FUSE_HANDLE_KILLPRIV_V2 a change of owner or group takes set-id bits away,
+    /// and so does a new size set by anyone but root.
+    pub fn setattr(&self, sender: Sender, node: u64, change: &Change) -> Answer<Attr> {
+        let owner_changes = change.uid.is_some() || change.gid.is_some();
+        let caller = self.caller(sender, 0);
+        let kill_privileges =
+            change.mode.is_none() && (owner_changes || change.size.is_some() && caller.uid != 0);
+        let change = SetAttr {
+            mode: change.mode.map(|m| m as u16),
+            uid: change.uid,
+            gid: change.gid,
+            size: change.size,
+            atime: change.atime,
+            mtime: change.mtime,
+            ctime: change.ctime,
+            kill_privileges,
+            ..SetAttr::default()
+        };
+        self.fs.setattr(&caller, inode_of(node)?, &change).map_err(refuse)
+    }
+
+    /// STATFS.
+    pub fn statfs(&self) -> Answer<StatFs> {
+        self.fs.statfs().map_err(refuse)
+    }
+
+    /// SETXATTR, with the flags of setxattr(2).
+    pub fn setxattr(&self, sender: Sender, node: u64, name: &[u8], value: &[u8], flags: i32) -> Answer<()> {
+        let how = match flags {
+            0 => XattrSetHow::Any,
+            XATTR_CREATE => XattrSetHow::Create,
+            XATTR_REPLACE => XattrSetHow::Replace,
+            _ => return Err(libc::EINVAL),
+        };
+        self.fs.setxattr(&self.caller(sender, 0), inode_of(node)?, name, value, how).map_err(refuse)
+    }
+
+    /// GETXATTR.
+    pub fn getxattr(&self, node: u64, name: &[u8]) -> Answer<Vec<u8>> {
+        self.fs.getxattr(inode_of(node)?, name).map_err(refuse)
+    }
+
+    /// LISTXATTR: the names, each ended by a zero.
+    pub fn listxattr(&self, sender: Sender, node: u64) -> Answer<Vec<u8>> {
+        self.fs.listxattr(&self.caller(sender, 0), inode_of(node)?).map_err(refuse)
+    }
+
+    /// REMOVEXATTR.
+    pub fn removexattr(&self, node: u64, name: &[u8]) -> Answer<()> {
+        self.fs.removexattr(inode_of(node)?, name).map_err(refuse)
+    }
+}

@@ -1,0 +1,135 @@
+//! Requests about the content of files. No table of open files is kept: what a handle must
+//! remember is its open flags, and those fit into its number.
+
+use blockdev::PooledBuf;
+use fs_core::{Entry, FallocateMode, SeekWhence, WriteMode};
+
+use super::{Answer, Sender, Service, inode_of, node_of, refuse};
+
+/// Largest read that is answered in one piece, in bytes.
+const MAX_READ: u32 = 1 << 20;
+
+/// What a door tells the kernel about an open file.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Opened {
+    /// The handle's number.
+    pub handle: u64,
+    /// Bypass the page cache, with parallel writes (O_DIRECT); otherwise keep what is cached.
+    pub direct: bool,
+}
+
+/// How a WRITE came.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct WriteHow {
+    /// From the kernel's page cache (FUSE_WRITE_CACHE), at any time after the writer's call.
+    pub from_cache: bool,
+    /// Set-id bits are to be taken away (FUSE_WRITE_KILL_SUIDGID).
+    pub kill_privileges: bool,
+    /// Open flags of the handle at this moment (fcntl may have changed O_DIRECT).
+    pub flags: i32,
+}
+
+impl Service {
+    /// OPEN, with O_TRUNC if it was asked for.
+    pub fn open(&self, sender: Sender, node: u64, flags: i32) -> Answer<Opened> {
+        let ino = inode_of(node)?;
+        self.fs
+            .open(&self.caller(sender, 0), ino, open_flags(flags))
+            .map_err(refuse)?;
+        Ok(opened(flags))
+    }
+
+    /// The opening half of CREATE, after [`Service::mknod`]; gives the entry's reference back when
+    /// it fails.
+    pub fn open_created(&self, sender: Sender, entry: &Entry, flags: i32) -> Answer<Opened> {
+        let caller = self.caller(sender, 0);
+        match self.fs.open(&caller, entry.ino, open_flags(flags & !libc::O_TRUNC)) {
+            Ok(()) => Ok(opened(flags)),
+            Err(error) => {
+                self.forget(node_of(entry.ino), 1);
+                Err(refuse(error))
+            }
+        }
+    }
+
+    /// RELEASE.
+    pub fn release(&self, node: u64, flags: i32) {
+        if let Ok(ino) = inode_of(node) {
+            self.fs.release(ino, open_flags(flags));
+        }
+    }
+
+    /// READ; `reply` gets the bytes, fewer than asked for only at the end of the file.
+    pub fn read<T>(&self, node: u64, offset: u64, size: u32, reply: impl FnOnce(Answer<&[u8]>) -> T) -> T {
+        let ino = match inode_of(node) {
+            Ok(ino) => ino,
+            Err(errno) => return reply(Err(errno)),
+        };
+        let mut buf = PooledBuf::take(size.min(MAX_READ) as usize);
+        match self.fs.read(ino, offset, &mut buf) {
+            Ok(n) => reply(Ok(&buf[..n])),
+            Err(error) => reply(Err(refuse(error))),
+        }
+    }
+
+    /// WRITE; gives the number of bytes taken.
+    pub fn write(&self, sender: Sender, node: u64, offset: u64, data: &[u8], how: WriteHow) -> Answer<u32> {
+        let ino = inode_of(node)?;
+        let mode = match how.flags & libc::O_DIRECT != 0 && !how.from_cache {
+            true => WriteMode::Direct,
+            false => WriteMode::Cached,
+        };
+        let caller = self.caller(sender, 0);
+        if how.kill_privileges {
+            self.fs.kill_privileges(ino).map_err(refuse)?;
+        }
+        let taken = self.fs.write(&caller, ino, offset, data, mode).map_err(refuse)?;
+        if how.flags & (libc::O_DSYNC | libc::O_SYNC) != 0 && !how.from_cache {
+            self.fs.fsync(ino, how.flags & libc::O_SYNC != libc::O_SYNC).map_err(refuse)?;
+        }
+        Ok(taken as u32)
+    }
+
+    /// FSYNC.
+    pub fn fsync(&self, node: u64, datasync: bool) -> Answer<()> {
+        self.fs.fsync(inode_of(node)?, datasync).map_err(refuse)
+    }
+
+    /// FALLOCATE, with the mode bits of fallocate(2).
+    pub fn fallocate(&self, sender: Sender, node: u64, offset: u64, len: u64, mode: i32) -> Answer<()> {
+        let mode = FallocateMode::from_bits(mode).ok_or(libc::EOPNOTSUPP)?;
+        let caller = self.caller(sender, 0);
+        self.fs.fallocate(&caller, inode_of(node)?, offset, len, mode).map_err(refuse)
+    }
+
+    /// LSEEK for SEEK_DATA and SEEK_HOLE; the kernel does the others itself.
+    pub fn lseek(&self, node: u64, offset: i64, whence: i32) -> Answer<i64> {
+        let whence = match whence {
+            libc::SEEK_DATA => SeekWhence::Data,
+            libc::SEEK_HOLE => SeekWhence::Hole,
+            _ => return Err(libc::EINVAL),
+        };
+        let offset = u64::try_from(offset).map_err(|_| libc::ENXIO)?;
+        let found = self.fs.seek(inode_of(node)?, offset, whence).map_err(refuse)?;
+        i64::try_from(found).map_err(|_| libc::EOVERFLOW)
+    }
+
+    /// COPY_FILE_RANGE; gives the number of bytes copied.
+    pub fn copy_file_range(&self, sender: Sender, from: (u64, u64), to: (u64, u64), len: u64) -> Answer<u64> {
+        let caller = self.caller(sender, 0);
+        let (from, to) = ((inode_of(from.0)?, from.1), (inode_of(to.0)?, to.1));
+        self.fs.copy_range(&caller, from, to, len).map_err(refuse)
+    }
+}
+
+fn open_flags(flags: i32) -> fs_core::OpenFlags {
+    fs_core::OpenFlags {
+        write: flags & libc::O_ACCMODE != libc::O_RDONLY,
+        truncate: flags & libc::O_TRUNC != 0,
+        append: flags & libc::O_APPEND != 0,
+    }
+}
+
+fn opened(flags: i32) -> Opened {
+    Opened { handle: u64::from(flags as u32), direct: flags & libc::O_DIRECT != 0 }
+}

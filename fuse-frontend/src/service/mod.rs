@@ -1,0 +1,122 @@
+//! What a request of the FUSE protocol means, whatever door it came through. Numbers and names
+//! come in as the protocol has them; answers go out as plain values or an errno.
+//!
+//! Must not know: message layouts, transports, how a reply is sent.
+
+pub mod attributes;
+mod directories;
+mod files;
+mod ioctl;
+mod names;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ext4_format::Ino;
+use fs_core::{Attr, Caller, Error, Filesystem};
+
+pub use directories::Listing;
+pub use files::{Opened, WriteHow};
+
+use crate::options::Options;
+
+/// The protocol's number for the root directory; ext4's is 2.
+pub const ROOT_NODE: u64 = 1;
+
+/// How long the kernel may believe what it was told. Nobody else writes the device, so: for ever
+/// (longer than any uptime; the protocol's own maximum overflows in some kernels' arithmetic).
+pub const FOR_EVER: Duration = Duration::from_secs(u32::MAX as u64);
+
+/// An answer, or the errno to send instead.
+pub type Answer<T> = Result<T, i32>;
+
+/// Credentials of whoever sent a request.
+#[derive(Clone, Copy, Debug)]
+pub struct Sender {
+    /// Filesystem user id.
+    pub uid: u32,
+    /// Filesystem group id.
+    pub gid: u32,
+}
+
+/// The filesystem behind the doors.
+pub struct Service {
+    fs: Arc<Filesystem>,
+    fake_root: bool,
+}
+
+impl Service {
+    /// A service for a mounted volume.
+    #[must_use]
+    pub fn new(fs: Arc<Filesystem>, options: &Options) -> Service {
+        Service { fs, fake_root: options.fake_root }
+    }
+
+    /// Bytes of a block.
+    #[must_use]
+    pub fn block_size(&self) -> u32 {
+        self.fs.block_size()
+    }
+
+    fn caller(&self, sender: Sender, umask: u32) -> Caller {
+        if self.fake_root {
+            return Caller { uid: 0, gid: 0, umask };
+        }
+        Caller { uid: sender.uid, gid: sender.gid, umask }
+    }
+}
+
+/// The inode that a node number of the protocol stands for.
+fn inode_of(node: u64) -> Answer<Ino> {
+    match node {
+        ROOT_NODE => Ok(Ino::ROOT),
+        n => u32::try_from(n).ok().and_then(Ino::new).ok_or(libc::ESTALE),
+    }
+}
+
+/// The node number that stands for an inode.
+#[must_use]
+pub fn node_of(ino: Ino) -> u64 {
+    if ino == Ino::ROOT { ROOT_NODE } else { ino.get().into() }
+}
+
+/// The device number as the protocol carries it (`new_encode_dev`).
+#[must_use]
+pub fn encode_device(attr: &Attr) -> u32 {
+    let (major, minor) = attr.rdev;
+    (minor & 0xff) | (major << 8) | ((minor & !0xff) << 12)
+}
+
+fn decode_device(rdev: u32) -> (u32, u32) {
+    ((rdev & 0xf_ff00) >> 8, (rdev & 0xff) | ((rdev >> 12) & 0xf_ff00))
+}
+
+/// The errno of a failure. What is not the caller's doing is logged.
+fn refuse(error: Error) -> i32 {
+    match &error {
+        Error::Posix(_) | Error::NoSpace | Error::ReadOnly | Error::ShutDown => {}
+        error => tracing::error!(%error, "a request failed"),
+    }
+    error.errno()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_root_has_two_numbers() {
+        assert_eq!(inode_of(1), Ok(Ino::ROOT));
+        assert_eq!(node_of(Ino::ROOT), 1);
+        assert_eq!(inode_of(0), Err(libc::ESTALE));
+        assert_eq!(inode_of(1 << 40), Err(libc::ESTALE));
+    }
+
+    #[test]
+    fn large_device_numbers_pass() {
+        for (major, minor) in [(8, 1), (259, 70_000), (0xfff, 0xf_ffff)] {
+            let encoded = (minor & 0xff) | (major << 8) | ((minor & !0xff) << 12);
+            assert_eq!(decode_device(encoded), (major, minor));
+        }
+    }
+}
