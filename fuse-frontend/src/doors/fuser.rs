@@ -336,7 +336,7 @@ impl fuser::Filesystem for Door {
     ) {
         let made = self.service.mknod(sender(req), parent.0, name.as_bytes(), mode, umask, 0);
         let opened = made.and_then(|attr| {
-            let opened = self.service.open_created(sender(req), &attr, flags)?;
+            let opened = self.service.open_created(&attr, flags)?;
             Ok((attr, opened))
         });
         match opened {
@@ -396,12 +396,12 @@ impl fuser::Filesystem for Door {
         _req: &Request,
         ino: INodeNo,
         _fh: FileHandle,
-        flags: OpenFlags,
+        _flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
         _flush: bool,
         reply: fuser::ReplyEmpty,
     ) {
-        self.service.release(ino.0, flags.0);
+        self.service.release(ino.0);
         reply.ok();
     }
 
@@ -430,14 +430,14 @@ impl fuser::Filesystem for Door {
         offset: u64,
         mut reply: fuser::ReplyDirectory,
     ) {
-        let mut add = |item: &fs_core::DirItem<'_>| {
+        let add = |item: &fs_core::DirItem<'_>| {
             let name = OsStr::from_bytes(item.name);
             match reply.add(INodeNo(item.ino.get().into()), item.next, file_type(item.kind), name) {
                 true => ControlFlow::Break(()),
                 false => ControlFlow::Continue(()),
             }
         };
-        match self.service.readdir(ino.0, offset, &mut add) {
+        match self.service.readdir(ino.0, offset, add) {
             Ok(()) => reply.ok(),
             Err(code) => reply.error(errno(code)),
         }
@@ -451,7 +451,7 @@ impl fuser::Filesystem for Door {
         offset: u64,
         mut reply: fuser::ReplyDirectoryPlus,
     ) {
-        let mut add = |item: &fs_core::DirItem<'_>, attr: Option<&Attr>| {
+        let add = |item: &fs_core::DirItem<'_>, attr: Option<&Attr>| {
             let name = OsStr::from_bytes(item.name);
             let full = match attr {
                 Some(attr) => {
@@ -465,7 +465,7 @@ impl fuser::Filesystem for Door {
             };
             if full { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         };
-        match self.service.readdir_plus(ino.0, offset, &mut add) {
+        match self.service.readdir_plus(ino.0, offset, add) {
             Ok(()) => reply.ok(),
             Err(code) => reply.error(errno(code)),
         }
@@ -519,8 +519,8 @@ impl fuser::Filesystem for Door {
         reply_xattr(reply, size, self.service.listxattr(sender(req), ino.0));
     }
 
-    fn removexattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, reply: fuser::ReplyEmpty) {
-        reply_empty(reply, self.service.removexattr(ino.0, name.as_bytes()));
+    fn removexattr(&self, req: &Request, ino: INodeNo, name: &OsStr, reply: fuser::ReplyEmpty) {
+        reply_empty(reply, self.service.removexattr(sender(req), ino.0, name.as_bytes()));
     }
 
     fn fallocate(

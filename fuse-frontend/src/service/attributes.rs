@@ -1,7 +1,7 @@
 //! Attributes, extended attributes, and those of the volume.
 
 use ext4_format::inode::Time;
-use fs_core::{Attr, SetAttr, StatFs, XattrSetHow};
+use fs_core::{Attr, SetAttr, StatFs, SetXattr};
 
 use super::{Answer, Sender, Service, inode_of, refuse};
 
@@ -62,12 +62,18 @@ impl Service {
     /// SETXATTR, with the flags of setxattr(2).
     pub fn setxattr(&self, sender: Sender, node: u64, name: &[u8], value: &[u8], flags: i32) -> Answer<()> {
         let how = match flags {
-            0 => XattrSetHow::Any,
-            XATTR_CREATE => XattrSetHow::Create,
-            XATTR_REPLACE => XattrSetHow::Replace,
+            0 => SetXattr::Any,
+            XATTR_CREATE => SetXattr::Create,
+            XATTR_REPLACE => SetXattr::Replace,
             _ => return Err(libc::EINVAL),
         };
-        self.fs.setxattr(&self.caller(sender, 0), inode_of(node)?, name, value, how).map_err(refuse)
+        let (ino, caller) = (inode_of(node)?, self.caller(sender, 0));
+        // Without FUSE_SETXATTR_EXT the kernel does not say whether a new access control list
+        // takes set-group-id away; it does from a file of a group that is not the caller's.
+        let kill_sgid = caller.uid != 0
+            && name == b"system.posix_acl_access"
+            && self.fs.getattr(ino).map_err(refuse)?.gid != caller.gid;
+        self.fs.setxattr(&caller, ino, name, value, how, kill_sgid).map_err(refuse)
     }
 
     /// GETXATTR.
@@ -81,7 +87,7 @@ impl Service {
     }
 
     /// REMOVEXATTR.
-    pub fn removexattr(&self, node: u64, name: &[u8]) -> Answer<()> {
-        self.fs.removexattr(inode_of(node)?, name).map_err(refuse)
+    pub fn removexattr(&self, sender: Sender, node: u64, name: &[u8]) -> Answer<()> {
+        self.fs.removexattr(&self.caller(sender, 0), inode_of(node)?, name).map_err(refuse)
     }
 }

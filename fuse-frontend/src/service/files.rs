@@ -4,6 +4,7 @@
 use blockdev::PooledBuf;
 use fs_core::{Entry, FallocateMode, SeekWhence, WriteMode};
 
+use super::attributes::Change;
 use super::{Answer, Sender, Service, inode_of, node_of, refuse};
 
 /// Largest read that is answered in one piece, in bytes.
@@ -33,17 +34,21 @@ impl Service {
     /// OPEN, with O_TRUNC if it was asked for.
     pub fn open(&self, sender: Sender, node: u64, flags: i32) -> Answer<Opened> {
         let ino = inode_of(node)?;
-        self.fs
-            .open(&self.caller(sender, 0), ino, open_flags(flags))
-            .map_err(refuse)?;
+        self.fs.open(ino, open_flags(flags)).map_err(refuse)?;
+        if flags & libc::O_TRUNC != 0 {
+            let cut = Change { size: Some(0), ..Change::default() };
+            if let Err(errno) = self.setattr(sender, node, &cut) {
+                self.fs.release(ino);
+                return Err(errno);
+            }
+        }
         Ok(opened(flags))
     }
 
     /// The opening half of CREATE, after [`Service::mknod`]; gives the entry's reference back when
     /// it fails.
-    pub fn open_created(&self, sender: Sender, entry: &Entry, flags: i32) -> Answer<Opened> {
-        let caller = self.caller(sender, 0);
-        match self.fs.open(&caller, entry.ino, open_flags(flags & !libc::O_TRUNC)) {
+    pub fn open_created(&self, entry: &Entry, flags: i32) -> Answer<Opened> {
+        match self.fs.open(entry.ino, open_flags(flags & !libc::O_TRUNC)) {
             Ok(()) => Ok(opened(flags)),
             Err(error) => {
                 self.forget(node_of(entry.ino), 1);
@@ -53,9 +58,9 @@ impl Service {
     }
 
     /// RELEASE.
-    pub fn release(&self, node: u64, flags: i32) {
+    pub fn release(&self, node: u64) {
         if let Ok(ino) = inode_of(node) {
-            self.fs.release(ino, open_flags(flags));
+            self.fs.release(ino);
         }
     }
 
@@ -75,9 +80,12 @@ impl Service {
     /// WRITE; gives the number of bytes taken.
     pub fn write(&self, sender: Sender, node: u64, offset: u64, data: &[u8], how: WriteHow) -> Answer<u32> {
         let ino = inode_of(node)?;
-        let mode = match how.flags & libc::O_DIRECT != 0 && !how.from_cache {
-            true => WriteMode::Direct,
-            false => WriteMode::Cached,
+        let mode = if how.from_cache {
+            WriteMode::Writeback
+        } else if how.flags & libc::O_DIRECT != 0 {
+            WriteMode::Direct
+        } else {
+            WriteMode::Cached
         };
         let caller = self.caller(sender, 0);
         if how.kill_privileges {

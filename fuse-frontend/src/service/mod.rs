@@ -15,7 +15,6 @@ use std::time::Duration;
 use ext4_format::Ino;
 use fs_core::{Attr, Caller, Error, Filesystem};
 
-pub use directories::Listing;
 pub use files::{Opened, WriteHow};
 
 use crate::options::Options;

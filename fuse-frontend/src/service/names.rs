@@ -73,7 +73,14 @@ impl Service {
         to: (u64, &[u8]),
         flags: u32,
     ) -> Answer<()> {
-        let flags = RenameFlags::from_bits(flags).ok_or(libc::EINVAL)?;
+        if flags & !(libc::RENAME_NOREPLACE | libc::RENAME_EXCHANGE | libc::RENAME_WHITEOUT) != 0 {
+            return Err(libc::EINVAL);
+        }
+        let flags = RenameFlags {
+            no_replace: flags & libc::RENAME_NOREPLACE != 0,
+            exchange: flags & libc::RENAME_EXCHANGE != 0,
+            whiteout: flags & libc::RENAME_WHITEOUT != 0,
+        };
         let caller = self.caller(sender, 0);
         let (from, to) = ((inode_of(from.0)?, from.1), (inode_of(to.0)?, to.1));
         self.fs.rename(&caller, from, to, flags).map_err(refuse)
