@@ -16,4 +16,9 @@ pub mod types;
 pub mod volume;
 pub mod xattr;
 
+pub use dir::Item as DirItem;
+pub use error::{Error, Posix, Result};
 pub use fs::Filesystem;
+pub use mount::MountError;
+pub use ops::{FallocateMode, OpenFlags, RenameFlags, SeekWhence, SetXattr, Shutdown, WriteMode};
+pub use types::{Atime, Attr, Caller, Entry, ErrorPolicy, MountOptions, SetAttr, SetTime, StatFs};

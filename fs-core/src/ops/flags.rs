@@ -1,7 +1,7 @@
 //! The flags of an inode that chattr(1) sets, trimming, and shutting the volume down.
 
-use ext4_format::{BlockNo, Ino};
 use ext4_format::inode::flag;
+use ext4_format::{BlockNo, Ino};
 use jbd2::Credits;
 
 use crate::alloc::TrimRange;

@@ -5,6 +5,7 @@ mod copy;
 mod create;
 mod evict;
 mod fallocate;
+mod flags;
 mod fsync;
 mod getattr;
 mod link;
@@ -26,5 +27,10 @@ mod unlink;
 mod write;
 mod xattr;
 
+pub use fallocate::FallocateMode;
+pub use flags::Shutdown;
+pub use open::OpenFlags;
 pub use rename::RenameFlags;
+pub use seek::SeekWhence;
+pub use write::WriteMode;
 pub use xattr::SetXattr;
