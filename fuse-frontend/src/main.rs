@@ -1,2 +1,81 @@
-//! The binary.
-fn main() {}
+//! `mount.rext4`: mounts an ext4 volume through FUSE.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Parser;
+use fuse_frontend::options::Options;
+use fuse_frontend::{background, server};
+use tracing_subscriber::EnvFilter;
+
+/// mount(8)'s exit status for a failed mount.
+const MOUNT_FAILURE: u8 = 32;
+
+/// Mounts an ext4 volume (image file, loop device, partition, disk) on a directory.
+///
+/// Usable as mount(8)'s helper (mount -t rext4), and in the place of fuse2fs.
+#[derive(Parser)]
+#[command(name = "mount.rext4", version)]
+struct Args {
+    /// The image file or block device.
+    device: PathBuf,
+    /// The directory to mount it on.
+    dir: PathBuf,
+    /// Options, comma-separated, as ext4 and fuse2fs spell them.
+    #[arg(short = 'o', value_name = "OPTIONS")]
+    options: Vec<String>,
+    /// Stay in the foreground.
+    #[arg(short)]
+    foreground: bool,
+    /// Log what happens, in the foreground.
+    #[arg(short, long)]
+    debug: bool,
+    /// Say more (mount(8) passes it).
+    #[arg(short)]
+    verbose: bool,
+    /// Mount read-only.
+    #[arg(short)]
+    read_only: bool,
+    /// Mount writable.
+    #[arg(short = 'w')]
+    writable: bool,
+    /// Accepted for mount(8) and fuse2fs: there is no mtab to spare, and no option is sloppy.
+    #[arg(short = 'n', short_alias = 's', action = clap::ArgAction::Count)]
+    no_mtab: u8,
+    /// The type that mount(8) was asked for.
+    #[arg(short = 't', value_name = "TYPE")]
+    fs_type: Option<String>,
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let default_level = match (args.debug, args.verbose) {
+        (true, _) => "debug",
+        (_, true) => "info",
+        _ => "warn",
+    };
+    let filter = EnvFilter::try_from_env("REXT4_LOG").unwrap_or_else(|_| EnvFilter::new(default_level));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    match run(&args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            if background::is_server() {
+                background::report_failure(&error);
+            } else {
+                eprintln!("mount.rext4: {error:#}");
+            }
+            ExitCode::from(MOUNT_FAILURE)
+        }
+    }
+}
+
+fn run(args: &Args) -> anyhow::Result<()> {
+    let mut options = Options::default();
+    args.options.iter().try_for_each(|items| options.apply(items))?;
+    options.volume.read_only |= args.read_only && !args.writable;
+    if args.foreground || args.debug || background::is_server() {
+        server::serve(&args.device, &args.dir, &options)
+    } else {
+        background::start_server()
+    }
+}

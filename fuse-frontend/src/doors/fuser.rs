@@ -10,8 +10,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use ext4_format::inode::{FileType as Kind, Time};
 use fs_core::{Attr, SetTime};
 use fuser::{
-    Errno, FileAttr, FileHandle, FileType, FopenFlags, ForgetOne, Generation, INodeNo, InitFlags,
-    KernelConfig, LockOwner, OpenFlags, RenameFlags, Request, TimeOrNow, WriteFlags,
+    Errno, FileAttr, FileHandle, FileType, FopenFlags, Generation, INodeNo, InitFlags, KernelConfig,
+    LockOwner, OpenFlags, RenameFlags, Request, TimeOrNow, WriteFlags,
 };
 
 use crate::service::attributes::Change;
@@ -197,12 +197,6 @@ impl fuser::Filesystem for Door {
         self.service.forget(ino.0, nlookup);
     }
 
-    fn batch_forget(&self, _req: &Request, nodes: &[ForgetOne]) {
-        for node in nodes {
-            self.service.forget(node.nodeid().0, node.nlookup());
-        }
-    }
-
     fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: fuser::ReplyAttr) {
         self.reply_attr(reply, self.service.getattr(ino.0));
     }
@@ -279,14 +273,7 @@ impl fuser::Filesystem for Door {
         reply_empty(reply, self.service.rmdir(parent.0, name.as_bytes()));
     }
 
-    fn symlink(
-        &self,
-        req: &Request,
-        parent: INodeNo,
-        name: &OsStr,
-        target: &Path,
-        reply: fuser::ReplyEntry,
-    ) {
+    fn symlink(&self, req: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: fuser::ReplyEntry) {
         let target = target.as_os_str().as_bytes();
         let made = self.service.symlink(sender(req), parent.0, name.as_bytes(), target);
         self.reply_entry(reply, made);
@@ -308,13 +295,13 @@ impl fuser::Filesystem for Door {
 
     fn link(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         newparent: INodeNo,
         newname: &OsStr,
         reply: fuser::ReplyEntry,
     ) {
-        self.reply_entry(reply, self.service.link(ino.0, newparent.0, newname.as_bytes()));
+        self.reply_entry(reply, self.service.link(sender(req), ino.0, newparent.0, newname.as_bytes()));
     }
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: fuser::ReplyOpen) {
@@ -405,14 +392,7 @@ impl fuser::Filesystem for Door {
         reply.ok();
     }
 
-    fn fsync(
-        &self,
-        _req: &Request,
-        ino: INodeNo,
-        _fh: FileHandle,
-        datasync: bool,
-        reply: fuser::ReplyEmpty,
-    ) {
+    fn fsync(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, datasync: bool, reply: fuser::ReplyEmpty) {
         reply_empty(reply, self.service.fsync(ino.0, datasync));
     }
 

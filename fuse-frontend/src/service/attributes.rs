@@ -1,7 +1,7 @@
 //! Attributes, extended attributes, and those of the volume.
 
 use ext4_format::inode::Time;
-use fs_core::{Attr, SetAttr, StatFs, SetXattr};
+use fs_core::{Attr, SetAttr, SetXattr, StatFs};
 
 use super::{Answer, Sender, Service, inode_of, refuse};
 
@@ -51,7 +51,7 @@ impl Service {
             kill_privileges,
             ..SetAttr::default()
         };
-        self.fs.setattr(&caller, inode_of(node)?, &change).map_err(refuse)
+        self.fs.setattr(inode_of(node)?, &change).map_err(refuse)
     }
 
     /// STATFS.

@@ -26,8 +26,10 @@ impl Service {
     pub fn ioctl(&self, sender: Sender, node: u64, command: u32, input: &[u8]) -> Answer<Vec<u8>> {
         let ino = inode_of(node)?;
         let caller = self.caller(sender, 0);
-        let word = |at: usize| input.get(at..at + 4).and_then(|b| Some(u32::from_ne_bytes(b.try_into().ok()?)));
-        let long = |at: usize| input.get(at..at + 8).and_then(|b| Some(u64::from_ne_bytes(b.try_into().ok()?)));
+        let word =
+            |at: usize| input.get(at..at + 4).and_then(|b| Some(u32::from_ne_bytes(b.try_into().ok()?)));
+        let long =
+            |at: usize| input.get(at..at + 8).and_then(|b| Some(u64::from_ne_bytes(b.try_into().ok()?)));
         match command {
             FS_IOC_GETFLAGS => {
                 let flags = self.fs.flags(ino).map_err(refuse)?;

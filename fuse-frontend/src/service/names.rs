@@ -29,9 +29,7 @@ impl Service {
         rdev: u32,
     ) -> Answer<Entry> {
         let caller = self.caller(sender, umask);
-        self.fs
-            .mknod(&caller, inode_of(parent)?, name, mode as u16, decode_device(rdev))
-            .map_err(refuse)
+        self.fs.mknod(&caller, inode_of(parent)?, name, mode as u16, decode_device(rdev)).map_err(refuse)
     }
 
     /// MKDIR.
@@ -51,8 +49,8 @@ impl Service {
     }
 
     /// LINK.
-    pub fn link(&self, node: u64, parent: u64, name: &[u8]) -> Answer<Entry> {
-        self.fs.link(inode_of(node)?, inode_of(parent)?, name).map_err(refuse)
+    pub fn link(&self, sender: Sender, node: u64, parent: u64, name: &[u8]) -> Answer<Entry> {
+        self.fs.link(&self.caller(sender, 0), inode_of(node)?, inode_of(parent)?, name).map_err(refuse)
     }
 
     /// UNLINK.
@@ -66,13 +64,7 @@ impl Service {
     }
 
     /// RENAME2, with the flags of renameat2(2).
-    pub fn rename(
-        &self,
-        sender: Sender,
-        from: (u64, &[u8]),
-        to: (u64, &[u8]),
-        flags: u32,
-    ) -> Answer<()> {
+    pub fn rename(&self, sender: Sender, from: (u64, &[u8]), to: (u64, &[u8]), flags: u32) -> Answer<()> {
         if flags & !(libc::RENAME_NOREPLACE | libc::RENAME_EXCHANGE | libc::RENAME_WHITEOUT) != 0 {
             return Err(libc::EINVAL);
         }
