@@ -125,7 +125,7 @@ impl Allocator {
         let mut group_inodes = Vec::with_capacity(count);
         let flex_count = geo.group_count.div_ceil(geo.groups_per_flex) as usize;
         let flex: Vec<FlexTotals> = (0..flex_count).map(|_| FlexTotals::default()).collect();
-        let orders = GroupOrders::new(geo.group_count);
+        let mut hopes = Vec::with_capacity(count);
         let mut zone = Collector::default();
         let (mut free_blocks, mut free_inodes, mut directories) = (0_u64, 0_u32, 0_u64);
         let mut data = None;
@@ -138,7 +138,7 @@ impl Allocator {
             let bytes =
                 data.as_deref().and_then(|d: &[u8]| d.get(at..at + geo.desc_size)).unwrap_or_default();
             let desc = verify::group_desc(bytes, &vol.csum, &geo, no).map_err(|c| vol.corrupt(c))?;
-            orders.set(no.0, desc.free_blocks);
+            hopes.push(desc.free_blocks);
             free_blocks += u64::from(desc.free_blocks) * u64::from(geo.cluster_ratio);
             free_inodes = free_inodes.saturating_add(desc.free_inodes);
             directories += u64::from(desc.used_dirs);
@@ -166,7 +166,7 @@ impl Allocator {
             groups,
             tables,
             desc_blocks,
-            orders,
+            orders: GroupOrders::new(&hopes),
             space: Space::new(free_blocks, sb.reserved_blocks(), pool_of(&sb)),
             free_inodes: AtomicU32::new(free_inodes),
             directories: AtomicU64::new(directories),

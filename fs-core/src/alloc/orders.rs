@@ -28,24 +28,29 @@ pub fn order_for(want: u32) -> u32 {
 }
 
 impl GroupOrders {
-    /// `groups` groups, none of which has anything free.
+    /// The hints of groups whose longest runs have at most `longest` blocks.
     #[must_use]
-    pub fn new(groups: u32) -> GroupOrders {
-        let words = groups.div_ceil(64) as usize;
-        let row = |_| (0..words).map(|_| AtomicU64::new(0)).collect();
+    pub fn new(longest: &[u32]) -> GroupOrders {
+        let row = |order: usize| {
+            let word = |groups: &[u32]| {
+                let fits = |(i, longest): (usize, &u32)| u64::from(height(*longest) as usize > order) << i;
+                AtomicU64::new(groups.iter().enumerate().map(fits).sum())
+            };
+            longest.chunks(64).map(word).collect()
+        };
         GroupOrders {
             bits: std::array::from_fn(row),
-            height: (0..groups).map(|_| AtomicU8::new(0)).collect(),
-            groups,
+            height: longest.iter().map(|longest| AtomicU8::new(height(*longest))).collect(),
+            groups: longest.len() as u32,
         }
     }
 
     /// Records that the longest run of `group` has at most `longest` blocks. Called under the
     /// group's lock.
     pub fn set(&self, group: u32, longest: u32) {
-        let Some(height) = self.height.get(group as usize) else { return };
-        let new = (u32::BITS - longest.leading_zeros()).min(ORDERS as u32) as u8;
-        let old = height.swap(new, Ordering::Relaxed);
+        let Some(known) = self.height.get(group as usize) else { return };
+        let new = height(longest);
+        let old = known.swap(new, Ordering::Relaxed);
         let (word, mask) = (group as usize / 64, 1 << (group % 64));
         for order in old..new {
             self.bits[usize::from(order)][word].fetch_or(mask, Ordering::Relaxed);
@@ -69,6 +74,11 @@ impl GroupOrders {
         let lower = row.map(|row| scan(row, 0, start));
         upper.into_iter().flatten().chain(lower.into_iter().flatten())
     }
+}
+
+/// How many orders a run of `longest` blocks can serve.
+fn height(longest: u32) -> u8 {
+    (u32::BITS - longest.leading_zeros()).min(ORDERS as u32) as u8
 }
 
 /// The set bits in `from..to`; each word is read when the scan reaches it.
@@ -102,9 +112,10 @@ mod tests {
 
     #[test]
     fn a_group_stands_in_every_order_it_can_serve() {
-        let orders = GroupOrders::new(200);
+        let mut longest = [0; 200];
+        longest[70] = 255;
+        let orders = GroupOrders::new(&longest);
         orders.set(3, 1);
-        orders.set(70, 255);
         orders.set(199, 32768);
         assert_eq!(all(&orders, 0, 0), [3, 70, 199]);
         assert_eq!(all(&orders, 0, 70), [70, 199, 3]);
