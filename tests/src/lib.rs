@@ -6,6 +6,7 @@
 
 pub mod bench;
 pub mod crashlab;
+pub mod differ;
 pub mod load;
 pub mod manifest;
 pub mod oracle;

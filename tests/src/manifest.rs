@@ -1,7 +1,7 @@
 //! What a tree looks like from outside, as a value: read from one mount, kept, and compared with another.
 //!
-//! Two depths. [`Depth::Copy`] is what a faithful copy of the tree shares with it: names, bytes, modes, owners,
-//! modification times, link structure. [`Depth::Same`] is what one image must show under any system: inode numbers,
+//! [`Depth::Copy`] is what a faithful copy of the tree shares with it: names, bytes, modes, owners,
+//! modification times, link structure. [`Depth::Timeless`] leaves the times out. [`Depth::Same`] is what one image must show under any system: inode numbers,
 //! change times, allocated blocks and folder sizes as well. Holes are read as zeros and never distinguished.
 
 use std::collections::{BTreeMap, HashMap};
@@ -18,6 +18,8 @@ use xxhash_rust::xxh3::Xxh3;
 /// How much of each entry is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Depth {
+    /// What two trees share that were built at different times.
+    Timeless,
     /// What a copy shares with its source.
     Copy,
     /// What one image shows everywhere.
@@ -42,7 +44,7 @@ impl Manifest {
             let entry = entry?;
             let inner = entry.path().strip_prefix(root).expect("walked from root").as_os_str();
             // Made by mkfs, not by the builder; a copy has none.
-            if depth == Depth::Copy && (inner.is_empty() || inner == "lost+found") {
+            if depth != Depth::Same && (inner.is_empty() || inner == "lost+found") {
                 continue;
             }
             let meta = fs::symlink_metadata(entry.path())
@@ -109,7 +111,9 @@ fn facts(path: &Path, meta: &Metadata, depth: Depth) -> Result<Facts> {
     note("mode", format!("{:o}", meta.mode()));
     note("owner", format!("{}:{}", meta.uid(), meta.gid()));
     note("links", meta.nlink().to_string());
-    note("modified", format!("{}.{:09}", meta.mtime(), meta.mtime_nsec()));
+    if depth != Depth::Timeless {
+        note("modified", format!("{}.{:09}", meta.mtime(), meta.mtime_nsec()));
+    }
     let kind = meta.file_type();
     if depth == Depth::Same || !meta.is_dir() {
         note("size", meta.size().to_string());

@@ -120,6 +120,11 @@ impl Default for Options {
 }
 
 impl Options {
+    /// For use by other users than the one who mounts.
+    pub fn for_all(system: System) -> Options {
+        if system == System::Kernel { Options::default() } else { Options::words(&["allow_other"]) }
+    }
+
     /// With these words for `-o`.
     pub fn words(words: &[&str]) -> Options {
         Options { words: words.iter().map(|word| (*word).to_owned()).collect(), ..Options::default() }

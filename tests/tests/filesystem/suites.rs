@@ -1,15 +1,32 @@
-//! Suites that others wrote and publish as crates: pjdfstest, which asks what POSIX says, on the kernel's ext4 and on
+//! The differential fuzzer against the kernel; and suites that others wrote and publish as crates: pjdfstest, which asks what POSIX says, on the kernel's ext4 and on
 //! the system under test alike, and fsx, which exercises one file. `make tools` builds both.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use tests::differ::Run;
 use tests::oracle::e2fsck_is_clean;
 use tests::run::{both, output, run, tool};
-use tests::scale::{Need, can_run, pick, scratch};
-use tests::system::System;
+use tests::scale::{Need, can_run, duration, pick, scratch};
+use tests::system::{Options, System};
+
+#[test]
+fn random_operations_end_as_on_the_kernel() -> Result<()> {
+    if !can_run("random_operations_end_as_on_the_kernel", &[Need::Root, Need::Loop, Need::Fuse]) {
+        return Ok(());
+    }
+    let deadline = Instant::now() + duration(Duration::ZERO);
+    for seed in 1.. {
+        Run::new(seed, 20_000).compare(System::Kernel, System::under_test())?;
+        if Instant::now() >= deadline {
+            break;
+        }
+    }
+    Ok(())
+}
 
 /// Cases that cannot run on any FUSE filesystem: the C library knows LINK_MAX by the filesystem's type.
 const NOT_THROUGH_FUSE: &[&str] = &["link::link_count_max"];
@@ -32,7 +49,7 @@ fn pjdfstest(system: System, folder: &Path) -> Result<(BTreeMap<String, String>,
     )?;
     let image = folder.join("image");
     system.mkfs(&image, 256 << 20, &[])?;
-    let mounted = system.mount(&image)?;
+    let mounted = system.mount_with(&image, &Options::for_all(system))?;
     let elsewhere = tempfile::tempdir()?;
     let mut command = tool("pjdfstest");
     command.env("RUST_BACKTRACE", "0").arg("-c").arg(&settings);
@@ -82,7 +99,7 @@ fn pjdfstest_in_c_passes() -> Result<()> {
     let folder = tempfile::tempdir_in(scratch())?;
     let image = folder.path().join("image");
     System::under_test().mkfs(&image, 512 << 20, &[])?;
-    let mounted = System::under_test().mount(&image)?;
+    let mounted = System::under_test().mount_with(&image, &Options::for_all(System::under_test()))?;
     let mut command = tool("prove");
     let said = run(command.args(["-r", "-j4", "-Q"]).arg(suite).current_dir(mounted.path()));
     mounted.unmount()?;
