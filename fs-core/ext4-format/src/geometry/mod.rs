@@ -266,16 +266,23 @@ impl Geometry {
     #[must_use]
     pub fn descriptor_block(&self, index: u32) -> BlockNo {
         if index < self.first_meta_bg {
-            return BlockNo(u64::from(self.first_data_block) + 1 + u64::from(index));
+            return BlockNo(self.head_block(GroupNo(0)) + 1 + u64::from(index));
         }
         let first = GroupNo(index.saturating_mul(self.descs_per_block()));
         BlockNo(self.group_first_block(first).0 + u64::from(self.has_super(first)))
     }
 
+    /// Where a group's superblock would stand. Clusters of 1 KiB blocks start at block 0, which stays free for
+    /// the boot sector: there the first group's superblock is in block 1.
+    fn head_block(&self, group: GroupNo) -> u64 {
+        let boot = u64::from(group.0 == 0 && self.block_size == 1024);
+        self.group_first_block(group).0.max(boot)
+    }
+
     /// What stands at the head of a group.
     #[must_use]
     pub fn head(&self, group: GroupNo) -> GroupHead {
-        let first = self.group_first_block(group).0;
+        let first = self.head_block(group);
         let has_super = self.has_super(group);
         let after_super = first + u64::from(has_super);
         let meta_group = group.0 / self.descs_per_block();

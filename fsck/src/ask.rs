@@ -1,0 +1,131 @@
+//! Who decides: the same checking code runs with a prober, which stops at the first problem and is what the parallel
+//! scan uses, and with the judge, which reports, asks and remembers.
+
+use crate::error::{Error, Result};
+use crate::options::Mode;
+use crate::problem::{Preen, Problem, Question};
+use crate::report::{Finding, Report};
+
+/// Decides about problems.
+pub trait Ask {
+    /// Reports a problem; true when it is to be fixed now.
+    ///
+    /// # Errors
+    /// [`Error::Suspect`] from a prober, [`Error::Unexpected`] when preening must stop, [`Error::Cancelled`].
+    fn ask(&mut self, problem: Problem) -> Result<bool>;
+}
+
+/// Stops at the first problem, so that whoever probes knows that there is one and nothing was changed.
+pub struct Probe;
+
+impl Ask for Probe {
+    fn ask(&mut self, _: Problem) -> Result<bool> {
+        Err(Error::Suspect)
+    }
+}
+
+/// The answer of a person.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Answer {
+    /// Fix this one.
+    Yes,
+    /// Leave this one.
+    No,
+    /// Fix this one and all that follow.
+    All,
+    /// Stop the check.
+    Cancel,
+}
+
+/// What the check needs from its surroundings: somewhere to speak and someone to ask.
+pub trait Ui {
+    /// A line of output.
+    fn say(&mut self, line: &str);
+    /// A question; asked only in [`Mode::Ask`].
+    fn prompt(&mut self, text: &str, question: &str) -> Answer;
+    /// Work done in a pass (1 to 5) so far.
+    fn progress(&mut self, pass: u8, done: u64, of: u64);
+}
+
+/// A [`Ui`] for programs: says nothing and never agrees to anything.
+pub struct Silent;
+
+impl Ui for Silent {
+    fn say(&mut self, _: &str) {}
+    fn prompt(&mut self, _: &str, _: &str) -> Answer {
+        Answer::No
+    }
+    fn progress(&mut self, _: u8, _: u64, _: u64) {}
+}
+
+/// Reports each problem, gets a decision by the mode, and keeps both.
+pub struct Judge<'u> {
+    mode: Mode,
+    ui: &'u mut dyn Ui,
+    /// What was found so far.
+    pub report: Report,
+    /// The journal was thrown away: a new one is made at the end.
+    pub journal_lost: bool,
+}
+
+impl<'u> Judge<'u> {
+    /// A judge that speaks through `ui`.
+    pub fn new(mode: Mode, ui: &'u mut dyn Ui) -> Judge<'u> {
+        Judge { mode, ui, report: Report::default(), journal_lost: false }
+    }
+
+    /// A line for people.
+    pub fn say(&mut self, line: &str) {
+        self.ui.say(line);
+    }
+
+    /// Work done in a pass.
+    pub fn progress(&mut self, pass: u8, done: u64, of: u64) {
+        self.ui.progress(pass, done, of);
+    }
+}
+
+impl Ask for Judge<'_> {
+    fn ask(&mut self, problem: Problem) -> Result<bool> {
+        let row = problem.code.row();
+        let text = problem.text();
+        let (question, done) = row.question.words();
+        let mut stop = None;
+        let fix = match (row.question, self.mode) {
+            (Question::Tell, _) => false,
+            (_, Mode::CheckOnly) => false,
+            (_, Mode::Yes) => true,
+            (_, Mode::Preen) => {
+                if row.preen == Preen::Stop {
+                    stop = Some(Error::Unexpected);
+                }
+                row.preen == Preen::Fix
+            }
+            (_, Mode::Ask) => match self.ui.prompt(&text, question) {
+                Answer::Yes => true,
+                Answer::No => false,
+                Answer::All => {
+                    self.mode = Mode::Yes;
+                    true
+                }
+                Answer::Cancel => {
+                    stop = Some(Error::Cancelled);
+                    false
+                }
+            },
+        };
+        if self.mode != Mode::Ask || row.question == Question::Tell {
+            let end = match (row.question, fix) {
+                (Question::Tell, _) => ".".to_owned(),
+                (_, true) => format!(".  {done}."),
+                (_, false) => format!(".  {question}? no"),
+            };
+            self.ui.say(&format!("{text}{end}"));
+        }
+        self.report.add(Finding { problem, fixed: fix, path: None });
+        match stop {
+            Some(stop) => Err(stop),
+            None => Ok(fix),
+        }
+    }
+}

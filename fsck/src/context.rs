@@ -1,0 +1,211 @@
+//! What every pass knows: the volume's shape, the device, and what was found so far. Shared by the threads of a
+//! pass; what they change in it is atomic or behind a lock.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use ext4_format::csum::Csum;
+use ext4_format::geometry::Geometry;
+use ext4_format::group_desc::GroupDesc;
+use ext4_format::inode::{Inode, InodeLayout};
+use ext4_format::superblock::{RawSuperBlock, SuperBlock};
+use ext4_format::{BlockNo, GroupNo, Ino};
+
+use crate::disk::Disk;
+use crate::error::{Error, Result};
+use crate::map::{BlockMap, InodeMap};
+use crate::options::Options;
+
+/// A directory that pass 1 found.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Dir {
+    /// The directory that names it, 0 until pass 2 finds one.
+    pub parent: u32,
+    /// What its `..` says.
+    pub dotdot: u32,
+}
+
+/// An attribute block and its users.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct SharedBlock {
+    /// The count that stands in it.
+    pub refcount: u32,
+    /// The users found.
+    pub users: u32,
+}
+
+/// What the passes have found.
+pub struct Found {
+    /// Clusters in use.
+    pub blocks: BlockMap,
+    /// Clusters that more than one claims.
+    pub multiple: BlockMap,
+    /// Whether there are such clusters.
+    pub any_multiple: AtomicBool,
+    /// Inodes in use.
+    pub inodes: InodeMap,
+    /// Directories by inode number.
+    pub dirs: Mutex<BTreeMap<u32, Dir>>,
+    /// Attribute blocks.
+    pub xattrs: Mutex<HashMap<u64, SharedBlock>>,
+    /// References to attribute inodes.
+    pub ea_refs: Mutex<BTreeMap<u32, u64>>,
+    /// Directories whose index must be rebuilt.
+    pub rebuild: Mutex<Vec<Ino>>,
+    /// Tree blocks that may still be visited: a bound on hostile sharing.
+    pub tree_budget: AtomicU64,
+    /// Files in more than one piece.
+    pub fragmented: AtomicU64,
+    /// Which they are, and their pieces, when somebody asked.
+    pub pieces: Mutex<Vec<(u32, u64)>>,
+    /// Whether a file needs the `large_file` feature.
+    pub large_file: AtomicBool,
+}
+
+/// The volume under check.
+pub struct Context {
+    /// The device.
+    pub disk: Disk,
+    /// The superblock as the passes believe it.
+    pub sb: SuperBlock,
+    /// Its geometry.
+    pub geometry: Geometry,
+    /// Its checksums.
+    pub csum: Csum,
+    /// The shape of its inodes.
+    pub layout: InodeLayout,
+    /// The group descriptors.
+    pub descs: Vec<GroupDesc>,
+    /// What the caller wants.
+    pub options: Options,
+    /// What was found.
+    pub found: Found,
+    /// The volume's own blocks, sorted and disjoint.
+    pub metadata: Vec<std::ops::Range<u64>>,
+    /// Names of one directory that are remembered at a time to find duplicates.
+    pub names_kept: usize,
+    /// The superblock to be written at the end.
+    pub next_sb: Mutex<SuperBlock>,
+}
+
+/// A mutex that a panicking thread does not take with it.
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Context {
+    /// The volume that a superblock and its descriptors describe.
+    #[must_use]
+    pub fn new(disk: Disk, sb: SuperBlock, descs: Vec<GroupDesc>, options: Options) -> Context {
+        let geometry = Geometry::new(&sb);
+        let found = Found {
+            blocks: BlockMap::new(&geometry),
+            multiple: BlockMap::new(&geometry),
+            any_multiple: AtomicBool::new(false),
+            inodes: InodeMap::new(&geometry),
+            dirs: Mutex::default(),
+            xattrs: Mutex::default(),
+            ea_refs: Mutex::default(),
+            rebuild: Mutex::default(),
+            tree_budget: AtomicU64::new(geometry.blocks_count.saturating_mul(2).max(1 << 16)),
+            fragmented: AtomicU64::new(0),
+            pieces: Mutex::default(),
+            large_file: AtomicBool::new(false),
+        };
+        let next_sb = Mutex::new(sb);
+        let (csum, layout) = (Csum::new(&sb), InodeLayout::new(&sb));
+        // A remembered name costs about 24 bytes, and half of the bound is left to the maps.
+        let names_kept = (options.memory_bound() / 48 / options.thread_count() as u64) as usize;
+        let metadata = Vec::new();
+        Context { disk, geometry, csum, layout, sb, descs, options, found, metadata, names_kept, next_sb }
+    }
+
+    /// Changes the superblock that is written at the end. A change that makes no sense is not taken.
+    pub fn edit_super(&self, change: impl FnOnce(&mut RawSuperBlock)) {
+        let _ = lock(&self.next_sb).edit(change);
+    }
+
+    /// Whether blocks lie on the volume behind the superblock.
+    #[must_use]
+    pub fn on_volume(&self, start: BlockNo, len: u64) -> bool {
+        self.geometry.contains_blocks(start, len)
+    }
+
+    /// Whether any of these blocks belongs to the volume's own metadata.
+    #[must_use]
+    pub fn is_metadata(&self, start: BlockNo, len: u64) -> bool {
+        let end = start.0.saturating_add(len);
+        let at = self.metadata.partition_point(|range| range.end <= start.0);
+        self.metadata.get(at).is_some_and(|range| range.start < end)
+    }
+
+    /// The block and byte of an inode's record.
+    #[must_use]
+    pub fn inode_place(&self, ino: Ino) -> Option<(BlockNo, usize)> {
+        let at = self.geometry.inode_location(ino)?;
+        let table = self.descs.get(at.group.0 as usize)?.inode_table;
+        Some((BlockNo(table.0 + u64::from(at.table_block)), at.byte))
+    }
+
+    /// An inode's record.
+    ///
+    /// # Errors
+    /// The device's, or a number past the last inode.
+    pub fn read_record(&self, ino: Ino) -> Result<Vec<u8>> {
+        let (block, byte) =
+            self.inode_place(ino).ok_or_else(|| Error::Unusable(format!("there is no inode {ino}")))?;
+        let mut record = vec![0; self.geometry.inode_size];
+        let offset = block.0 * u64::from(self.geometry.block_size) + byte as u64;
+        self.disk.read_bytes(offset, &mut record)?;
+        Ok(record)
+    }
+
+    /// An inode, decoded whatever it holds.
+    ///
+    /// # Errors
+    /// As [`Context::read_record`].
+    pub fn read_inode(&self, ino: Ino) -> Result<Inode> {
+        Ok(Inode::decode_damaged(&self.read_record(ino)?, &self.layout))
+    }
+
+    /// Writes an inode's record, with its checksum.
+    ///
+    /// # Errors
+    /// The device's, or a number past the last inode.
+    pub fn write_record(&self, ino: Ino, record: &mut [u8]) -> Result<()> {
+        self.csum.set_inode(record, ino);
+        let (block, byte) =
+            self.inode_place(ino).ok_or_else(|| Error::Unusable(format!("there is no inode {ino}")))?;
+        self.disk.write_bytes(block.0 * u64::from(self.geometry.block_size) + byte as u64, record)
+    }
+
+    /// Writes the fields of an inode into its record.
+    ///
+    /// # Errors
+    /// As [`Context::write_record`].
+    pub fn write_inode(&self, ino: Ino, inode: &Inode) -> Result<()> {
+        let mut record = self.read_record(ino)?;
+        if usize::from(inode.extra_isize) <= record.len() - ext4_format::inode::BASE_SIZE {
+            inode.encode_into(&mut record, &self.layout);
+        }
+        self.write_record(ino, &mut record)
+    }
+
+    /// The first inode that files may have.
+    #[must_use]
+    pub fn first_ino(&self) -> u32 {
+        self.sb.first_ino()
+    }
+
+    /// Sectors of 512 bytes in a cluster.
+    #[must_use]
+    pub fn cluster_sectors(&self) -> u64 {
+        u64::from(self.geometry.block_size / 512) * u64::from(self.geometry.cluster_ratio)
+    }
+
+    /// All groups.
+    pub fn groups(&self) -> impl Iterator<Item = GroupNo> + use<> {
+        self.geometry.groups()
+    }
+}

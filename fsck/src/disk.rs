@@ -1,0 +1,137 @@
+//! The device as the checker uses it: whole blocks, every write saved in the undo log first, and a note whether
+//! anything was written at all.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use blockdev::BlockDevice;
+use ext4_format::BlockNo;
+
+use crate::error::Result;
+use crate::undo::UndoLog;
+
+/// The device behind a check.
+pub struct Disk {
+    device: Arc<dyn BlockDevice>,
+    block_size: u32,
+    undo: Option<Arc<UndoLog>>,
+    changed: AtomicBool,
+}
+
+impl Disk {
+    /// The device, and the log that keeps what is overwritten.
+    #[must_use]
+    pub fn new(device: Arc<dyn BlockDevice>, undo: Option<Arc<UndoLog>>) -> Disk {
+        Disk { device, block_size: 1024, undo, changed: AtomicBool::new(false) }
+    }
+
+    /// Sets the size of a block, once the superblock has told it.
+    pub fn set_block_size(&mut self, block_size: u32) {
+        self.block_size = block_size;
+    }
+
+    /// Bytes of a block.
+    #[must_use]
+    pub fn block_size(&self) -> usize {
+        self.block_size as usize
+    }
+
+    /// Bytes of the device.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.device.geometry().size
+    }
+
+    /// Whether anything was written.
+    #[must_use]
+    pub fn changed(&self) -> bool {
+        self.changed.load(Ordering::Relaxed)
+    }
+
+    /// The device itself, for the journal's replay. The undo log sees what is written through it only when
+    /// [`Disk::save`] was told before.
+    #[must_use]
+    pub fn device(&self) -> &Arc<dyn BlockDevice> {
+        &self.device
+    }
+
+    /// Notes that something was written around this type.
+    pub fn note_change(&self) {
+        self.changed.store(true, Ordering::Relaxed);
+    }
+
+    /// Fills `buf` from a byte offset.
+    ///
+    /// # Errors
+    /// The device's.
+    pub fn read_bytes(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        Ok(self.device.read_at(offset, buf)?)
+    }
+
+    /// One or more blocks, as many as `buf` holds.
+    ///
+    /// # Errors
+    /// The device's.
+    pub fn read_into(&self, block: BlockNo, buf: &mut [u8]) -> Result<()> {
+        self.read_bytes(block.0.saturating_mul(self.block_size.into()), buf)
+    }
+
+    /// One block.
+    ///
+    /// # Errors
+    /// The device's.
+    pub fn read(&self, block: BlockNo) -> Result<Vec<u8>> {
+        let mut buf = vec![0; self.block_size()];
+        self.read_into(block, &mut buf)?;
+        Ok(buf)
+    }
+
+    /// Keeps blocks in the undo log that someone else is about to overwrite.
+    ///
+    /// # Errors
+    /// The device's or the undo log's.
+    pub fn save(&self, block: BlockNo, count: u64) -> Result<()> {
+        let size = u64::from(self.block_size);
+        match &self.undo {
+            Some(undo) => undo.save(&*self.device, block.0.saturating_mul(size), count * size),
+            None => Ok(()),
+        }
+    }
+
+    /// Writes at a byte offset, after the old bytes are in the undo log.
+    ///
+    /// # Errors
+    /// The device's or the undo log's.
+    pub fn write_bytes(&self, offset: u64, buf: &[u8]) -> Result<()> {
+        if let Some(undo) = &self.undo {
+            undo.save(&*self.device, offset, buf.len() as u64)?;
+        }
+        self.note_change();
+        Ok(self.device.write_at(offset, buf)?)
+    }
+
+    /// Writes one or more blocks.
+    ///
+    /// # Errors
+    /// The device's or the undo log's.
+    pub fn write(&self, block: BlockNo, buf: &[u8]) -> Result<()> {
+        self.write_bytes(block.0.saturating_mul(self.block_size.into()), buf)
+    }
+
+    /// Makes everything written durable.
+    ///
+    /// # Errors
+    /// The device's.
+    pub fn flush(&self) -> Result<()> {
+        Ok(self.device.flush()?)
+    }
+
+    /// Gives blocks back to the device.
+    ///
+    /// # Errors
+    /// The device's.
+    pub fn discard(&self, block: BlockNo, count: u64) -> Result<()> {
+        let size = u64::from(self.block_size);
+        Ok(self.device.discard(block.0 * size, count * size)?)
+    }
+}

@@ -1,0 +1,35 @@
+//! Why a check ends before its last pass.
+
+/// Ends a check, or tells the fast scan that an inode needs the slow one.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Only between the parallel scan and its caller: something here needs a question, so it is looked at again.
+    #[error("needs a second look")]
+    Suspect,
+    /// Preening met a problem that it may not fix alone.
+    #[error("UNEXPECTED INCONSISTENCY; RUN fsck.rext4 MANUALLY (without -a or -p)")]
+    Unexpected,
+    /// The user said stop.
+    #[error("cancelled")]
+    Cancelled,
+    /// The device failed.
+    #[error(transparent)]
+    Device(#[from] blockdev::Error),
+    /// The volume cannot be checked at all; the text says why.
+    #[error("{0}")]
+    Unusable(String),
+    /// The journal could not be replayed.
+    #[error("the journal cannot be replayed: {0}")]
+    Journal(String),
+    /// The undo log could not be written; nothing was changed on the device.
+    #[error("undo log {path}: {source}")]
+    Undo {
+        /// The log.
+        path: std::path::PathBuf,
+        /// The reason.
+        source: std::io::Error,
+    },
+}
+
+/// Result of a step of the check.
+pub type Result<T> = std::result::Result<T, Error>;

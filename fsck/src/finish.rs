@@ -1,0 +1,123 @@
+//! One round over a volume: open, journal, orphans, the passes, and writing back what they changed.
+
+use std::sync::atomic::Ordering::Relaxed;
+
+use ext4_format::BlockNo;
+use ext4_format::superblock::State;
+
+use crate::ask::{Ask, Judge};
+use crate::context::{Context, lock};
+use crate::disk::Disk;
+use crate::error::Result;
+use crate::journal::{self, Outcome};
+use crate::options::{Mode, Options};
+use crate::problem::{Code, Problem};
+use crate::{mmp, orphans, pass1, pass1b, pass2, pass3, pass4, pass5, paths, rehash, volume};
+
+/// Runs one round; the judge holds what it found.
+pub fn round(disk: Disk, options: &Options, judge: &mut Judge<'_>) -> Result<()> {
+    let mut ctx = volume::open(disk, options, judge)?;
+    mmp::check(&ctx, judge)?;
+    while journal::check(&ctx, judge)? == Outcome::Reopen {
+        ctx = volume::open(ctx.disk, options, judge)?;
+    }
+    if options.journal_only {
+        judge.report.changed = ctx.disk.changed();
+        return ctx.disk.flush();
+    }
+    orphans::process(&ctx, judge)?;
+    if !options.force && judge.report.count == 0 && may_skip(&ctx) {
+        judge.report.skipped = true;
+        judge.report.usage.inodes_total = ctx.geometry.inodes_count.into();
+        judge.report.usage.inodes = u64::from(ctx.geometry.inodes_count - ctx.sb.free_inodes());
+        judge.report.usage.blocks_total = ctx.geometry.blocks_count;
+        judge.report.usage.blocks = ctx.geometry.blocks_count.saturating_sub(ctx.sb.free_blocks());
+        judge.report.changed = ctx.disk.changed();
+        return Ok(());
+    }
+    pass1::run(&mut ctx, judge)?;
+    if ctx.found.any_multiple.load(Relaxed) {
+        pass1b::run(&ctx, judge)?;
+    }
+    pass2::run(&ctx, judge)?;
+    pass3::run(&ctx, judge)?;
+    pass4::run(&ctx, judge)?;
+    rehash::run(&ctx, judge)?;
+    if judge.journal_lost && options.may_write() {
+        journal::create(&ctx, judge)?;
+    }
+    pass5::run(&mut ctx, judge)?;
+    paths::name(&ctx, &mut judge.report);
+    if options.fragcheck {
+        let mut pieces = std::mem::take(&mut *lock(&ctx.found.pieces));
+        pieces.sort_unstable();
+        for (ino, count) in pieces {
+            judge.say(&format!("inode {ino}: {count} pieces"));
+        }
+    }
+    if ctx.sb.state().has(State::ERROR) && judge.report.left == 0 && options.may_write() {
+        judge.ask(Problem::new(Code::StateError))?;
+    }
+    if options.may_write() {
+        write_back(&ctx, judge)?;
+    }
+    if options.discard && options.may_write() && judge.report.left == 0 {
+        discard_free(&ctx)?;
+    }
+    judge.report.changed = ctx.disk.changed();
+    Ok(())
+}
+
+/// Gives the device back what no file and no metadata use.
+fn discard_free(ctx: &Context) -> Result<()> {
+    let end = ctx.geometry.blocks_count;
+    let mut at = u64::from(ctx.geometry.first_data_block);
+    while at < end {
+        let start = at;
+        while at < end && !ctx.found.blocks.has(BlockNo(at)) {
+            at += 1;
+        }
+        if at > start {
+            ctx.disk.discard(BlockNo(start), at - start)?;
+        }
+        at += 1;
+    }
+    Ok(())
+}
+
+/// Whether the volume says that it is clean and no check is due.
+fn may_skip(ctx: &Context) -> bool {
+    let sb = &ctx.sb;
+    let due = sb.max_mount_count().is_some_and(|max| sb.mount_count() >= max)
+        || (sb.check_interval() > 0
+            && u64::from(ctx.options.now()) >= sb.check_time() + u64::from(sb.check_interval()));
+    sb.state().has(State::VALID) && !sb.state().has(State::ERROR) && !due
+}
+
+fn write_back(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
+    let clean = judge.report.left == 0;
+    {
+        let mut sb = lock(&ctx.next_sb);
+        if clean {
+            sb.set_state(State::VALID);
+            if ctx.sb.error_count() > 0 {
+                sb.clear_errors();
+            }
+        } else {
+            let state = sb.state();
+            sb.set_state(State(state.0 & !State::VALID.0));
+        }
+        sb.set_check_time(u64::from(ctx.options.now()));
+        sb.set_mount_count(0);
+    }
+    if ctx.disk.changed() || judge.report.count > 0 {
+        volume::write_back(ctx)?;
+        // The stamp alone is no change that another round must look at.
+        ctx.disk.flush()?;
+    } else if ctx.options.mode != Mode::CheckOnly {
+        let sb = lock(&ctx.next_sb).encode();
+        ctx.disk.device().write_at(1024, &sb)?;
+        ctx.disk.flush()?;
+    }
+    Ok(())
+}

@@ -1,0 +1,274 @@
+//! The journal before everything else: is it one, does it hold transactions, and replaying them.
+
+use ext4_format::features::{Compat, Incompat};
+use ext4_format::inode::{FileType, Inode};
+use ext4_format::jbd2 as format;
+use ext4_format::superblock::State;
+use ext4_format::{BlockNo, Corruption, Ino, locate};
+use jbd2::recovery;
+use jbd2::{LogExtent, LogLocation};
+
+use crate::alloc;
+use crate::ask::{Ask, Judge};
+use crate::context::{Context, lock};
+use crate::error::{Error, Result};
+use crate::map::Use;
+use crate::problem::{Code, Problem};
+
+/// The smallest journal, in blocks.
+const MIN_BLOCKS: u64 = 1024;
+
+/// What came of looking at the journal.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Outcome {
+    /// The volume stands as it was opened.
+    AsItWas,
+    /// Something was written: the volume must be opened again.
+    Reopen,
+}
+
+/// Checks the journal and replays it.
+///
+/// # Errors
+/// The device's, or a journal that cannot be replayed while nobody agreed to throw it away.
+pub fn check(ctx: &Context, judge: &mut Judge<'_>) -> Result<Outcome> {
+    let wants_recovery = ctx.sb.incompat().has(Incompat::RECOVER);
+    if ctx.sb.has_external_journal() {
+        judge.ask(Problem::new(Code::ExternalJournal))?;
+        return Err(Error::Unusable("the journal lies on another device, which is not supported".to_owned()));
+    }
+    if !ctx.sb.compat().has(Compat::HAS_JOURNAL) {
+        if wants_recovery && judge.ask(Problem::new(Code::JournalHint))? {
+            lock(&ctx.next_sb).set_needs_recovery(false);
+        }
+        return Ok(Outcome::AsItWas);
+    }
+    let Some(ino) = ctx.sb.journal_ino() else {
+        return discard(ctx, judge, Problem::new(Code::JournalMissing), None);
+    };
+    let location = match locate_log(ctx, ino) {
+        Ok(location) => location,
+        Err(why) => {
+            return discard(ctx, judge, Problem::of(Code::JournalInode, ino).named(why), Some(ino));
+        }
+    };
+    let Some(first) = location.extents.first().map(|extent| extent.start) else {
+        return discard(ctx, judge, Problem::of(Code::JournalInode, ino).named("empty"), Some(ino));
+    };
+    let bytes = ctx.disk.read(first)?;
+    let parsed =
+        bytes.first_chunk().ok_or("length").and_then(|b| format::SuperBlock::parse(b).map_err(|c| c.field));
+    let log = match parsed {
+        Ok(log)
+            if log.block_size() == ctx.geometry.block_size
+                && u64::from(log.len_blocks()) <= length(&location) =>
+        {
+            log
+        }
+        Ok(_) => return reset(ctx, judge, first, "size"),
+        Err(why) => return reset(ctx, judge, first, why),
+    };
+    if log.errno() != 0 && judge.ask(Problem::new(Code::JournalError))? {
+        recovery::clear_errno(ctx.disk.device(), ctx.geometry.block_size, &location)
+            .map_err(|error| Error::Journal(error.to_string()))?;
+        ctx.disk.note_change();
+        let mut sb = lock(&ctx.next_sb);
+        let state = sb.state();
+        sb.set_state(State(state.0 | State::ERROR.0));
+    }
+    if log.start().is_none() {
+        if wants_recovery {
+            lock(&ctx.next_sb).set_needs_recovery(false);
+        }
+        return Ok(Outcome::AsItWas);
+    }
+    if !ctx.options.may_write() {
+        judge.ask(Problem::new(Code::JournalSkipped))?;
+        return Ok(Outcome::AsItWas);
+    }
+    replay(ctx, judge, &location, first)
+}
+
+fn replay(ctx: &Context, judge: &mut Judge<'_>, location: &LogLocation, first: BlockNo) -> Result<Outcome> {
+    if !judge.ask(Problem::new(Code::JournalReplay))? {
+        return Ok(Outcome::AsItWas);
+    }
+    let block_size = ctx.geometry.block_size;
+    // What is overwritten goes into the undo log first: the replay itself writes through the device.
+    let scanned = recovery::scan(ctx.disk.device(), block_size, location);
+    match scanned {
+        Ok(scan) => {
+            let mut bytes = vec![0; block_size as usize];
+            for block in scan.blocks().chain([first]) {
+                if ctx.disk.read_into(block, &mut bytes).is_ok() {
+                    ctx.disk.save(block, 1)?;
+                }
+            }
+        }
+        Err(jbd2::Error::Unsupported { what }) => return Err(Error::Journal(what)),
+        Err(error) => return reset(ctx, judge, first, &error.to_string()),
+    }
+    match recovery::recover(ctx.disk.device(), block_size, location) {
+        Ok(done) => {
+            ctx.disk.note_change();
+            judge.report.replayed = true;
+            judge.say(&format!(
+                "journal replayed: {} transaction(s), {} block(s)",
+                done.transactions, done.blocks
+            ));
+            clear_needs_recovery(ctx)?;
+            Ok(Outcome::Reopen)
+        }
+        Err(error) => reset(ctx, judge, first, &error.to_string()),
+    }
+}
+
+/// The flag falls on disk only after the replay: the superblock may itself have been replayed.
+fn clear_needs_recovery(ctx: &Context) -> Result<()> {
+    let mut bytes = [0; ext4_format::superblock::SUPERBLOCK_LEN];
+    ctx.disk.read_bytes(1024, &mut bytes)?;
+    if let Ok(mut sb) = ext4_format::superblock::SuperBlock::parse(&bytes) {
+        sb.set_needs_recovery(false);
+        ctx.disk.write_bytes(1024, &sb.encode())?;
+    }
+    ctx.disk.flush()
+}
+
+/// Where the log lies.
+pub fn locate_log(ctx: &Context, ino: Ino) -> std::result::Result<LogLocation, String> {
+    enum Failed {
+        Corrupt(Corruption),
+        Device(Error),
+    }
+    impl From<Corruption> for Failed {
+        fn from(corruption: Corruption) -> Failed {
+            Failed::Corrupt(corruption)
+        }
+    }
+    let text = |failed| match failed {
+        Failed::Corrupt(corruption) => corruption.field.to_owned(),
+        Failed::Device(error) => error.to_string(),
+    };
+    let record = ctx.read_record(ino).map_err(|error| error.to_string())?;
+    let inode = Inode::decode(&record, &ctx.layout).map_err(|corruption| corruption.field.to_owned())?;
+    if inode.links == 0 || inode.file_type() != Some(FileType::Regular) {
+        return Err("not a regular file".to_owned());
+    }
+    let runs = locate::runs(&ctx.sb, &inode, &mut |block| ctx.disk.read(block).map_err(Failed::Device))
+        .map_err(text)?;
+    let extents: Vec<LogExtent> =
+        runs.iter().map(|run| LogExtent { first: run.first.0, len: run.len, start: run.start }).collect();
+    let location = LogLocation { extents };
+    let mut next = 0;
+    for extent in &location.extents {
+        if u64::from(extent.first) != next {
+            return Err("holes".to_owned());
+        }
+        next += u64::from(extent.len);
+    }
+    if next < MIN_BLOCKS {
+        return Err("too small".to_owned());
+    }
+    Ok(location)
+}
+
+fn length(location: &LogLocation) -> u64 {
+    location.extents.iter().map(|extent| u64::from(extent.len)).sum()
+}
+
+/// A log that cannot be read is made an empty one.
+fn reset(ctx: &Context, judge: &mut Judge<'_>, first: BlockNo, why: &str) -> Result<Outcome> {
+    let has_data = ctx.sb.incompat().has(Incompat::RECOVER);
+    let code = if has_data { Code::JournalCorrupt } else { Code::JournalSuper };
+    if !judge.ask(Problem::new(code).at(first).named(why))? {
+        return Ok(Outcome::AsItWas);
+    }
+    let ino = ctx.sb.journal_ino().ok_or_else(|| Error::Journal("no journal inode".to_owned()))?;
+    let location = locate_log(ctx, ino).map_err(Error::Journal)?;
+    write_empty_log(ctx, first, length(&location) as u32)?;
+    lock(&ctx.next_sb).set_needs_recovery(false);
+    clear_needs_recovery(ctx)?;
+    Ok(Outcome::Reopen)
+}
+
+/// Writes the superblock of an empty log of `len` blocks.
+///
+/// # Errors
+/// The device's.
+pub fn write_empty_log(ctx: &Context, first: BlockNo, len: u32) -> Result<()> {
+    let log = format::SuperBlock::new(ctx.geometry.block_size, len, 0, ctx.sb.uuid());
+    let mut bytes = vec![0; ctx.disk.block_size()];
+    bytes[..1024].copy_from_slice(&log.encode());
+    ctx.disk.write(first, &bytes)
+}
+
+/// Takes the journal away; a new one is made after the passes.
+fn discard(ctx: &Context, judge: &mut Judge<'_>, problem: Problem, ino: Option<Ino>) -> Result<Outcome> {
+    if !judge.ask(problem)? {
+        return Ok(Outcome::AsItWas);
+    }
+    if let Some(ino) = ino {
+        let mut record = vec![0; ctx.geometry.inode_size];
+        ctx.write_record(ino, &mut record)?;
+    }
+    let mut sb = *lock(&ctx.next_sb);
+    sb.set_needs_recovery(false);
+    let _ = sb.edit(|raw| {
+        raw.feature_compat.set(raw.feature_compat.get() & !Compat::HAS_JOURNAL.0);
+        raw.journal_inum.set(0);
+        raw.jnl_backup_type = 0;
+        raw.jnl_blocks = Default::default();
+    });
+    ctx.disk.write_bytes(1024, &sb.encode())?;
+    judge.journal_lost = true;
+    Ok(Outcome::Reopen)
+}
+
+/// Makes a new journal in place of one that was thrown away.
+///
+/// # Errors
+/// The device's. A volume without room for one stays without.
+pub fn create(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
+    use ext4_format::extent::Extent;
+
+    let blocks = match ctx.geometry.blocks_count {
+        0..32768 => MIN_BLOCKS,
+        32768..262_144 => 4096,
+        262_144..1_048_576 => 8192,
+        _ => 16384,
+    };
+    let clusters = blocks.div_ceil(u64::from(ctx.geometry.cluster_ratio));
+    let goal = ctx.geometry.group_first_block(ext4_format::GroupNo(ctx.geometry.group_count / 2));
+    let Some(start) = ctx.found.blocks.find_free(goal, clusters) else { return Ok(()) };
+    if !judge.ask(Problem::new(Code::JournalMissing))? {
+        return Ok(());
+    }
+    ctx.found.blocks.claim(start, blocks, |_| ());
+    let zeros = vec![0; ctx.disk.block_size()];
+    for ahead in 0..blocks {
+        ctx.disk.write(BlockNo(start.0 + ahead), &zeros)?;
+    }
+    write_empty_log(ctx, start, blocks as u32)?;
+    let extent = Extent { first: ext4_format::FileBlock(0), len: blocks as u32, start, unwritten: false };
+    let mut inode = alloc::fresh(ctx, FileType::Regular, 0o600);
+    inode.links = 1;
+    inode.size = blocks * u64::from(ctx.geometry.block_size);
+    ctx.write_record(Ino::JOURNAL, &mut vec![0; ctx.geometry.inode_size])?;
+    alloc::set_extents(ctx, Ino::JOURNAL, &mut inode, &[extent])?;
+    ctx.write_inode(Ino::JOURNAL, &inode)?;
+    ctx.found.inodes.set(Ino::JOURNAL, Use::Internal, 1);
+    ctx.edit_super(|raw| {
+        raw.feature_compat.set(raw.feature_compat.get() | Compat::HAS_JOURNAL.0);
+        raw.journal_inum.set(Ino::JOURNAL.get());
+        // The copy of the journal's map: `i_block` and the size, high word first.
+        raw.jnl_backup_type = 1;
+        for (at, word) in raw.jnl_blocks.iter_mut().enumerate() {
+            word.set(match at {
+                0..15 => u32::from_le_bytes(std::array::from_fn(|i| inode.block[4 * at + i])),
+                15 => (inode.size >> 32) as u32,
+                _ => inode.size as u32,
+            });
+        }
+    });
+    Ok(())
+}

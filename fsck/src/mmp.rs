@@ -1,0 +1,36 @@
+//! Multi-mount protection: is the volume in use on another machine?
+
+use ext4_format::features::Incompat;
+use ext4_format::mmp::{Mmp, SEQ_CLEAN};
+
+use crate::ask::{Ask, Judge};
+use crate::context::Context;
+use crate::error::Result;
+use crate::problem::{Code, Problem};
+
+/// Checks the protection block. A volume that says it is in use is checked all the same with `-n`; otherwise the
+/// block is cleared only when that is agreed to.
+pub fn check(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
+    let Some(block) = ctx.sb.mmp_block().filter(|_| ctx.sb.incompat().has(Incompat::MMP)) else {
+        return Ok(());
+    };
+    let damage = if ctx.on_volume(block, 1) {
+        match Mmp::decode(&ctx.disk.read(block)?, &ctx.csum) {
+            Ok(mmp) if mmp.seq.get() == SEQ_CLEAN => return Ok(()),
+            Ok(_) => None,
+            Err(corruption) => Some(corruption.field),
+        }
+    } else {
+        return Ok(());
+    };
+    let problem = match damage {
+        Some(why) => Problem::new(Code::MmpDamaged).at(block).named(why),
+        None => Problem::new(Code::MmpInUse).at(block),
+    };
+    if judge.ask(problem)? {
+        let mut bytes = vec![0; ctx.disk.block_size()];
+        Mmp::clean(ctx.sb.mmp_interval(), u64::from(ctx.options.now())).encode_into(&mut bytes, &ctx.csum);
+        ctx.disk.write(block, &bytes)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,77 @@
+//! What a caller of the checker can choose.
+
+use std::path::PathBuf;
+
+/// Who decides about repairs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Mode {
+    /// Nobody: nothing is written (`-n`).
+    #[default]
+    CheckOnly,
+    /// Everything is repaired (`-y`).
+    Yes,
+    /// What is safe is repaired, the rest ends the check (`-p`, `-a`).
+    Preen,
+    /// A person is asked.
+    Ask,
+}
+
+/// Options of one check.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// Who decides.
+    pub mode: Mode,
+    /// Check a volume that says it is clean, too (`-f`).
+    pub force: bool,
+    /// Block of the superblock to use (`-b`), in units of `block_size`.
+    pub superblock: Option<u64>,
+    /// Block size in bytes, when the superblock is named (`-B`).
+    pub block_size: Option<u32>,
+    /// Only replay the journal (`-E journal_only`).
+    pub journal_only: bool,
+    /// List fragmented files (`-E fragcheck`).
+    pub fragcheck: bool,
+    /// Discard free blocks after a clean check (`-E discard`).
+    pub discard: bool,
+    /// Optimise directories (`-D`).
+    pub optimize_dirs: bool,
+    /// Bound of memory in bytes for what grows with directories (`-E memory=`); 0 is a quarter of the machine's.
+    pub memory: u64,
+    /// Keep what is overwritten in this file (`-z`).
+    pub undo: Option<PathBuf>,
+    /// Threads of the parallel passes; 0 is one per core.
+    pub threads: usize,
+    /// The time that repairs stamp, in seconds since 1970; 0 is the machine's clock.
+    pub now: u64,
+}
+
+impl Options {
+    /// Whether anything may be written.
+    #[must_use]
+    pub fn may_write(&self) -> bool {
+        self.mode != Mode::CheckOnly
+    }
+
+    pub(crate) fn now(&self) -> u32 {
+        if self.now != 0 {
+            return self.now as u32;
+        }
+        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(1, |d| d.as_secs() as u32)
+    }
+
+    pub(crate) fn thread_count(&self) -> usize {
+        match self.threads {
+            0 => std::thread::available_parallelism().map_or(1, usize::from),
+            n => n,
+        }
+    }
+
+    pub(crate) fn memory_bound(&self) -> u64 {
+        if self.memory != 0 {
+            return self.memory;
+        }
+        let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+        let kib = text.lines().find_map(|line| line.strip_prefix("MemTotal:")?.split_whitespace().next());
+        kib.and_then(|kib| kib.parse::<u64>().ok()).map_or(256 << 20, |kib| kib * 1024 / 4)
+    }
+}

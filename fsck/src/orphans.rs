@@ -1,0 +1,237 @@
+//! Orphans: inodes that a crash caught between losing their last name (or their tail) and giving up their blocks. They
+//! stand on a list through the inodes, or in the orphan file.
+
+use std::collections::HashSet;
+
+use ext4_format::extent::{Extent, NodeMut};
+use ext4_format::features::{Compat, RoCompat};
+use ext4_format::inode::{Inode, flag};
+use ext4_format::{BlockNo, Ino, indirect, orphan, xattr};
+
+use crate::ask::{Ask, Judge};
+use crate::context::{Context, lock};
+use crate::error::Result;
+use crate::pass1;
+use crate::problem::{Code, Problem};
+
+/// Finishes what the orphans were in the middle of. Nothing happens where nothing may be written: the passes see
+/// them as what they are, files to be freed.
+pub fn process(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
+    if ctx.options.may_write() {
+        walk_list(ctx, judge)?;
+    }
+    walk_file(ctx, judge)
+}
+
+fn walk_list(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
+    let mut seen = HashSet::new();
+    let mut at = ctx.sb.last_orphan();
+    if at.is_none() {
+        return Ok(());
+    }
+    while let Some(ino) = at {
+        let outside = ino.get() < ctx.first_ino() || ino.get() > ctx.geometry.inodes_count;
+        if outside || !seen.insert(ino) {
+            let code = if seen.len() <= 1 { Code::OrphanHead } else { Code::OrphanLink };
+            judge.ask(Problem::of(code, ino).values(ino.get(), 0_u32).named("no such inode"))?;
+            break;
+        }
+        let inode = ctx.read_inode(ino)?;
+        let next = Ino::new(inode.dtime);
+        if inode.mode == 0 && inode.links == 0 {
+            judge.ask(Problem::of(Code::OrphanLink, ino).named("free inode"))?;
+            break;
+        }
+        settle(ctx, judge, ino, inode)?;
+        at = next;
+    }
+    lock(&ctx.next_sb).set_last_orphan(None);
+    Ok(())
+}
+
+fn walk_file(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
+    let present = ctx.sb.ro_compat().has(RoCompat::ORPHAN_PRESENT);
+    let Some(ino) = ctx.sb.orphan_file().filter(|_| ctx.sb.compat().has(Compat::ORPHAN_FILE)) else {
+        if present && judge.ask(Problem::new(Code::OrphanPresent))? {
+            lock(&ctx.next_sb).set_orphan_present(false);
+        }
+        return Ok(());
+    };
+    let inode = match ino.get() <= ctx.geometry.inodes_count {
+        true => ctx.read_inode(ino)?,
+        false => Inode::decode_damaged(&[], &ctx.layout),
+    };
+    if inode.links == 0 || inode.file_type() != Some(ext4_format::inode::FileType::Regular) {
+        if judge.ask(Problem::of(Code::OrphanFileInode, ino).named("not a regular file"))? {
+            let mut sb = lock(&ctx.next_sb);
+            sb.set_orphan_present(false);
+            let _ = sb.edit(|raw| {
+                raw.feature_compat.set(raw.feature_compat.get() & !Compat::ORPHAN_FILE.0);
+                raw.orphan_file_inum.set(0);
+            });
+        }
+        return Ok(());
+    }
+    for extent in pass1::extents_of(ctx, &inode) {
+        for ahead in 0..u64::from(extent.len) {
+            let block = BlockNo(extent.start.0 + ahead);
+            let mut bytes = ctx.disk.read(block)?;
+            let sound = ext4_format::verify::orphan_block(&bytes, &ctx.csum, block, ino, inode.generation);
+            let mut changed = false;
+            if let Err(corruption) = sound {
+                let problem = Problem::of(Code::OrphanFileBlock, ino).at(block).named(corruption.field);
+                if !judge.ask(problem)? {
+                    continue;
+                }
+                orphan::init(&mut bytes);
+                changed = true;
+            }
+            let entries: Vec<(usize, Ino)> = orphan::entries(&bytes).collect();
+            for (slot, target) in entries {
+                if !present || target.get() < ctx.first_ino() || target.get() > ctx.geometry.inodes_count {
+                    let problem = Problem::of(Code::OrphanFileEntry, ino).values(target.get(), 0_u32);
+                    changed |= judge.ask(problem)? && orphan::set(&mut bytes, slot, None);
+                } else if ctx.options.may_write() {
+                    settle(ctx, judge, target, ctx.read_inode(target)?)?;
+                    changed |= orphan::set(&mut bytes, slot, None);
+                }
+            }
+            if changed {
+                ctx.csum.set_orphan_block(&mut bytes, block, ino, inode.generation);
+                ctx.disk.write(block, &bytes)?;
+            }
+        }
+    }
+    if present && judge.ask(Problem::new(Code::OrphanPresent))? {
+        lock(&ctx.next_sb).set_orphan_present(false);
+    }
+    Ok(())
+}
+
+/// Frees an orphan without names, or cuts one with names to its size.
+fn settle(ctx: &Context, judge: &mut Judge<'_>, ino: Ino, mut inode: Inode) -> Result<()> {
+    if inode.links == 0 {
+        if judge.ask(Problem::of(Code::OrphanInode, ino))? {
+            release_attributes(ctx, &mut inode)?;
+            inode.dtime = ctx.options.now();
+            inode.size = 0;
+            inode.blocks = 0;
+            if inode.maps_blocks(&ctx.layout) {
+                inode.block = [0; 60];
+                if inode.has(flag::EXTENTS) {
+                    let _ = NodeMut::init(&mut inode.block, 0);
+                }
+            }
+            ctx.write_inode(ino, &inode)?;
+        }
+        return Ok(());
+    }
+    let problem = Problem::of(Code::OrphanTruncate, ino).values(0_u32, inode.size);
+    if judge.ask(problem)? {
+        truncate(ctx, ino, &mut inode)?;
+        inode.dtime = 0;
+        ctx.write_inode(ino, &inode)?;
+        inode.blocks = pass1::effects_of(ctx, ino)?.clusters(ctx) * ctx.cluster_sectors()
+            + if inode.file_acl.0 != 0 { ctx.cluster_sectors() } else { 0 };
+        ctx.write_inode(ino, &inode)?;
+    }
+    Ok(())
+}
+
+fn release_attributes(ctx: &Context, inode: &mut Inode) -> Result<()> {
+    let block = inode.file_acl;
+    if block.0 == 0 || !ctx.on_volume(block, 1) {
+        return Ok(());
+    }
+    let mut bytes = ctx.disk.read(block)?;
+    if let Ok(header) = xattr::block_header(&bytes)
+        && header.refcount > 1
+    {
+        xattr::set_refcount(&mut bytes, header.refcount - 1);
+        ctx.csum.set_xattr_block(&mut bytes, block);
+        ctx.disk.write(block, &bytes)?;
+    }
+    inode.file_acl = BlockNo(0);
+    Ok(())
+}
+
+/// Takes away what an inode maps behind its size.
+fn truncate(ctx: &Context, ino: Ino, inode: &mut Inode) -> Result<()> {
+    if !inode.maps_blocks(&ctx.layout) {
+        return Ok(());
+    }
+    let end = inode.size.div_ceil(u64::from(ctx.geometry.block_size));
+    if inode.has(flag::EXTENTS) {
+        let mut root = inode.block;
+        cut_node(ctx, ino, inode.generation, &mut root, end, 0)?;
+        if NodeMut::parse(&mut root).is_ok_and(|node| node.view().is_empty()) {
+            let _ = NodeMut::init(&mut root, 0);
+        }
+        inode.block = root;
+        return Ok(());
+    }
+    let mut first = 0;
+    for slot in 0..indirect::DIRECT + 3 {
+        let levels = (slot + 1).saturating_sub(indirect::DIRECT) as usize;
+        cut_pointer(ctx, &mut inode.block, slot, first, levels, end)?;
+        first += indirect::span(ctx.geometry.block_size, levels);
+    }
+    Ok(())
+}
+
+fn cut_node(ctx: &Context, ino: Ino, generation: u32, bytes: &mut [u8], end: u64, level: u16) -> Result<()> {
+    let Ok(mut node) = NodeMut::parse(bytes) else { return Ok(()) };
+    while let Some(last) = node.view().len().checked_sub(1) {
+        let first = node.view().first_of(last).map_or(0, |first| u64::from(first.0));
+        if first >= end {
+            node.remove(last..last + 1);
+            continue;
+        }
+        if let Some(extent) = node.view().extent(last) {
+            if extent.end() > end {
+                node.set(last, Extent { len: (end - first) as u32, ..extent });
+            }
+        } else if let Some(index) = node.view().index(last)
+            && level < ext4_format::extent::MAX_DEPTH
+            && ctx.on_volume(index.child, 1)
+        {
+            let mut child = ctx.disk.read(index.child)?;
+            cut_node(ctx, ino, generation, &mut child, end, level + 1)?;
+            if NodeMut::parse(&mut child).is_ok_and(|child| child.view().is_empty()) {
+                node.remove(last..last + 1);
+                continue;
+            }
+            ctx.csum.set_extent_block(&mut child, ino, generation);
+            ctx.disk.write(index.child, &child)?;
+        }
+        break;
+    }
+    Ok(())
+}
+
+fn cut_pointer(
+    ctx: &Context,
+    bytes: &mut [u8],
+    slot: u32,
+    first: u64,
+    levels: usize,
+    end: u64,
+) -> Result<()> {
+    let Some(block) = indirect::pointer(bytes, slot) else { return Ok(()) };
+    if first >= end {
+        indirect::set_pointer(bytes, slot, None);
+        return Ok(());
+    }
+    if levels == 0
+        || first + indirect::span(ctx.geometry.block_size, levels) <= end
+        || !ctx.on_volume(block, 1)
+    {
+        return Ok(());
+    }
+    let mut child = ctx.disk.read(block)?;
+    let unit = indirect::span(ctx.geometry.block_size, levels - 1);
+    for at in 0..ctx.geometry.block_size / 4 {
+        cut_pointer(ctx, &mut child, at, first + u64::from(at) * unit, levels - 1, end)?;
+    }
+    ctx.disk.write(block, &child)
+}

@@ -1,0 +1,50 @@
+//! Work on numbered pieces by all cores, with progress told by the calling thread.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use crate::context::lock;
+use crate::error::{Error, Result};
+
+/// Runs `work` for each piece below `pieces`, each thread with a state of its own from `start`. The first error
+/// stops all. `tell` hears how many pieces are done.
+pub fn for_each<S>(
+    threads: usize,
+    pieces: u64,
+    tell: &mut dyn FnMut(u64),
+    start: impl Fn() -> S + Sync,
+    work: impl Fn(&mut S, u64) -> Result<()> + Sync,
+) -> Result<()> {
+    let (next, done, stop) = (AtomicU64::new(0), AtomicU64::new(0), AtomicBool::new(false));
+    let failure: std::sync::Mutex<Option<Error>> = std::sync::Mutex::new(None);
+    let run = |mut tell: Option<&mut dyn FnMut(u64)>| {
+        let mut state = start();
+        while !stop.load(Relaxed) {
+            let piece = next.fetch_add(1, Relaxed);
+            if piece >= pieces {
+                break;
+            }
+            if let Err(error) = work(&mut state, piece) {
+                stop.store(true, Relaxed);
+                lock(&failure).get_or_insert(error);
+            }
+            let done = done.fetch_add(1, Relaxed) + 1;
+            if let Some(tell) = &mut tell {
+                tell(done);
+            }
+        }
+    };
+    let threads = threads.min(usize::try_from(pieces).unwrap_or(usize::MAX)).max(1);
+    std::thread::scope(|scope| {
+        let helpers: Vec<_> = (1..threads).map(|_| scope.spawn(|| run(None))).collect();
+        run(Some(tell));
+        while helpers.iter().any(|helper| !helper.is_finished()) {
+            std::thread::sleep(Duration::from_millis(1));
+            tell(done.load(Relaxed));
+        }
+    });
+    match lock(&failure).take() {
+        Some(error) => Err(error),
+        None => Ok(()),
+    }
+}

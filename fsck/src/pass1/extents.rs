@@ -1,0 +1,258 @@
+//! The extent tree of one inode: every node and entry, with entries that make no sense taken out.
+//!
+//! A repaired tree stays a valid tree: entries go, emptied nodes go with their index, and an index follows its
+//! child's first block. Depth is bounded by the format, breadth by a budget of blocks for the whole volume.
+
+use std::sync::atomic::Ordering::Relaxed;
+
+use ext4_format::extent::{Bounds, Extent, MAX_DEPTH, Node, NodeMut};
+use ext4_format::inode::flag;
+use ext4_format::{BlockNo, FileBlock, Ino};
+
+use super::inode::{Effects, Subject};
+use crate::ask::Ask;
+use crate::context::Context;
+use crate::error::{Error, Result};
+use crate::problem::{Code, Problem};
+
+/// Checks the whole tree of an inode.
+pub fn check(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject, effects: &mut Effects) -> Result<()> {
+    let ino = s.ino;
+    let mut root = s.inode.block;
+    let bad = match Node::parse(&root) {
+        Ok(node) if node.depth() > 0 && node.is_empty() => Some("eh_entries"),
+        Ok(_) => None,
+        Err(corruption) => Some(corruption.field),
+    };
+    if let Some(why) = bad {
+        if ask.ask(Problem::of(Code::ExtentHeader, ino).named(why))? {
+            s.clear(ctx);
+        }
+        return Ok(());
+    }
+    let mut walk =
+        Walk { ctx, ask, ino, generation: s.inode.generation, is_dir: s.inode.is_dir(), next: 0, effects };
+    let end = u64::from(u32::MAX);
+    if walk.node(&mut root, end)? {
+        s.inode.block = root;
+        s.dirty = true;
+    }
+    // An index root that lost all its nodes becomes an empty leaf.
+    if Node::parse(&s.inode.block).is_ok_and(|node| node.depth() > 0 && node.is_empty()) {
+        let _ = NodeMut::init(&mut s.inode.block, 0);
+        s.dirty = true;
+    }
+    Ok(())
+}
+
+struct Walk<'a> {
+    ctx: &'a Context,
+    ask: &'a mut dyn Ask,
+    ino: Ino,
+    generation: u32,
+    is_dir: bool,
+    /// The first file block that the next entry may have.
+    next: u64,
+    effects: &'a mut Effects,
+}
+
+impl Walk<'_> {
+    /// Checks the entries of a node that covers file blocks below `end`; true when the bytes were changed.
+    fn node(&mut self, bytes: &mut [u8], end: u64) -> Result<bool> {
+        let depth = Node::parse(bytes).map_or(0, |node| node.depth());
+        if depth == 0 { self.leaf(bytes, end) } else { self.index_node(bytes, end, depth) }
+    }
+
+    fn leaf(&mut self, bytes: &mut [u8], end: u64) -> Result<bool> {
+        let mut changed = false;
+        let mut at = 0;
+        while let Some(extent) = Node::parse(bytes).ok().and_then(|node| node.extent(at)) {
+            let first = u64::from(extent.first.0);
+            let problem = |code| Problem::of(code, self.ino).at(extent.start).values(first, self.next);
+            let wrong = if extent.len == 0 {
+                Some(problem(Code::ExtentInvalid).named("length 0"))
+            } else if !self.ctx.on_volume(extent.start, extent.len.into()) {
+                Some(problem(Code::ExtentInvalid).named("outside the volume"))
+            } else if first < self.next {
+                Some(problem(Code::ExtentOrder))
+            } else if extent.end() > end {
+                Some(problem(Code::ExtentHugeBlock))
+            } else if self.is_dir && extent.end() > 1 << 30 {
+                Some(problem(Code::DirectoryTooBig))
+            } else if self.ctx.geometry.cluster_ratio > 1
+                && first % u64::from(self.ctx.geometry.cluster_ratio)
+                    != (extent.start.0 - u64::from(self.ctx.geometry.first_data_block))
+                        % u64::from(self.ctx.geometry.cluster_ratio)
+            {
+                Some(problem(Code::ExtentCollision))
+            } else {
+                None
+            };
+            if let Some(problem) = wrong {
+                if self.ask.ask(problem)? {
+                    changed |= edit(bytes, |node| node.remove(at..at + 1));
+                } else {
+                    at += 1;
+                }
+                continue;
+            }
+            if self.is_dir
+                && extent.unwritten
+                && self.ask.ask(Problem::of(Code::ExtentUnwrittenDir, self.ino).values(first, 0_u32))?
+            {
+                changed |= edit(bytes, |node| node.set(at, Extent { unwritten: false, ..extent }));
+            }
+            self.effects.data(first, extent.start, extent.len.into(), extent.unwritten);
+            self.next = extent.end();
+            at += 1;
+        }
+        Ok(changed)
+    }
+
+    fn index_node(&mut self, bytes: &mut [u8], end: u64, depth: u16) -> Result<bool> {
+        let mut changed = false;
+        let mut at = 0;
+        while let Some(index) = Node::parse(bytes).ok().and_then(|node| node.index(at)) {
+            let child_end = Node::parse(bytes)
+                .ok()
+                .and_then(|node| node.first_of(at + 1))
+                .map_or(end, |next| u64::from(next.0).clamp(u64::from(index.first.0) + 1, end));
+            match self.child(index.child, index.first, child_end, depth)? {
+                Child::Keep(first) => {
+                    if let Some(first) = first {
+                        changed |= edit(bytes, |node| node.set_first(at, first));
+                    }
+                    at += 1;
+                }
+                Child::Drop => changed |= edit(bytes, |node| node.remove(at..at + 1)),
+                Child::Leave => at += 1,
+            }
+        }
+        Ok(changed)
+    }
+
+    fn child(&mut self, block: BlockNo, first: FileBlock, end: u64, depth: u16) -> Result<Child> {
+        let (ctx, ino) = (self.ctx, self.ino);
+        let decide = |fix: bool| if fix { Child::Drop } else { Child::Leave };
+        let in_budget =
+            ctx.found.tree_budget.fetch_update(Relaxed, Relaxed, |left| left.checked_sub(1)).is_ok();
+        let misplaced = !ctx.on_volume(block, 1) || ctx.is_metadata(block, 1) || !in_budget;
+        if misplaced {
+            return Ok(decide(self.ask.ask(Problem::of(Code::ExtentNodePlace, ino).at(block))?));
+        }
+        let mut bytes = match ctx.disk.read(block) {
+            Ok(bytes) => bytes,
+            Err(Error::Device(_)) => {
+                return Ok(decide(
+                    self.ask.ask(Problem::of(Code::ExtentNode, ino).at(block).named("unreadable"))?,
+                ));
+            }
+            Err(error) => return Err(error),
+        };
+        let wrong = match Node::parse(&bytes) {
+            Err(corruption) => Some(corruption.field),
+            Ok(node) if node.depth() + 1 != depth || depth > MAX_DEPTH => Some("eh_depth"),
+            Ok(node) if node.is_empty() => Some("eh_entries"),
+            Ok(_) => None,
+        };
+        let sum_holds = ctx.csum.verify_extent_block(&bytes, ino, self.generation).is_ok();
+        if let Some(why) = wrong {
+            return Ok(decide(self.ask.ask(Problem::of(Code::ExtentNode, ino).at(block).named(why))?));
+        }
+        if !sum_holds && !self.sane(&bytes) {
+            let problem = Problem::of(Code::ExtentNode, ino).at(block).named("checksum and contents");
+            return Ok(decide(self.ask.ask(problem)?));
+        }
+        self.effects.claims.push((block.0, 1));
+        let mut changed = self.node(&mut bytes, end)?;
+        if !sum_holds && !changed {
+            changed = self.ask.ask(Problem::of(Code::ExtentNodeChecksum, ino).at(block))?;
+        }
+        if changed {
+            ctx.csum.set_extent_block(&mut bytes, ino, self.generation);
+            ctx.disk.write(block, &bytes)?;
+        }
+        let Some(starts) = Node::parse(&bytes).ok().and_then(|node| node.first_of(0)) else {
+            self.effects.claims.retain(|&claim| claim != (block.0, 1));
+            return Ok(Child::Drop);
+        };
+        if starts != first {
+            let problem = Problem::of(Code::ExtentIndexStart, ino).at(block).values(first.0, starts.0);
+            if self.ask.ask(problem)? {
+                return Ok(Child::Keep(Some(starts)));
+            }
+        }
+        Ok(Child::Keep(None))
+    }
+
+    /// Whether a node with a wrong checksum may still be one.
+    fn sane(&self, bytes: &[u8]) -> bool {
+        let volume = Bounds::of_volume(
+            BlockNo(u64::from(self.ctx.geometry.first_data_block)),
+            self.ctx.geometry.blocks_count,
+        );
+        Node::parse(bytes).is_ok_and(|node| node.check(&volume, false).is_ok())
+    }
+}
+
+enum Child {
+    /// It stays; its index must start at another block when one is given.
+    Keep(Option<FileBlock>),
+    /// Its index goes.
+    Drop,
+    /// Damaged, but not to be touched.
+    Leave,
+}
+
+fn edit(bytes: &mut [u8], change: impl FnOnce(&mut NodeMut<'_>) -> bool) -> bool {
+    NodeMut::parse(bytes).is_ok_and(|mut node| change(&mut node))
+}
+
+/// The extents of an inode in file order, without checks: for passes after this one. Damage ends the list.
+pub fn list(ctx: &Context, inode: &ext4_format::inode::Inode) -> Vec<Extent> {
+    let mut all = Vec::new();
+    if inode.has(flag::EXTENTS) {
+        let volume = Bounds::of_volume(BlockNo(0), ctx.geometry.blocks_count);
+        let _ = ext4_format::extent::walk::<_, Walked>(
+            &inode.block,
+            volume,
+            &mut |block| ctx.disk.read(block).map_err(|_| Walked),
+            &mut |step| {
+                if let ext4_format::extent::Step::Extent(extent) = step {
+                    all.push(extent);
+                }
+                Ok(())
+            },
+        );
+    } else {
+        let device = 1..ctx.geometry.blocks_count;
+        let _ = ext4_format::indirect::walk::<_, Walked>(
+            &inode.block,
+            ctx.geometry.block_size,
+            device,
+            ctx.geometry.blocks_count,
+            &mut |block| ctx.disk.read(block).map_err(|_| Walked),
+            &mut |step| {
+                if let ext4_format::indirect::Step::Data { file_block, block } = step {
+                    let Ok(first) = u32::try_from(file_block) else { return Err(Walked) };
+                    let one = Extent { first: FileBlock(first), len: 1, start: block, unwritten: false };
+                    match all.last_mut() {
+                        Some(last) if Extent::joins(last, &one) => last.len += 1,
+                        _ => all.push(one),
+                    }
+                }
+                Ok(())
+            },
+        );
+    }
+    all
+}
+
+/// The end of a walk that met damage; what was seen before it counts.
+struct Walked;
+
+impl From<ext4_format::Corruption> for Walked {
+    fn from(_: ext4_format::Corruption) -> Walked {
+        Walked
+    }
+}

@@ -1,0 +1,81 @@
+//! The block map of an ext2 or ext3 file: pointers that lead nowhere are cleared.
+
+use std::collections::HashSet;
+use std::sync::atomic::Ordering::Relaxed;
+
+use ext4_format::indirect::{DIRECT, pointer, set_pointer, span};
+use ext4_format::{BlockNo, Ino};
+
+use super::inode::{Effects, Subject};
+use crate::ask::Ask;
+use crate::context::Context;
+use crate::error::Result;
+use crate::problem::{Code, Problem};
+
+/// Checks the whole map of an inode.
+pub fn check(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject, effects: &mut Effects) -> Result<()> {
+    let mut walk = Walk { ctx, ask, ino: s.ino, nodes: HashSet::new(), effects };
+    let mut first = 0;
+    for slot in 0..DIRECT + 3 {
+        let levels = (slot + 1).saturating_sub(DIRECT) as usize;
+        if let Some(block) = pointer(&s.inode.block, slot)
+            && walk.subtree(block, first, levels)?
+        {
+            set_pointer(&mut s.inode.block, slot, None);
+            s.dirty = true;
+        }
+        first += span(ctx.geometry.block_size, levels);
+    }
+    Ok(())
+}
+
+struct Walk<'a> {
+    ctx: &'a Context,
+    ask: &'a mut dyn Ask,
+    ino: Ino,
+    /// Indirect blocks of this inode: a second visit would be a loop.
+    nodes: HashSet<u64>,
+    effects: &'a mut Effects,
+}
+
+impl Walk<'_> {
+    /// Checks what a pointer leads to; true when the pointer must go.
+    fn subtree(&mut self, block: BlockNo, first: u64, levels: usize) -> Result<bool> {
+        let ctx = self.ctx;
+        if levels == 0 {
+            if !ctx.on_volume(block, 1) || first > u64::from(u32::MAX) {
+                let problem = Problem::of(Code::BlockPointer, self.ino).at(block).values(first, 0_u32);
+                return self.ask.ask(problem);
+            }
+            self.effects.data(first, block, 1, false);
+            return Ok(false);
+        }
+        let in_budget =
+            ctx.found.tree_budget.fetch_update(Relaxed, Relaxed, |left| left.checked_sub(1)).is_ok();
+        let sound = ctx.on_volume(block, 1) && !ctx.is_metadata(block, 1) && in_budget;
+        if !sound || !self.nodes.insert(block.0) {
+            return self.ask.ask(Problem::of(Code::IndirectPointer, self.ino).at(block));
+        }
+        let Ok(mut bytes) = ctx.disk.read(block) else {
+            return self.ask.ask(Problem::of(Code::IndirectPointer, self.ino).at(block));
+        };
+        self.effects.claims.push((block.0, 1));
+        // The pieces of a file are told by its data; the block that maps them may stand between.
+        if self.effects.expected_next == block.0 {
+            self.effects.expected_next += 1;
+        }
+        let unit = span(ctx.geometry.block_size, levels - 1);
+        let mut changed = false;
+        for slot in 0..ctx.geometry.block_size / 4 {
+            if let Some(child) = pointer(&bytes, slot)
+                && self.subtree(child, first + u64::from(slot) * unit, levels - 1)?
+            {
+                changed |= set_pointer(&mut bytes, slot, None);
+            }
+        }
+        if changed {
+            ctx.disk.write(block, &bytes)?;
+        }
+        Ok(false)
+    }
+}

@@ -1,0 +1,46 @@
+//! Inline data: the first 60 bytes in `i_block`, the rest in the attribute `system.data`.
+
+use ext4_format::inode::{BLOCK_AREA, Inode, flag};
+use ext4_format::xattr::{self, Home, INDEX_SYSTEM, Value};
+
+use super::inode::Subject;
+use crate::ask::Ask;
+use crate::context::Context;
+use crate::error::Result;
+use crate::problem::{Code, Problem};
+
+/// The part of an inline file behind the first 60 bytes, as a range of the record; `None` when there is none.
+pub fn rest(ctx: &Context, record: &[u8], inode: &Inode) -> Option<std::ops::Range<usize>> {
+    let region = inode.xattr_range(&ctx.layout)?;
+    let entry = xattr::find(&record[region.clone()], Home::Inode, INDEX_SYSTEM, b"data").ok()??;
+    let Value::Here(value) = entry.value else { return None };
+    if value.is_empty() {
+        return Some(region.end..region.end);
+    }
+    let start = value.as_ptr().addr() - record.as_ptr().addr();
+    Some(start..start + value.len())
+}
+
+/// Checks that the inode has its data and that the size is theirs.
+pub fn check(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject) -> Result<()> {
+    let Some(rest) = rest(ctx, &s.record, &s.inode) else {
+        if ask.ask(Problem::of(Code::InlineData, s.ino).named("no system.data"))? {
+            if s.inode.is_dir() {
+                s.clear(ctx);
+            } else {
+                s.inode.flags &= !flag::INLINE_DATA;
+                s.inode.block = [0; BLOCK_AREA];
+                s.inode.size = 0;
+                s.dirty = true;
+            }
+        }
+        return Ok(());
+    };
+    let room = (BLOCK_AREA + rest.len()) as u64;
+    let wrong = if s.inode.is_dir() { s.inode.size != room } else { s.inode.size > room };
+    if wrong && ask.ask(Problem::of(Code::InodeSize, s.ino).values(s.inode.size, room))? {
+        s.inode.size = room;
+        s.dirty = true;
+    }
+    Ok(())
+}

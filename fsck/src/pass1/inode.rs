@@ -1,0 +1,425 @@
+//! One inode: its fields against each other, against its kind and against what it maps.
+//!
+//! [`check`] changes a copy of the record and writes it back at the end, with its checksum. What the inode uses
+//! goes into [`Effects`], which the caller joins to the common picture only when the whole inode has been judged.
+
+use ext4_format::features::{Compat, Incompat, RoCompat};
+use ext4_format::inode::{BASE_SIZE, BLOCK_AREA, FULL_EXTRA_ISIZE, FileType, Inode, MAX_FAST_SYMLINK, flag};
+use ext4_format::{BlockNo, Ino};
+
+use super::{extents, indirect, inline, special, xattr};
+use crate::ask::Ask;
+use crate::context::Context;
+use crate::error::Result;
+use crate::map::Use;
+use crate::problem::{Code, Problem};
+
+/// What one inode uses.
+#[derive(Debug, Default)]
+pub struct Effects {
+    /// What it is; `None` when it is free.
+    pub what: Option<Use>,
+    /// Link count on disk.
+    pub links: u16,
+    /// Runs of blocks it claims, the attribute block apart.
+    pub claims: Vec<(u64, u64)>,
+    /// Its attribute block and the reference count in it.
+    pub xattr_block: Option<(BlockNo, u32)>,
+    /// Attribute inodes it refers to.
+    pub ea_refs: Vec<Ino>,
+    /// Blocks that attribute values in inodes of their own add to its count.
+    pub ea_blocks: u64,
+    /// Last file block that is mapped.
+    pub last: Option<u64>,
+    /// Last file block that is mapped and written.
+    pub last_written: Option<u64>,
+    /// Device block behind the last one, to tell pieces apart.
+    pub expected_next: u64,
+    /// Pieces after the first.
+    pub breaks: u64,
+}
+
+impl Effects {
+    /// Adds a run of data blocks.
+    pub fn data(&mut self, file_block: u64, start: BlockNo, len: u64, unwritten: bool) {
+        if self.last.is_some() && self.expected_next != start.0 {
+            self.breaks += 1;
+        }
+        self.expected_next = start.0 + len;
+        self.last = Some(file_block + len - 1);
+        if !unwritten {
+            self.last_written = self.last;
+        }
+        self.claims.push((start.0, len));
+    }
+
+    /// Clusters claimed.
+    pub fn clusters(&self, ctx: &Context) -> u64 {
+        if ctx.geometry.cluster_ratio == 1 {
+            return self.claims.iter().map(|&(_, len)| len).sum();
+        }
+        self.cluster_runs(ctx).iter().map(|run| run.1 - run.0).sum()
+    }
+
+    /// The claims as disjoint runs of clusters: extents of one file may share a cluster.
+    pub fn cluster_runs(&self, ctx: &Context) -> Vec<(u64, u64)> {
+        let map = &ctx.found.blocks;
+        let mut runs: Vec<(u64, u64)> = self
+            .claims
+            .iter()
+            .filter(|claim| claim.1 > 0)
+            .map(|&(start, len)| (map.cluster(start), map.cluster(start + len - 1) + 1))
+            .collect();
+        runs.sort_unstable();
+        let mut joined: Vec<(u64, u64)> = Vec::with_capacity(runs.len());
+        for run in runs {
+            match joined.last_mut() {
+                Some(last) if run.0 <= last.1 => last.1 = last.1.max(run.1),
+                _ => joined.push(run),
+            }
+        }
+        joined
+    }
+}
+
+/// An inode under check: its record, the decoded form, and whether either was changed.
+pub struct Subject {
+    /// Its number.
+    pub ino: Ino,
+    /// The record as it will be written.
+    pub record: Vec<u8>,
+    /// The decoded form; written into the record at the end when `dirty`.
+    pub inode: Inode,
+    /// Whether the decoded form or the record was changed.
+    pub dirty: bool,
+}
+
+impl Subject {
+    /// Makes the inode a free one.
+    pub fn clear(&mut self, ctx: &Context) {
+        self.record.fill(0);
+        self.inode = Inode::decode_damaged(&self.record, &ctx.layout);
+        self.dirty = true;
+    }
+
+    fn word(&self, at: usize) -> u32 {
+        u32::from_le_bytes(std::array::from_fn(|i| self.record[at + i]))
+    }
+}
+
+/// Checks one inode and fills `effects`. The record is rewritten when something was repaired.
+pub fn check(
+    ctx: &Context,
+    ask: &mut dyn Ask,
+    ino: Ino,
+    record: Vec<u8>,
+    effects: &mut Effects,
+) -> Result<()> {
+    if record.iter().all(|&byte| byte == 0) {
+        return special::check_empty(ctx, ask, ino, effects);
+    }
+    let sum_holds = ctx.csum.verify_inode(&record, ino).is_ok();
+    let inode = Inode::decode_damaged(&record, &ctx.layout);
+    let mut subject = Subject { ino, record, inode, dirty: false };
+    examine(ctx, ask, &mut subject, sum_holds, effects)?;
+    if subject.record.iter().all(|&byte| byte == 0) && subject.dirty {
+        *effects = Effects::default();
+        return ctx.write_record(ino, &mut subject.record);
+    }
+    if subject.dirty {
+        if usize::from(subject.inode.extra_isize) <= subject.record.len() - BASE_SIZE {
+            subject.inode.encode_into(&mut subject.record, &ctx.layout);
+        }
+        ctx.write_record(ino, &mut subject.record)?;
+    } else if !sum_holds && ask.ask(Problem::of(Code::InodeChecksum, ino))? {
+        ctx.write_record(ino, &mut subject.record)?;
+    }
+    Ok(())
+}
+
+fn examine(
+    ctx: &Context,
+    ask: &mut dyn Ask,
+    s: &mut Subject,
+    sum_holds: bool,
+    effects: &mut Effects,
+) -> Result<()> {
+    let ino = s.ino;
+    let reserved = ino.get() < ctx.first_ino();
+    if s.inode.links == 0 && !reserved {
+        if s.inode.dtime == 0 && s.inode.mode != 0 && ask.ask(Problem::of(Code::DeletedNoDtime, ino))? {
+            s.inode.dtime = ctx.options.now();
+            s.dirty = true;
+        }
+        return Ok(());
+    }
+    let kind = s.inode.file_type();
+    if !sum_holds && kind.is_none() && !reserved {
+        if ask.ask(Problem::of(Code::InodeDamagedChecksum, ino))? {
+            s.clear(ctx);
+        }
+        return Ok(());
+    }
+    if s.inode.dtime != 0 && s.inode.links > 0 && ask.ask(Problem::of(Code::InodeDtime, ino))? {
+        s.inode.dtime = 0;
+        s.dirty = true;
+    }
+    check_extra_isize(ctx, ask, s)?;
+    if special::check(ctx, ask, s, effects)? {
+        return Ok(());
+    }
+    let Some(kind) = kind else {
+        if ask.ask(Problem::of(Code::InodeMode, ino).values(s.inode.mode, 0_u32))? {
+            s.clear(ctx);
+        }
+        return Ok(());
+    };
+    check_fields(ctx, ask, s)?;
+    check_flags(ctx, ask, s, kind)?;
+    xattr::check(ctx, ask, s, effects)?;
+    effects.what = Some(Use::File(kind.dirent_code()));
+    effects.links = s.inode.links;
+    if s.inode.has(flag::EA_INODE) {
+        effects.what = Some(Use::Attribute);
+    }
+    match kind {
+        FileType::Regular | FileType::Directory => {
+            if s.inode.has(flag::INLINE_DATA) {
+                inline::check(ctx, ask, s)?;
+            } else {
+                map_blocks(ctx, ask, s, effects)?;
+            }
+        }
+        FileType::Symlink => check_symlink(ctx, ask, s, effects)?,
+        _ => check_special_file(ctx, ask, s)?,
+    }
+    if s.inode.mode == 0 {
+        *effects = Effects::default();
+        return Ok(());
+    }
+    check_sizes(ctx, ask, s, effects)
+}
+
+fn check_extra_isize(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject) -> Result<()> {
+    let room = s.record.len() - BASE_SIZE;
+    let stated = s.inode.extra_isize;
+    let sane = stated == 0 || (stated >= 4 && usize::from(stated) <= room && stated.is_multiple_of(4));
+    if room == 0 || sane {
+        return Ok(());
+    }
+    if ask.ask(Problem::of(Code::ExtraIsize, s.ino).values(stated, FULL_EXTRA_ISIZE))? {
+        let wanted = match ctx.sb.want_extra_isize() {
+            0 => FULL_EXTRA_ISIZE,
+            wanted => wanted,
+        };
+        let wanted =
+            if usize::from(wanted) <= room && wanted.is_multiple_of(4) { wanted } else { FULL_EXTRA_ISIZE };
+        s.record[BASE_SIZE..BASE_SIZE + 2].copy_from_slice(&wanted.to_le_bytes());
+        s.inode = Inode { flags: s.inode.flags, ..Inode::decode_damaged(&s.record, &ctx.layout) };
+        s.dirty = true;
+    }
+    Ok(())
+}
+
+/// Fields that must be zero, or zero without a feature.
+fn check_fields(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject) -> Result<()> {
+    let is_dir_or_special = s.inode.file_type() != Some(FileType::Regular);
+    let large_dir = ctx.layout.large_dir && s.inode.is_dir();
+    let mut zero = |s: &mut Subject, code, at: usize, width: usize| -> Result<()> {
+        let value = if width == 4 { s.word(at) } else { s.word(at) & 0xffff };
+        if value != 0 && ask.ask(Problem::of(code, s.ino).values(value, 0_u32))? {
+            s.record[at..at + width].fill(0);
+            s.inode = Inode::decode_damaged(&s.record, &ctx.layout);
+            s.dirty = true;
+        }
+        Ok(())
+    };
+    zero(s, Code::InodeFaddr, 0x70, 4)?;
+    if is_dir_or_special && !large_dir && s.inode.file_type() == Some(FileType::Directory) {
+        zero(s, Code::SizeHighBits, 0x6c, 4)?;
+    }
+    if !ctx.sb.incompat().has(Incompat::BIT64) {
+        zero(s, Code::FileAclHighBits, 0x76, 2)?;
+    }
+    if !ctx.layout.huge_file {
+        zero(s, Code::BlocksHighBits, 0x74, 2)?;
+    }
+    Ok(())
+}
+
+fn check_flags(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject, kind: FileType) -> Result<()> {
+    let incompat = ctx.sb.incompat();
+    let mut drop = |s: &mut Subject, wrong: bool, code, bits: u32| -> Result<()> {
+        if wrong && s.inode.flags & bits != 0 && ask.ask(Problem::of(code, s.ino))? {
+            s.inode.flags &= !bits;
+            s.record[0x20..0x24].copy_from_slice(&s.inode.flags.to_le_bytes());
+            s.dirty = true;
+        }
+        Ok(())
+    };
+    let (dir, file) = (kind == FileType::Directory, kind == FileType::Regular);
+    drop(s, !dir, Code::FlagIndexFile, flag::INDEX)?;
+    drop(s, !ctx.sb.compat().has(Compat::DIR_INDEX), Code::FlagIndexFeature, flag::INDEX)?;
+    drop(s, !incompat.has(Incompat::INLINE_DATA), Code::FlagInlineFeature, flag::INLINE_DATA)?;
+    drop(s, !incompat.has(Incompat::ENCRYPT), Code::FlagEncrypt, flag::ENCRYPT)?;
+    drop(s, !dir || !incompat.has(Incompat::CASEFOLD), Code::FlagCasefold, flag::CASEFOLD)?;
+    drop(s, !file || !incompat.has(Incompat::EA_INODE), Code::FlagEaInode, flag::EA_INODE)?;
+    drop(s, !ctx.sb.ro_compat().has(RoCompat::HUGE_FILE), Code::FlagHugeFile, flag::HUGE_FILE)?;
+    if s.inode.has(flag::INLINE_DATA) {
+        drop(s, true, Code::FlagInlineAndExtents, flag::EXTENTS)?;
+    }
+    let looks_like_tree =
+        s.inode.block[..2] == [0x0a, 0xf3] && u16::from_le_bytes([s.inode.block[4], s.inode.block[5]]) == 4;
+    if s.inode.has(flag::EXTENTS) && !incompat.has(Incompat::EXTENTS) {
+        if looks_like_tree && ask.ask(Problem::of(Code::FlagExtentsFeature, s.ino))? {
+            ctx.edit_super(|raw| {
+                raw.feature_incompat.set(raw.feature_incompat.get() | Incompat::EXTENTS.0);
+            });
+        }
+    } else if !s.inode.has(flag::EXTENTS | flag::INLINE_DATA)
+        && looks_like_tree
+        && incompat.has(Incompat::EXTENTS)
+        && (dir || file)
+        && ask.ask(Problem::of(Code::FlagExtentsMissing, s.ino))?
+    {
+        s.inode.flags |= flag::EXTENTS;
+        s.dirty = true;
+    }
+    Ok(())
+}
+
+/// Walks what the inode maps.
+fn map_blocks(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject, effects: &mut Effects) -> Result<()> {
+    if s.inode.has(flag::EXTENTS) {
+        extents::check(ctx, ask, s, effects)
+    } else {
+        indirect::check(ctx, ask, s, effects)
+    }
+}
+
+fn check_symlink(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject, effects: &mut Effects) -> Result<()> {
+    let encrypted = s.inode.has(flag::ENCRYPT);
+    let size = s.inode.size;
+    // An encrypted target starts with its own length in 16 bits.
+    let fits = |target: &[u8]| {
+        if encrypted {
+            let len = target.first_chunk().map_or(0, |len| u64::from(u16::from_le_bytes(*len)) + 2);
+            return len == size;
+        }
+        let len = target.iter().position(|&b| b == 0).unwrap_or(target.len());
+        len < target.len() && len as u64 == size
+    };
+    let good = if s.inode.has(flag::INLINE_DATA) {
+        inline::check(ctx, ask, s)?;
+        true
+    } else if size == 0 || s.inode.has(flag::INDEX) {
+        false
+    } else if s.inode.is_fast_symlink(&ctx.layout) && !s.inode.has(flag::EXTENTS) {
+        size <= MAX_FAST_SYMLINK as u64 && (encrypted || fits(&s.inode.block[..BLOCK_AREA]))
+    } else if size >= u64::from(ctx.geometry.block_size) + u64::from(encrypted) {
+        false
+    } else {
+        let before = effects.claims.len();
+        map_blocks(ctx, ask, s, effects)?;
+        let data: Vec<_> = effects.claims[before..].to_vec();
+        match (effects.last, data.last()) {
+            (Some(0), Some(&(block, 1))) => match ctx.disk.read(BlockNo(block)) {
+                Ok(mut bytes) => {
+                    bytes.push(0);
+                    fits(&bytes)
+                }
+                Err(_) => false,
+            },
+            _ => false,
+        }
+    };
+    if s.inode.mode != 0 && !good && ask.ask(Problem::of(Code::SymlinkDamaged, s.ino))? {
+        s.clear(ctx);
+    }
+    Ok(())
+}
+
+fn check_special_file(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject) -> Result<()> {
+    let wrong = flag::EXTENTS | flag::INDEX | flag::IMMUTABLE | flag::APPEND;
+    if s.inode.flags & wrong != 0 && ask.ask(Problem::of(Code::FlagExtentsOnSpecial, s.ino))? {
+        s.inode.flags &= !wrong;
+        s.dirty = true;
+    }
+    let raw_size = u64::from(s.word(4)) | u64::from(s.word(0x6c)) << 32;
+    // A device number takes two words; the kernel does not always clear the next two.
+    let has_data = s.inode.block[16..].iter().any(|&byte| byte != 0);
+    if has_data {
+        if ask.ask(Problem::of(Code::SpecialFile, s.ino))? {
+            s.clear(ctx);
+        }
+    } else if raw_size != 0 && ask.ask(Problem::of(Code::SpecialFile, s.ino))? {
+        s.inode.size = 0;
+        s.dirty = true;
+    }
+    Ok(())
+}
+
+/// Size and block count against what is mapped.
+fn check_sizes(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject, effects: &mut Effects) -> Result<()> {
+    let block = u64::from(ctx.geometry.block_size);
+    let maps = s.inode.maps_blocks(&ctx.layout);
+    let attribute_block = u64::from(effects.xattr_block.is_some());
+    if maps && s.inode.is_dir() {
+        let blocks = effects.last.map_or(0, |last| last + 1);
+        let spare = u64::from(ctx.sb.raw().prealloc_dir_blocks);
+        let stated = s.inode.size / block;
+        let wrong =
+            !s.inode.size.is_multiple_of(block) || stated > blocks || blocks - stated.min(blocks) > spare;
+        if blocks == 0 {
+            // A directory without any block cannot be one: pass 3 gives its children a new home.
+            if ask.ask(Problem::of(Code::InodeMode, s.ino).values(s.inode.mode, 0_u32))? {
+                s.clear(ctx);
+                *effects = Effects::default();
+                return Ok(());
+            }
+        } else if wrong
+            && ask.ask(Problem::of(Code::InodeSize, s.ino).values(s.inode.size, blocks * block))?
+        {
+            s.inode.size = blocks * block;
+            s.dirty = true;
+        }
+    } else if maps && s.inode.file_type() == Some(FileType::Regular) {
+        let largest = if s.inode.has(flag::EXTENTS) {
+            (u64::from(u32::MAX) + 1) * block - 1
+        } else {
+            ext4_format::indirect::capacity(ctx.geometry.block_size) * block
+        };
+        let least = match effects.last_written {
+            Some(last) if !s.inode.has(flag::VERITY) => last * block,
+            _ => 0,
+        };
+        let right = if s.inode.size < least {
+            Some((effects.last_written.unwrap_or(0) + 1) * block)
+        } else if s.inode.size > largest {
+            Some(largest)
+        } else {
+            None
+        };
+        if let Some(right) = right
+            && ask.ask(Problem::of(Code::InodeSize, s.ino).values(s.inode.size, right))?
+        {
+            s.inode.size = right;
+            s.dirty = true;
+        }
+        if s.inode.size > i32::MAX as u64 && !ctx.sb.ro_compat().has(RoCompat::LARGE_FILE) {
+            ctx.found.large_file.store(true, std::sync::atomic::Ordering::Relaxed);
+        }
+    }
+    if !maps && attribute_block == 0 && effects.ea_blocks == 0 {
+        return Ok(());
+    }
+    let sectors = (effects.clusters(ctx) + attribute_block) * ctx.cluster_sectors()
+        + effects.ea_blocks * u64::from(ctx.geometry.block_size / 512);
+    if s.inode.blocks != sectors
+        && ask.ask(Problem::of(Code::InodeBlocks, s.ino).values(s.inode.blocks, sectors))?
+    {
+        s.inode.blocks = sectors;
+        s.dirty = true;
+    }
+    Ok(())
+}

@@ -1,0 +1,44 @@
+//! The volume's own blocks: superblocks, descriptors, bitmaps and inode tables, claimed before any file's.
+
+use ext4_format::BlockNo;
+
+use crate::context::Context;
+
+/// Claims the metadata of every group.
+pub fn claim(ctx: &mut Context) {
+    let mut ranges: Vec<(u64, u64)> = Vec::new();
+    let table = u64::from(ctx.geometry.inode_table_blocks());
+    for group in ctx.geometry.groups() {
+        let first = ctx.geometry.group_first_block(group).0;
+        let head = ctx.geometry.head(group);
+        if !head.is_empty() {
+            ranges.push((first, first + u64::from(head.len())));
+        }
+        let desc = &ctx.descs[group.0 as usize];
+        ranges.push((desc.block_bitmap.0, desc.block_bitmap.0 + 1));
+        ranges.push((desc.inode_bitmap.0, desc.inode_bitmap.0 + 1));
+        ranges.push((desc.inode_table.0, desc.inode_table.0 + table));
+    }
+    if let Some(block) = ctx.sb.mmp_block() {
+        ranges.push((block.0, block.0 + 1));
+    }
+    // Blocks in front of the first group's first block do not count.
+    let floor = u64::from(ctx.geometry.first_data_block);
+    ranges.retain_mut(|range| {
+        range.0 = range.0.max(floor);
+        range.1 = range.1.min(ctx.geometry.blocks_count);
+        range.0 < range.1
+    });
+    ranges.sort_unstable();
+    let mut joined: Vec<std::ops::Range<u64>> = Vec::new();
+    for (start, end) in ranges {
+        match joined.last_mut() {
+            Some(last) if start <= last.end => last.end = last.end.max(end),
+            _ => joined.push(start..end),
+        }
+    }
+    for range in &joined {
+        ctx.found.blocks.claim(BlockNo(range.start), range.end - range.start, |_| ());
+    }
+    ctx.metadata = joined;
+}

@@ -1,0 +1,246 @@
+//! The inodes below the first ordinary one, and those the superblock names: bad blocks, root, quota, journal, resize
+//! and the orphan file.
+
+use ext4_format::features::{Compat, RoCompat};
+use ext4_format::indirect::pointer;
+use ext4_format::inode::{FileType, flag};
+use ext4_format::{BlockNo, Ino};
+
+use super::inode::{Effects, Subject};
+use super::{extents, indirect};
+use crate::ask::Ask;
+use crate::context::Context;
+use crate::error::Result;
+use crate::map::Use;
+use crate::problem::{Code, Problem};
+
+/// A record of zeros: free, or a reserved inode that is not used.
+pub fn check_empty(ctx: &Context, ask: &mut dyn Ask, ino: Ino, effects: &mut Effects) -> Result<()> {
+    if ino == Ino::RESIZE && ctx.sb.compat().has(Compat::RESIZE_INODE) {
+        let may = ctx.geometry.reserved_gdt_blocks > 0;
+        if may && ask.ask(Problem::of(Code::ResizeInode, ino).named("empty"))? {
+            drop_resize_feature(ctx);
+        }
+    }
+    if ino.get() < ctx.first_ino() {
+        effects.what = Some(Use::Reserved);
+    }
+    Ok(())
+}
+
+/// Checks a special inode; true when nothing more is to be checked of it.
+pub fn check(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject, effects: &mut Effects) -> Result<bool> {
+    let ino = s.ino;
+    let compat = ctx.sb.compat();
+    if ino == Ino::ROOT {
+        if s.inode.is_dir() {
+            return Ok(false);
+        }
+        if ask.ask(Problem::of(Code::RootNotDir, ino))? {
+            s.clear(ctx);
+        }
+        effects.what = Some(Use::Reserved);
+        return Ok(true);
+    }
+    if ino == Ino::BAD_BLOCKS {
+        effects.what = Some(Use::Internal);
+        let wrong = s.inode.mode != 0 || s.inode.links != 0 || s.inode.file_acl.0 != 0 || s.inode.uid != 0;
+        if wrong && ask.ask(Problem::of(Code::BadBlocksInode, ino))? {
+            s.clear(ctx);
+            return Ok(true);
+        }
+        if s.inode.blocks > 0 {
+            indirect::check(ctx, ask, s, effects)?;
+        }
+        return Ok(true);
+    }
+    if ino == Ino::RESIZE {
+        effects.what = Some(Use::Internal);
+        check_resize(ctx, ask, s, effects)?;
+        return Ok(true);
+    }
+    let journal = ctx.sb.journal_ino().filter(|_| compat.has(Compat::HAS_JOURNAL));
+    if journal == Some(ino) {
+        if s.inode.file_type() != Some(FileType::Regular) && ask.ask(Problem::of(Code::JournalMode, ino))? {
+            s.inode.mode = FileType::Regular.mode_bits() | 0o600;
+            s.dirty = true;
+        }
+        return internal(ctx, ask, s, effects);
+    }
+    if ctx.sb.orphan_file() == Some(ino) {
+        return internal(ctx, ask, s, effects);
+    }
+    let raw = ctx.sb.raw();
+    let quota = [raw.usr_quota_inum.get(), raw.grp_quota_inum.get(), raw.prj_quota_inum.get()];
+    if ctx.sb.ro_compat().has(RoCompat::QUOTA) && quota.contains(&ino.get()) {
+        let wrong = s.inode.file_type() != Some(FileType::Regular) || s.inode.links == 0;
+        if wrong && ask.ask(Problem::of(Code::QuotaInode, ino))? {
+            ctx.edit_super(|raw| {
+                for field in [&mut raw.usr_quota_inum, &mut raw.grp_quota_inum, &mut raw.prj_quota_inum] {
+                    if field.get() == ino.get() {
+                        field.set(0);
+                    }
+                }
+            });
+            s.clear(ctx);
+            return Ok(true);
+        }
+        return internal(ctx, ask, s, effects);
+    }
+    if ino.get() < ctx.first_ino() {
+        effects.what = Some(Use::Reserved);
+        // The boot loader's inode (5) may be a file.
+        let wrong = if ino.get() == 5 { s.inode.is_dir() } else { s.inode.mode != 0 };
+        if wrong && ask.ask(Problem::of(Code::ReservedMode, ino).values(s.inode.mode, 0_u32))? {
+            s.clear(ctx);
+        } else if s.inode.blocks > 0 || s.inode.has(flag::EXTENTS) {
+            map(ctx, ask, s, effects)?;
+        }
+        return Ok(true);
+    }
+    Ok(false)
+}
+
+/// A regular file that belongs to the volume itself: it needs no name.
+fn internal(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject, effects: &mut Effects) -> Result<bool> {
+    map(ctx, ask, s, effects)?;
+    effects.what = Some(Use::Internal);
+    let sectors = effects.clusters(ctx) * ctx.cluster_sectors();
+    if s.inode.mode != 0
+        && s.inode.blocks != sectors
+        && ask.ask(Problem::of(Code::InodeBlocks, s.ino).values(s.inode.blocks, sectors))?
+    {
+        s.inode.blocks = sectors;
+        s.dirty = true;
+    }
+    Ok(true)
+}
+
+fn map(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject, effects: &mut Effects) -> Result<()> {
+    if s.inode.has(flag::EXTENTS) {
+        extents::check(ctx, ask, s, effects)
+    } else {
+        indirect::check(ctx, ask, s, effects)
+    }
+}
+
+fn drop_resize_feature(ctx: &Context) {
+    ctx.edit_super(|raw| {
+        raw.feature_compat.set(raw.feature_compat.get() & !Compat::RESIZE_INODE.0);
+        raw.reserved_gdt_blocks.set(0);
+    });
+}
+
+/// The resize inode maps the reserved descriptor blocks: its doubly indirect block names those of group 0, and each
+/// of these names its copies in the backup groups.
+fn check_resize(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject, effects: &mut Effects) -> Result<()> {
+    if !ctx.sb.compat().has(Compat::RESIZE_INODE) {
+        let unused = s.inode.links == 0 && s.inode.blocks == 0 && s.inode.block == [0; 60];
+        if !unused && ask.ask(Problem::of(Code::ResizeFeature, s.ino))? {
+            s.clear(ctx);
+        }
+        return Ok(());
+    }
+    if ctx.geometry.reserved_gdt_blocks == 0 && s.inode.blocks == 0 {
+        return Ok(());
+    }
+    if let Some(why) = resize_damage(ctx, s)? {
+        if ask.ask(Problem::of(Code::ResizeInode, s.ino).named(why))? {
+            rebuild_resize(ctx, s, effects)?;
+        }
+        return Ok(());
+    }
+    if let Some(block) = pointer(&s.inode.block, 13) {
+        effects.claims.push((block.0, 1));
+    }
+    Ok(())
+}
+
+fn resize_damage(ctx: &Context, s: &Subject) -> Result<Option<&'static str>> {
+    let inode = &s.inode;
+    let only_double = (0..15).all(|slot| (slot == 13) == pointer(&inode.block, slot).is_some());
+    let regular = inode.file_type() == Some(FileType::Regular);
+    if !only_double || !regular || inode.links == 0 {
+        return Ok(Some("shape"));
+    }
+    let Some(double) = pointer(&inode.block, 13) else { return Ok(Some("i_block")) };
+    if !ctx.on_volume(double, 1) || ctx.is_metadata(double, 1) {
+        return Ok(Some("i_block"));
+    }
+    let bytes = ctx.disk.read(double)?;
+    let wanted = wanted_resize(ctx);
+    let per_block = ctx.geometry.block_size / 4;
+    let mut blocks = 1;
+    for (slot, gdt, copies) in &wanted {
+        if pointer(&bytes, *slot) != Some(*gdt) {
+            return Ok(Some("doubly indirect block"));
+        }
+        let names = ctx.disk.read(*gdt)?;
+        blocks += 1 + copies.len() as u64;
+        for (at, copy) in copies.iter().enumerate() {
+            if pointer(&names, at as u32) != Some(*copy) {
+                return Ok(Some("indirect block"));
+            }
+        }
+    }
+    let used = (0..per_block).filter(|slot| pointer(&bytes, *slot).is_some()).count();
+    if used != wanted.len() {
+        return Ok(Some("doubly indirect block"));
+    }
+    Ok((inode.blocks != blocks * ctx.cluster_sectors()).then_some("i_blocks"))
+}
+
+/// Slot in the doubly indirect block, the reserved block it names, and that block's copies.
+fn wanted_resize(ctx: &Context) -> Vec<(u32, BlockNo, Vec<BlockNo>)> {
+    let geometry = &ctx.geometry;
+    let per_block = geometry.block_size / 4;
+    let start = geometry.head(ext4_format::GroupNo(0)).reserved.start;
+    (0..geometry.reserved_gdt_blocks)
+        .map(|at| {
+            let gdt = start + u64::from(at);
+            let copies = geometry
+                .backup_groups()
+                .map(|group| BlockNo(gdt + u64::from(group.0) * u64::from(geometry.blocks_per_group)))
+                .collect();
+            ((geometry.desc_blocks + at) % per_block, BlockNo(gdt), copies)
+        })
+        .collect()
+}
+
+fn rebuild_resize(ctx: &Context, s: &mut Subject, effects: &mut Effects) -> Result<()> {
+    use ext4_format::indirect::set_pointer;
+    let kept = pointer(&s.inode.block, 13).filter(|block| {
+        ctx.on_volume(*block, 1) && !ctx.is_metadata(*block, 1) && !ctx.found.blocks.has(*block)
+    });
+    let Some(double) = kept.or_else(|| ctx.found.blocks.find_free(BlockNo(0), 1)) else {
+        drop_resize_feature(ctx);
+        s.clear(ctx);
+        return Ok(());
+    };
+    let wanted = wanted_resize(ctx);
+    let mut bytes = vec![0; ctx.disk.block_size()];
+    let mut blocks = 1;
+    for (slot, gdt, copies) in &wanted {
+        set_pointer(&mut bytes, *slot, Some(*gdt));
+        let mut names = vec![0; ctx.disk.block_size()];
+        for (at, copy) in copies.iter().enumerate() {
+            set_pointer(&mut names, at as u32, Some(*copy));
+        }
+        ctx.disk.write(*gdt, &names)?;
+        blocks += 1 + copies.len() as u64;
+    }
+    ctx.disk.write(double, &bytes)?;
+    s.clear(ctx);
+    let now = i64::from(ctx.options.now());
+    s.inode.mode = FileType::Regular.mode_bits() | 0o600;
+    s.inode.links = 1;
+    let per_block = u64::from(ctx.geometry.block_size / 4);
+    s.inode.size = (per_block * per_block + per_block + 12) * u64::from(ctx.geometry.block_size);
+    s.inode.blocks = blocks * ctx.cluster_sectors();
+    for time in [&mut s.inode.atime, &mut s.inode.mtime, &mut s.inode.ctime] {
+        time.sec = now;
+    }
+    set_pointer(&mut s.inode.block, 13, Some(double));
+    effects.claims.push((double.0, 1));
+    Ok(())
+}

@@ -1,0 +1,138 @@
+//! Pass 1B: blocks that more than one claims. Each owner but the last gets copies of its own; the volume's metadata
+//! stay where they are.
+
+use std::collections::HashMap;
+
+use ext4_format::extent::Extent;
+use ext4_format::inode::flag;
+use ext4_format::{BlockNo, FileBlock, Ino};
+
+use crate::alloc;
+use crate::ask::{Ask, Judge};
+use crate::context::Context;
+use crate::error::Result;
+use crate::map::Use;
+use crate::pass1;
+use crate::problem::{Code, Problem};
+
+/// Runs the pass.
+pub fn run(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
+    let mut owners: Vec<(Ino, u64)> = Vec::new();
+    let mut users: HashMap<u64, u32> = HashMap::new();
+    for group in ctx.groups().filter(|group| ctx.found.inodes.touched(group.0)) {
+        for index in 0..ctx.geometry.inodes_per_group {
+            let Some(ino) = ctx.geometry.inode_at(group, index) else { break };
+            if matches!(ctx.found.inodes.get(ino), Use::Free | Use::Reserved) {
+                continue;
+            }
+            let shared = shared_clusters(ctx, ino)?;
+            if !shared.is_empty() {
+                owners.push((ino, shared.len() as u64));
+                shared.into_iter().for_each(|cluster| *users.entry(cluster).or_default() += 1);
+            }
+        }
+    }
+    for (cluster, count) in &mut users {
+        *count += u32::from(ctx.is_metadata(ctx.found.blocks.block(*cluster), 1));
+    }
+    for (ino, count) in owners {
+        let shared = shared_clusters(ctx, ino)?;
+        let still = shared.iter().any(|cluster| users.get(cluster).is_some_and(|&users| users > 1));
+        if !still {
+            continue;
+        }
+        let problem = Problem::of(Code::MultiplyClaimed, ino).values(count, 0_u32);
+        if !judge.ask(problem)? {
+            continue;
+        }
+        clone(ctx, ino, &users)?;
+        for cluster in shared {
+            if let Some(users) = users.get_mut(&cluster) {
+                *users = users.saturating_sub(1);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Clusters of an inode that somebody else claims, too; one that it claims twice stands twice.
+fn shared_clusters(ctx: &Context, ino: Ino) -> Result<Vec<u64>> {
+    let effects = pass1::effects_of(ctx, ino)?;
+    let mut shared = Vec::new();
+    let mut claims = effects.claims;
+    claims.extend(effects.xattr_block.map(|(block, _)| (block.0, 1)));
+    for (start, len) in claims {
+        if ctx.found.multiple.any(BlockNo(start), len) {
+            let ratio = u64::from(ctx.geometry.cluster_ratio);
+            let first = ctx.found.blocks.cluster(start);
+            let last = ctx.found.blocks.cluster(start + len - 1);
+            let is_shared = |cluster: &u64| ctx.found.multiple.has(ctx.found.blocks.block(*cluster));
+            shared.extend((first..=last).filter(is_shared));
+            debug_assert!(ratio > 0);
+        }
+    }
+    if ctx.geometry.cluster_ratio > 1 {
+        shared.sort_unstable();
+        shared.dedup();
+    }
+    Ok(shared)
+}
+
+/// Gives an inode its own copy of every block it shares, and a tree of its own.
+fn clone(ctx: &Context, ino: Ino, users: &HashMap<u64, u32>) -> Result<()> {
+    let mut inode = ctx.read_inode(ino)?;
+    let is_shared = |block: u64| {
+        ctx.found.multiple.has(BlockNo(block))
+            && users.get(&ctx.found.blocks.cluster(block)).is_some_and(|&users| users > 1)
+    };
+    if inode.file_acl.0 != 0 && is_shared(inode.file_acl.0) {
+        let copy = alloc::cluster(ctx, inode.file_acl)?;
+        let mut bytes = ctx.disk.read(inode.file_acl)?;
+        ctx.csum.set_xattr_block(&mut bytes, copy);
+        ctx.disk.write(copy, &bytes)?;
+        inode.file_acl = copy;
+        ctx.write_inode(ino, &inode)?;
+    }
+    if !inode.maps_blocks(&ctx.layout) {
+        return Ok(());
+    }
+    let ratio = u64::from(ctx.geometry.cluster_ratio);
+    let mut moved: HashMap<u64, u64> = HashMap::new();
+    let mut all: Vec<Extent> = Vec::new();
+    let mut seen = std::collections::HashSet::new();
+    for extent in pass1::extents_of(ctx, &inode) {
+        for ahead in 0..extent.len {
+            let old = extent.start.0 + u64::from(ahead);
+            let cluster = ctx.found.blocks.cluster(old);
+            let twice_here = ratio == 1 && !seen.insert(old);
+            let start = if is_shared(old) || twice_here {
+                let base = match moved.get(&cluster) {
+                    Some(&base) if ratio > 1 => base,
+                    _ => {
+                        let base = alloc::cluster(ctx, BlockNo(old))?.0;
+                        moved.insert(cluster, base);
+                        base
+                    }
+                };
+                let new = base + (old - ctx.found.blocks.block(cluster).0);
+                ctx.disk.write(BlockNo(new), &ctx.disk.read(BlockNo(old))?)?;
+                new
+            } else {
+                old
+            };
+            let one = Extent {
+                first: FileBlock(extent.first.0 + ahead),
+                len: 1,
+                start: BlockNo(start),
+                unwritten: extent.unwritten,
+            };
+            match all.last_mut() {
+                Some(last) if last.joins(&one) => last.len += 1,
+                _ => all.push(one),
+            }
+        }
+    }
+    debug_assert!(inode.has(flag::EXTENTS) || all.iter().all(|extent| !extent.unwritten));
+    alloc::set_extents(ctx, ino, &mut inode, &all)?;
+    ctx.write_inode(ino, &inode)
+}

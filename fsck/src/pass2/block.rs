@@ -1,0 +1,383 @@
+//! One block of a directory: its shape and its entries.
+
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::sync::OnceLock;
+
+use ext4_format::dirent::{self, DirBlock, DirBlockMut, DirEntry, DirFormat, NewEntry};
+use ext4_format::inode::{BLOCK_AREA, FileType, flag};
+use ext4_format::{Ino, What};
+
+use super::htree::{Index, Shape};
+use super::{Directory, Place, Said};
+use crate::ask::Ask;
+use crate::context::{Context, lock};
+use crate::error::Result;
+use crate::map::Use;
+use crate::pass1::inline;
+use crate::problem::{Code, Problem};
+
+/// Checks one block, which the caller has read; it is written back when something was repaired.
+pub fn check(
+    ctx: &Context,
+    ask: &mut dyn Ask,
+    dir: &Directory,
+    place: Place,
+    bytes: &mut [u8],
+    index: &mut Index,
+    said: &mut Said,
+) -> Result<()> {
+    let generation = dir.inode.generation;
+    let shape = index.classify(ctx, ask, dir, place, bytes)?;
+    // The entries of an index block end where the index begins; it has no tail of a linear block.
+    let format = match shape {
+        Shape::Leaf => dir.format,
+        Shape::Root | Shape::Node => DirFormat { tail: false, ..dir.format },
+    };
+    let mut dirty = false;
+    if shape == Shape::Leaf && format.tail {
+        if !dirent::has_tail(bytes) {
+            if ask.ask(Problem::of(Code::DirBlockNoTail, dir.ino).at(place.block))? {
+                make_tail(bytes, dir.format);
+                dirty = true;
+            } else {
+                return Ok(());
+            }
+        } else if ctx.csum.verify_dir_block(bytes, dir.ino, generation).is_err() {
+            dirty |= ask.ask(Problem::of(Code::DirBlockChecksum, dir.ino).at(place.block))?;
+        }
+    }
+    if shape != Shape::Node {
+        dirty |= check_entries(ctx, ask, dir, place, bytes, format, said, index)?;
+    }
+    if dirty {
+        match shape {
+            Shape::Leaf => ctx.csum.set_dir_block(bytes, dir.ino, generation),
+            Shape::Root => {
+                ctx.csum.set_htree_block(bytes, ext4_format::htree::ROOT_ENTRIES, dir.ino, generation);
+            }
+            Shape::Node => {}
+        }
+        ctx.disk.write(place.block, bytes)?;
+    }
+    Ok(())
+}
+
+/// Makes room for the checksum tail: the last record gives up its end, or what does not fit goes.
+fn make_tail(bytes: &mut [u8], format: DirFormat) {
+    let kept: Vec<(Vec<u8>, Ino, u8)> = DirBlock::new(bytes, DirFormat { tail: false, ..format })
+        .entries()
+        .map_while(std::result::Result::ok)
+        .filter_map(|entry| Some((entry.name.to_vec(), entry.ino?, entry.type_code)))
+        .collect();
+    let mut block = DirBlockMut::init(bytes, format);
+    block.fill(kept.iter().map(|(name, ino, code)| NewEntry {
+        ino: *ino,
+        file_type: FileType::from_dirent(*code).unwrap_or(FileType::Regular),
+        name,
+    }));
+}
+
+#[allow(clippy::too_many_arguments, reason = "the state of one block's check")]
+fn check_entries(
+    ctx: &Context,
+    ask: &mut dyn Ask,
+    dir: &Directory,
+    place: Place,
+    bytes: &mut [u8],
+    format: DirFormat,
+    said: &mut Said,
+    index: &mut Index,
+) -> Result<bool> {
+    let mut dirty = false;
+    let mut at = 0;
+    let mut count = 0;
+    while at < format.usable(bytes.len()) {
+        let entry = match DirBlock::new(bytes, format).entries_from(at).next() {
+            None => break,
+            Some(Ok(entry)) => entry,
+            Some(Err(corruption)) => {
+                debug_assert_eq!(corruption.what, What::DirBlock);
+                let problem = Problem::of(Code::DirBlockDamaged, dir.ino).at(place.block);
+                if !ask.ask(problem.named(corruption.field).values(at as u64, 0_u32))? {
+                    return Ok(dirty);
+                }
+                salvage(bytes, at, format);
+                dirty = true;
+                continue;
+            }
+        };
+        let (offset, rec_len) = (entry.offset, entry.rec_len);
+        let first_block = place.file_block.0 == 0;
+        let verdict = if first_block && count < 2 {
+            check_dots(ctx, ask, dir, &entry, count, said)?
+        } else {
+            check_entry(ctx, ask, dir, &entry, said)?
+        };
+        if verdict == Verdict::Fine && !(first_block && count < 2) && entry.ino.is_some() {
+            index.name(ctx, dir, place, &entry);
+        }
+        dirty |= apply(bytes, offset, format, dir, verdict);
+        // A new record may have been put in front of the rest of this one.
+        let now = DirBlock::new(bytes, format).entries_from(offset).next();
+        at = offset + now.and_then(std::result::Result::ok).map_or(rec_len, |entry| entry.rec_len);
+        count += 1;
+    }
+    Ok(dirty)
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+enum Verdict {
+    /// It stays as it is.
+    Fine,
+    /// Its inode number becomes zero.
+    Clear,
+    /// Its file type is set.
+    Type(u8),
+    /// Its inode number is set.
+    Target(Ino),
+    /// It gets another name of the same length.
+    Rename(Vec<u8>),
+    /// It becomes `.` or `..` with this target.
+    Dot(usize, Ino),
+}
+
+fn apply(bytes: &mut [u8], offset: usize, format: DirFormat, dir: &Directory, verdict: Verdict) -> bool {
+    match verdict {
+        Verdict::Fine => return false,
+        Verdict::Clear => bytes[offset..offset + 4].fill(0),
+        Verdict::Type(code) => bytes[offset + 7] = code,
+        Verdict::Target(ino) => bytes[offset..offset + 4].copy_from_slice(&ino.get().to_le_bytes()),
+        Verdict::Rename(name) => {
+            bytes[offset + 6] = name.len() as u8;
+            bytes[offset + 8..offset + 8 + name.len()].copy_from_slice(&name);
+        }
+        Verdict::Dot(count, ino) => {
+            let rec_len = dirent::decode_rec_len(
+                u16::from_le_bytes([bytes[offset + 4], bytes[offset + 5]]),
+                bytes.len(),
+            );
+            let is_dot = |e: &DirEntry<'_>| e.name.iter().all(|&b| b == b'.') && e.name.len() == count + 1;
+            let misplaced = DirBlock::new(bytes, format)
+                .entries_from(offset)
+                .next()
+                .and_then(std::result::Result::ok)
+                .is_some_and(|entry| entry.ino.is_some() && !is_dot(&entry));
+            debug_assert!(!misplaced || rec_len >= 12, "{}", dir.ino);
+            bytes[offset..offset + 4].copy_from_slice(&ino.get().to_le_bytes());
+            bytes[offset + 6] = count as u8 + 1;
+            bytes[offset + 7] = if format.filetype { FileType::Directory.dirent_code() } else { 0 };
+            bytes[offset + 8..offset + 12].copy_from_slice(&[b'.', if count == 1 { b'.' } else { 0 }, 0, 0]);
+            // What does not fit behind a dot of 12 bytes becomes a free record.
+            if count == 0 && rec_len >= 24 {
+                let rest = rec_len - 12;
+                let len = bytes.len();
+                bytes[offset + 4..offset + 6].copy_from_slice(&12_u16.to_le_bytes());
+                bytes[offset + 12..offset + 24].fill(0);
+                bytes[offset + 16..offset + 18]
+                    .copy_from_slice(&dirent::encode_rec_len(rest, len).to_le_bytes());
+            }
+        }
+    }
+    true
+}
+
+/// Makes a damaged record at `at` a free one that reaches to the next record that makes sense, or to the end.
+fn salvage(bytes: &mut [u8], at: usize, format: DirFormat) {
+    let (len, usable) = (bytes.len(), format.usable(bytes.len()));
+    let rest = usable - at;
+    if rest < 12 {
+        // Too short for a record of its own: the one in front takes it.
+        let front = DirBlock::new(bytes, format)
+            .entries()
+            .map_while(std::result::Result::ok)
+            .last()
+            .map_or(0, |entry| entry.offset);
+        let rec_len = dirent::encode_rec_len(usable - front, len);
+        bytes[front + 4..front + 6].copy_from_slice(&rec_len.to_le_bytes());
+        return;
+    }
+    let reaches_end = |start: usize| {
+        let mut entries = DirBlock::new(bytes, format).entries_from(start);
+        entries.all(|entry| entry.is_ok())
+    };
+    let next = (at + 12..usable).step_by(4).find(|&start| usable - start >= 12 && reaches_end(start));
+    let end = next.unwrap_or(usable);
+    bytes[at..at + 12].fill(0);
+    bytes[at + 4..at + 6].copy_from_slice(&dirent::encode_rec_len(end - at, len).to_le_bytes());
+}
+
+/// The first two records of a directory.
+fn check_dots(
+    ctx: &Context,
+    ask: &mut dyn Ask,
+    dir: &Directory,
+    entry: &DirEntry<'_>,
+    count: usize,
+    said: &mut Said,
+) -> Result<Verdict> {
+    let (wanted, missing) =
+        if count == 0 { (&b"."[..], Code::DotMissing) } else { (&b".."[..], Code::DotDotMissing) };
+    let parent = lock(&ctx.found.dirs).get(&dir.ino.get()).and_then(|dir| Ino::new(dir.parent));
+    let target = if count == 0 { dir.ino } else { parent.unwrap_or(Ino::ROOT) };
+    if entry.ino.is_none() || entry.name != wanted {
+        let lost = entry.ino.is_some();
+        if ask.ask(Problem::of(missing, dir.ino))? {
+            if count == 1 {
+                said.dotdot = target.get();
+            }
+            return Ok(Verdict::Dot(count, target));
+        }
+        return if lost { check_entry(ctx, ask, dir, entry, said) } else { Ok(Verdict::Fine) };
+    }
+    let found = entry.ino.map_or(0, Ino::get);
+    if count == 0 {
+        if found != dir.ino.get()
+            && ask.ask(Problem::of(Code::DotInode, dir.ino).values(found, dir.ino.get()))?
+        {
+            return Ok(Verdict::Target(dir.ino));
+        }
+    } else {
+        said.dotdot = found;
+        if found > ctx.geometry.inodes_count
+            && ask.ask(Problem::of(Code::DotDotZero, dir.ino).values(found, 0_u32))?
+        {
+            said.dotdot = target.get();
+            return Ok(Verdict::Target(target));
+        }
+    }
+    let code = FileType::Directory.dirent_code();
+    if dir.format.filetype && entry.type_code != code {
+        let problem = Problem::of(Code::EntryType, dir.ino).named(entry.name).values(entry.type_code, code);
+        if ask.ask(problem)? {
+            return Ok(Verdict::Type(code));
+        }
+    }
+    Ok(Verdict::Fine)
+}
+
+/// Any other record.
+fn check_entry(
+    ctx: &Context,
+    ask: &mut dyn Ask,
+    dir: &Directory,
+    entry: &DirEntry<'_>,
+    said: &mut Said,
+) -> Result<Verdict> {
+    let Some(target) = entry.ino else { return Ok(Verdict::Fine) };
+    let problem = |code| Problem::of(code, dir.ino).named(entry.name).values(target.get(), 0_u32);
+    let what = ctx.found.inodes.get(target);
+    let internal = target.get() < ctx.first_ino() && target != Ino::ROOT;
+    let wrong = if entry.name == b"." || entry.name == b".." {
+        Some(Code::EntryDot)
+    } else if target.get() > ctx.geometry.inodes_count {
+        Some(Code::EntryInode)
+    } else if internal || what == Use::Internal {
+        Some(Code::EntryReserved)
+    } else if target == Ino::ROOT {
+        Some(Code::EntryRoot)
+    } else if target == dir.ino {
+        Some(Code::EntryItself)
+    } else if what == Use::Free || what == Use::Reserved {
+        Some(Code::EntryUnused)
+    } else if what == Use::Attribute {
+        Some(Code::EntryEaInode)
+    } else if what.is_dir() && second_name(ctx, dir, target, said) {
+        Some(Code::EntryDirLink)
+    } else {
+        None
+    };
+    if let Some(code) = wrong {
+        return Ok(if ask.ask(problem(code))? { Verdict::Clear } else { Verdict::Fine });
+    }
+    said.names.push(target);
+    if what.is_dir() {
+        said.children.insert(target);
+    }
+    if !dir.inode.has(flag::ENCRYPT) && entry.name.iter().any(|&b| b == 0 || b == b'/') {
+        let renamed = entry.name.iter().map(|&b| if b == 0 || b == b'/' { b'.' } else { b }).collect();
+        if ask.ask(problem(Code::EntryName))? {
+            return Ok(Verdict::Rename(renamed));
+        }
+        return Ok(Verdict::Fine);
+    }
+    if said.seen.len() >= ctx.names_kept {
+        said.seen.clear();
+    }
+    if !said.seen.insert(fingerprint(entry.name)) {
+        if ask.ask(problem(Code::EntryDuplicate))? {
+            return Ok(Verdict::Rename(unique_name(entry.name, said)));
+        }
+        return Ok(Verdict::Fine);
+    }
+    if let Use::File(code) = what {
+        let expected = if dir.format.filetype { code } else { 0 };
+        if entry.type_code != expected {
+            let wrong = Problem::of(Code::EntryType, dir.ino).named(entry.name);
+            if ask.ask(wrong.values(entry.type_code, expected))? {
+                return Ok(Verdict::Type(expected));
+            }
+        }
+    }
+    Ok(Verdict::Fine)
+}
+
+/// Whether a directory that is named here already has a name.
+fn second_name(ctx: &Context, dir: &Directory, target: Ino, said: &Said) -> bool {
+    let parent = lock(&ctx.found.dirs).get(&target.get()).map_or(0, |dir| dir.parent);
+    (parent != 0 && parent != dir.ino.get()) || said.children.contains(&target)
+}
+
+/// A number for a name; equal numbers are equal names but for a chance of 2^-64 that a stranger cannot steer.
+fn fingerprint(name: &[u8]) -> u64 {
+    static KEY: OnceLock<RandomState> = OnceLock::new();
+    let mut hasher = KEY.get_or_init(RandomState::new).build_hasher();
+    hasher.write(name);
+    hasher.finish()
+}
+
+/// Another name of the same length: its end becomes a counter.
+fn unique_name(name: &[u8], said: &mut Said) -> Vec<u8> {
+    for n in 0..100_000_u32 {
+        let tail = format!("~{n}");
+        let mut new = name.to_vec();
+        let keep = name.len().saturating_sub(tail.len());
+        new.truncate(keep);
+        new.extend_from_slice(&tail.as_bytes()[tail.len() - (name.len() - keep)..]);
+        if new != b"." && new != b".." && said.seen.insert(fingerprint(&new)) {
+            return new;
+        }
+    }
+    name.to_vec()
+}
+
+/// The two parts of an inline directory: behind the parent's number in `i_block`, and the rest in an attribute.
+pub fn check_inline(
+    ctx: &Context,
+    ask: &mut dyn Ask,
+    dir: &Directory,
+    mut record: Vec<u8>,
+    said: &mut Said,
+) -> Result<()> {
+    const START: usize = 0x28;
+    let parent = u32::from_le_bytes(std::array::from_fn(|i| record[START + i]));
+    said.dotdot = parent;
+    let mut dirty = false;
+    if Ino::new(parent).is_none_or(|ino| ino.get() > ctx.geometry.inodes_count)
+        && ask.ask(Problem::of(Code::DotDotZero, dir.ino).values(parent, 0_u32))?
+    {
+        said.dotdot = Ino::ROOT.get();
+        record[START..START + 4].copy_from_slice(&said.dotdot.to_le_bytes());
+        dirty = true;
+    }
+    let rest = inline::rest(ctx, &record, &dir.inode).unwrap_or_default();
+    let format = DirFormat { tail: false, ..dir.format };
+    let place = Place { file_block: ext4_format::FileBlock(1), block: ext4_format::BlockNo(0) };
+    for area in [START + 4..START + BLOCK_AREA, rest] {
+        let mut bytes = record[area.clone()].to_vec();
+        if check_entries(ctx, ask, dir, place, &mut bytes, format, said, &mut Index::none())? {
+            record[area].copy_from_slice(&bytes);
+            dirty = true;
+        }
+    }
+    if dirty { ctx.write_record(dir.ino, &mut record) } else { Ok(()) }
+}

@@ -1,0 +1,163 @@
+//! Pass 2: every directory, its blocks, entries and index.
+//!
+//! A directory is judged as a whole: what its entries say is counted only when nothing is left to ask. The scan runs
+//! over directories in parallel with the prober; what needs a question is looked at again by the judge.
+
+mod block;
+mod htree;
+
+use std::sync::Mutex;
+
+use ext4_format::dirent::DirFormat;
+use ext4_format::inode::{Inode, flag};
+use ext4_format::{BlockNo, FileBlock, Ino};
+
+use crate::alloc;
+use crate::ask::{Ask, Judge, Probe};
+use crate::context::{Context, lock};
+use crate::error::{Error, Result};
+use crate::parallel;
+use crate::pass1;
+use crate::problem::{Code, Problem};
+
+/// A directory under check.
+pub struct Directory {
+    /// Its inode number.
+    pub ino: Ino,
+    /// Its inode.
+    pub inode: Inode,
+    /// How its blocks look.
+    pub format: DirFormat,
+}
+
+/// What the entries of one directory say.
+#[derive(Debug, Default)]
+pub struct Said {
+    /// Every inode named, once for each name, `.` and `..` left out.
+    pub names: Vec<Ino>,
+    /// Subdirectories named.
+    pub children: std::collections::HashSet<Ino>,
+    /// What `..` names.
+    pub dotdot: u32,
+    /// Hashes of the names so far, to find duplicates.
+    pub seen: std::collections::HashSet<u64>,
+}
+
+/// Runs the pass.
+pub fn run(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
+    let dirs: Vec<Ino> = lock(&ctx.found.dirs).keys().filter_map(|&ino| Ino::new(ino)).collect();
+    let suspects: Mutex<Vec<Ino>> = Mutex::default();
+    let total = dirs.len() as u64;
+    parallel::for_each(
+        ctx.options.thread_count(),
+        total,
+        &mut |done| judge.progress(2, done, total),
+        || (),
+        |(), at| {
+            let ino = dirs[at as usize];
+            let mut said = Said::default();
+            match check(ctx, &mut Probe, ino, &mut said) {
+                Ok(()) if count(ctx, ino, &said, true) => Ok(()),
+                Ok(()) | Err(Error::Suspect) => {
+                    lock(&suspects).push(ino);
+                    Ok(())
+                }
+                Err(error) => Err(error),
+            }
+        },
+    )?;
+    let mut suspects = suspects.into_inner().unwrap_or_default();
+    suspects.sort_unstable();
+    for ino in suspects {
+        let mut said = Said::default();
+        check(ctx, judge, ino, &mut said)?;
+        count(ctx, ino, &said, false);
+    }
+    Ok(())
+}
+
+/// Counts what a directory says. With `only_if_first`, nothing is counted when a subdirectory already has a
+/// parent, which needs a question; true when it was counted.
+fn count(ctx: &Context, ino: Ino, said: &Said, only_if_first: bool) -> bool {
+    let mut dirs = lock(&ctx.found.dirs);
+    if only_if_first {
+        let parent_of = |child: &Ino| dirs.get(&child.get()).map_or(0, |dir| dir.parent);
+        if said.children.iter().any(|child| parent_of(child) != 0) {
+            return false;
+        }
+    }
+    for child in &said.children {
+        if let Some(dir) = dirs.get_mut(&child.get())
+            && dir.parent == 0
+        {
+            dir.parent = ino.get();
+        }
+    }
+    if let Some(dir) = dirs.get_mut(&ino.get()) {
+        dir.dotdot = said.dotdot;
+    }
+    drop(dirs);
+    // A directory's own `.` is a link, and each `..` is a link to the parent it names.
+    ctx.found.inodes.add_names(ino, 1);
+    if let Some(parent) = Ino::new(said.dotdot) {
+        ctx.found.inodes.add_names(parent, 1);
+    }
+    said.names.iter().for_each(|name| ctx.found.inodes.add_names(*name, 1));
+    true
+}
+
+fn check(ctx: &Context, ask: &mut dyn Ask, ino: Ino, said: &mut Said) -> Result<()> {
+    let record = ctx.read_record(ino)?;
+    let inode = Inode::decode_damaged(&record, &ctx.layout);
+    let format = DirFormat::new(&ctx.sb, inode.flags);
+    if inode.has(flag::INLINE_DATA) {
+        return block::check_inline(ctx, ask, &Directory { ino, inode, format }, record, said);
+    }
+    let dir = Directory { ino, inode, format };
+    let mut index = htree::Index::new(ctx, &dir);
+    let blocks = dir.inode.size / u64::from(ctx.geometry.block_size);
+    let mut next = 0;
+    let mut buf = Vec::new();
+    for extent in pass1::extents_of(ctx, &dir.inode) {
+        let first = u64::from(extent.first.0);
+        fill_holes(ctx, ask, &dir, next..first.min(blocks))?;
+        let mut at = 0;
+        while at < extent.len {
+            // A megabyte at a time: directories can be large, and their blocks are neighbours.
+            let count = (extent.len - at).min((1 << 20) / ctx.geometry.block_size);
+            buf.resize(count as usize * ctx.disk.block_size(), 0);
+            let start = BlockNo(extent.start.0 + u64::from(at));
+            ctx.disk.read_into(start, &mut buf)?;
+            for (ahead, bytes) in buf.chunks_exact_mut(ctx.disk.block_size()).enumerate() {
+                let place = Place {
+                    file_block: FileBlock(extent.first.0 + at + ahead as u32),
+                    block: BlockNo(start.0 + ahead as u64),
+                };
+                block::check(ctx, ask, &dir, place, bytes, &mut index, said)?;
+            }
+            at += count;
+        }
+        next = extent.end();
+    }
+    fill_holes(ctx, ask, &dir, next..blocks)?;
+    index.finish(ctx, ask, &dir)
+}
+
+/// Where a block of a directory lies.
+#[derive(Clone, Copy, Debug)]
+pub struct Place {
+    /// Its number in the directory.
+    pub file_block: FileBlock,
+    /// Its number on the device.
+    pub block: BlockNo,
+}
+
+/// A directory has no holes: each gets an empty block.
+fn fill_holes(ctx: &Context, ask: &mut dyn Ask, dir: &Directory, holes: std::ops::Range<u64>) -> Result<()> {
+    for at in holes {
+        if ask.ask(Problem::of(Code::DirHole, dir.ino).values(at, 0_u32))? {
+            alloc::append_dir_block(ctx, dir.ino, at as u32)?;
+        }
+    }
+    Ok(())
+}

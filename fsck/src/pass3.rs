@@ -1,0 +1,261 @@
+//! Pass 3: every directory hangs on the root, and its `..` says where.
+
+use std::collections::HashSet;
+
+use ext4_format::dirent::{DirBlock, DirBlockMut, DirFormat, NewEntry};
+use ext4_format::inode::{FileType, Inode, flag};
+use ext4_format::{BlockNo, Ino};
+
+use crate::alloc;
+use crate::ask::{Ask, Judge};
+use crate::context::{Context, Dir, lock};
+use crate::error::Result;
+use crate::map::Use;
+use crate::pass1;
+use crate::problem::{Code, Problem};
+
+const LOST_FOUND: &[u8] = b"lost+found";
+
+/// Runs the pass.
+pub fn run(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
+    check_root(ctx, judge)?;
+    if lock(&ctx.found.dirs).contains_key(&Ino::ROOT.get()) && find(ctx, Ino::ROOT, LOST_FOUND)?.is_none() {
+        // Only a volume in use elsewhere may do without; e2fsck wants it, too.
+        if judge.ask(Problem::new(Code::LostFoundMissing))? {
+            create_lost_found(ctx)?;
+        }
+    }
+    let all: Vec<(u32, Dir)> = lock(&ctx.found.dirs).iter().map(|(&ino, &dir)| (ino, dir)).collect();
+    let mut connected: HashSet<u32> = HashSet::from([Ino::ROOT.get()]);
+    let total = all.len() as u64;
+    for (done, (number, _)) in all.iter().enumerate() {
+        if done % 4096 == 0 {
+            judge.progress(3, done as u64, total);
+        }
+        connect(ctx, judge, *number, &mut connected)?;
+    }
+    for (number, _) in all {
+        let dir = lock(&ctx.found.dirs).get(&number).copied().unwrap_or_default();
+        let parent = if number == Ino::ROOT.get() { number } else { dir.parent };
+        let Some(ino) = Ino::new(number) else { continue };
+        if dir.dotdot != parent && parent != 0 {
+            let problem = Problem::of(Code::DotDotWrong, ino).values(dir.dotdot, parent);
+            if judge.ask(problem)? {
+                set_dotdot(ctx, ino, dir.dotdot, parent)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn check_root(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
+    if ctx.found.inodes.get(Ino::ROOT).is_dir() || !judge.ask(Problem::new(Code::RootMissing))? {
+        return Ok(());
+    }
+    let mut root = alloc::fresh(ctx, FileType::Directory, 0o755);
+    root.links = 2;
+    make_directory(ctx, Ino::ROOT, root, Ino::ROOT)
+}
+
+/// Writes a new, empty directory and enters it into the picture.
+fn make_directory(ctx: &Context, ino: Ino, mut inode: Inode, parent: Ino) -> Result<()> {
+    let size = ctx.disk.block_size();
+    let block = alloc::cluster(ctx, BlockNo(0))?;
+    let mut bytes = vec![0; size];
+    let _ = DirBlockMut::init_first(&mut bytes, DirFormat::new(&ctx.sb, 0), ino, parent);
+    ctx.csum.set_dir_block(&mut bytes, ino, inode.generation);
+    ctx.disk.write(block, &bytes)?;
+    ctx.write_record(ino, &mut vec![0; ctx.geometry.inode_size])?;
+    alloc::map_block(ctx, ino, &mut inode, 0, block)?;
+    inode.size = size as u64;
+    ctx.write_inode(ino, &inode)?;
+    ctx.found.inodes.set(ino, Use::File(FileType::Directory.dirent_code()), inode.links);
+    lock(&ctx.found.dirs).insert(ino.get(), Dir { parent: parent.get(), dotdot: parent.get() });
+    // Its own `.`, and its `..`.
+    ctx.found.inodes.add_names(ino, 1);
+    ctx.found.inodes.add_names(parent, 1);
+    Ok(())
+}
+
+fn create_lost_found(ctx: &Context) -> Result<Ino> {
+    let ino = alloc::inode(ctx)?;
+    let mut inode = alloc::fresh(ctx, FileType::Directory, 0o700);
+    inode.links = 2;
+    make_directory(ctx, ino, inode, Ino::ROOT)?;
+    add_entry(ctx, Ino::ROOT, LOST_FOUND, ino, FileType::Directory)?;
+    ctx.found.inodes.add_names(ino, 1);
+    Ok(ino)
+}
+
+/// Follows the parents of a directory; where they do not lead to the root, it is reconnected.
+fn connect(ctx: &Context, judge: &mut Judge<'_>, start: u32, connected: &mut HashSet<u32>) -> Result<()> {
+    let mut way = Vec::new();
+    let mut on_way = HashSet::new();
+    let mut at = start;
+    loop {
+        if connected.contains(&at) {
+            break;
+        }
+        let known = lock(&ctx.found.dirs).get(&at).copied();
+        let dead_end = match known {
+            None => true,
+            Some(dir) => dir.parent == 0,
+        };
+        // A loop is cut where it was entered.
+        if dead_end || !on_way.insert(at) {
+            let Some(ino) = Ino::new(at).filter(|_| known.is_some()) else { break };
+            if judge.ask(Problem::of(Code::DirUnconnected, ino))? {
+                let in_loop = !dead_end;
+                reconnect_dir(ctx, ino, in_loop)?;
+            }
+            break;
+        }
+        way.push(at);
+        at = known.map_or(0, |dir| dir.parent);
+    }
+    connected.extend(way);
+    connected.insert(at);
+    Ok(())
+}
+
+fn reconnect_dir(ctx: &Context, ino: Ino, in_loop: bool) -> Result<()> {
+    let home = lost_found(ctx)?;
+    if in_loop {
+        let parent = lock(&ctx.found.dirs).get(&ino.get()).and_then(|dir| Ino::new(dir.parent));
+        if let Some(parent) = parent {
+            remove_name(ctx, parent, ino)?;
+            ctx.found.inodes.add_names(ino, -1);
+        }
+    }
+    add_entry(ctx, home, format!("#{ino}").as_bytes(), ino, FileType::Directory)?;
+    ctx.found.inodes.add_names(ino, 1);
+    let dotdot = lock(&ctx.found.dirs).get(&ino.get()).map_or(0, |dir| dir.dotdot);
+    if let Some(dir) = lock(&ctx.found.dirs).get_mut(&ino.get()) {
+        dir.parent = home.get();
+    }
+    set_dotdot(ctx, ino, dotdot, home.get())
+}
+
+/// Gives a file without a name one in lost+found.
+pub fn reconnect_file(ctx: &Context, ino: Ino) -> Result<()> {
+    let kind = match ctx.found.inodes.get(ino) {
+        Use::File(code) => FileType::from_dirent(code).unwrap_or(FileType::Regular),
+        _ => FileType::Regular,
+    };
+    let home = lost_found(ctx)?;
+    add_entry(ctx, home, format!("#{ino}").as_bytes(), ino, kind)?;
+    ctx.found.inodes.add_names(ino, 1);
+    Ok(())
+}
+
+fn lost_found(ctx: &Context) -> Result<Ino> {
+    if let Some(ino) = find(ctx, Ino::ROOT, LOST_FOUND)? {
+        if ctx.found.inodes.get(ino).is_dir() {
+            return Ok(ino);
+        }
+        // Something else has the name: it moves aside into the directory that takes its place.
+        let kind = ctx.read_inode(ino)?.file_type().unwrap_or(FileType::Regular);
+        remove_name(ctx, Ino::ROOT, ino)?;
+        ctx.found.inodes.add_names(ino, -1);
+        let home = create_lost_found(ctx)?;
+        add_entry(ctx, home, format!("#{ino}").as_bytes(), ino, kind)?;
+        ctx.found.inodes.add_names(ino, 1);
+        return Ok(home);
+    }
+    create_lost_found(ctx)
+}
+
+/// Calls `visit` with each block of a directory that holds entries, until it returns true; changed blocks are
+/// written back. Returns whether a visit did.
+fn with_blocks(ctx: &Context, ino: Ino, mut visit: impl FnMut(&mut [u8], DirFormat) -> bool) -> Result<bool> {
+    let inode = ctx.read_inode(ino)?;
+    let format = DirFormat::new(&ctx.sb, inode.flags);
+    for extent in pass1::extents_of(ctx, &inode) {
+        for ahead in 0..u64::from(extent.len) {
+            let block = BlockNo(extent.start.0 + ahead);
+            let mut bytes = ctx.disk.read(block)?;
+            let leaf = !format.tail || ext4_format::dirent::has_tail(&bytes);
+            let here = if leaf { format } else { DirFormat { tail: false, ..format } };
+            let before = bytes.clone();
+            let stop = visit(&mut bytes, here);
+            if bytes != before {
+                if leaf {
+                    ctx.csum.set_dir_block(&mut bytes, ino, inode.generation);
+                } else {
+                    let at = ext4_format::htree::ROOT_ENTRIES;
+                    ctx.csum.set_htree_block(&mut bytes, at, ino, inode.generation);
+                }
+                ctx.disk.write(block, &bytes)?;
+            }
+            if stop {
+                return Ok(true);
+            }
+        }
+    }
+    Ok(false)
+}
+
+fn find(ctx: &Context, dir: Ino, name: &[u8]) -> Result<Option<Ino>> {
+    let mut found = None;
+    with_blocks(ctx, dir, |bytes, format| {
+        found = DirBlock::new(bytes, format).find(name).ok().flatten().and_then(|entry| entry.ino);
+        found.is_some()
+    })?;
+    Ok(found)
+}
+
+fn remove_name(ctx: &Context, dir: Ino, target: Ino) -> Result<()> {
+    with_blocks(ctx, dir, |bytes, format| {
+        let entry = DirBlock::new(bytes, format)
+            .entries()
+            .map_while(std::result::Result::ok)
+            .find(|entry| entry.ino == Some(target) && entry.name != b"." && entry.name != b"..");
+        let Some(offset) = entry.map(|entry| entry.offset) else { return false };
+        DirBlockMut::new(bytes, format).remove(offset).unwrap_or(false)
+    })?;
+    Ok(())
+}
+
+/// Adds an entry to a directory. An index cannot be kept right here, so it is given up and rebuilt later.
+fn add_entry(ctx: &Context, dir: Ino, name: &[u8], target: Ino, kind: FileType) -> Result<()> {
+    if ctx.read_inode(dir)?.has(flag::INDEX) {
+        crate::rehash::linearize(ctx, dir)?;
+        lock(&ctx.found.rebuild).push(dir);
+    }
+    let new = NewEntry { ino: target, file_type: kind, name };
+    let put = |ctx: &Context| {
+        with_blocks(ctx, dir, |bytes, format| {
+            DirBlockMut::new(bytes, format).insert(&new).is_ok_and(|place| place.is_some())
+        })
+    };
+    if put(ctx)? {
+        return Ok(());
+    }
+    let end = ctx.read_inode(dir)?.size / u64::from(ctx.geometry.block_size);
+    alloc::append_dir_block(ctx, dir, end as u32)?;
+    put(ctx).map(|_| ())
+}
+
+fn set_dotdot(ctx: &Context, ino: Ino, old: u32, parent: u32) -> Result<()> {
+    let Some(target) = Ino::new(parent) else { return Ok(()) };
+    let mut inode = ctx.read_inode(ino)?;
+    if inode.has(flag::INLINE_DATA) {
+        inode.block[..4].copy_from_slice(&parent.to_le_bytes());
+        ctx.write_inode(ino, &inode)?;
+    } else {
+        with_blocks(ctx, ino, |bytes, format| {
+            let place = DirBlock::new(bytes, format).find(b"..").ok().flatten().map(|entry| entry.offset);
+            place.is_some_and(|offset| {
+                DirBlockMut::new(bytes, format).set_target(offset, target, FileType::Directory)
+            })
+        })?;
+    }
+    if let Some(old) = Ino::new(old) {
+        ctx.found.inodes.add_names(old, -1);
+    }
+    ctx.found.inodes.add_names(target, 1);
+    if let Some(dir) = lock(&ctx.found.dirs).get_mut(&ino.get()) {
+        dir.dotdot = parent;
+    }
+    Ok(())
+}

@@ -1,0 +1,91 @@
+//! Pass 4: every inode in use has as many names as it says.
+
+use ext4_format::Ino;
+use ext4_format::features::RoCompat;
+use ext4_format::inode::{Inode, LINKS_UNCOUNTED, MAX_LINKS};
+
+use crate::ask::{Ask, Judge};
+use crate::context::Context;
+use crate::error::Result;
+use crate::map::Use;
+use crate::pass3;
+use crate::problem::{Code, Problem};
+
+/// Runs the pass.
+pub fn run(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
+    let total = u64::from(ctx.geometry.group_count);
+    for group in ctx.groups().filter(|group| ctx.found.inodes.touched(group.0)) {
+        judge.progress(4, group.0.into(), total);
+        for index in 0..ctx.geometry.inodes_per_group {
+            let Some(ino) = ctx.geometry.inode_at(group, index) else { break };
+            if matches!(ctx.found.inodes.get(ino), Use::File(_) | Use::Attribute) {
+                check(ctx, judge, ino)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn check(ctx: &Context, judge: &mut Judge<'_>, ino: Ino) -> Result<()> {
+    let what = ctx.found.inodes.get(ino);
+    let mut names = ctx.found.inodes.names(ino);
+    if what == Use::Attribute {
+        return check_attribute(ctx, judge, ino);
+    }
+    let unattached = names == 0 || (what.is_dir() && names == 1);
+    if names == 0 && !what.is_dir() {
+        let inode = ctx.read_inode(ino)?;
+        let empty = inode.size == 0 && inode.blocks == 0;
+        if empty && judge.ask(Problem::of(Code::ZeroUnattached, ino))? {
+            return free(ctx, ino, &inode);
+        }
+        if !empty && judge.ask(Problem::of(Code::InodeUnattached, ino))? {
+            pass3::reconnect_file(ctx, ino)?;
+        }
+        names = ctx.found.inodes.names(ino);
+        if names == 0 {
+            return Ok(());
+        }
+    } else if unattached && names == 0 {
+        // A directory that pass 3 was not allowed to connect.
+        return Ok(());
+    }
+    let links = ctx.found.inodes.links(ino);
+    let uncounted = what.is_dir()
+        && ctx.sb.ro_compat().has(RoCompat::DIR_NLINK)
+        && (names > u32::from(MAX_LINKS) || links == LINKS_UNCOUNTED && names > 2);
+    let expected = if uncounted && names > u32::from(MAX_LINKS) {
+        u32::from(LINKS_UNCOUNTED)
+    } else {
+        names.min(u32::from(MAX_LINKS))
+    };
+    let right = u32::from(links) == expected || (uncounted && links == LINKS_UNCOUNTED);
+    if !right && judge.ask(Problem::of(Code::LinkCount, ino).values(links, expected))? {
+        let mut inode = ctx.read_inode(ino)?;
+        inode.links = expected as u16;
+        ctx.write_inode(ino, &inode)?;
+    }
+    Ok(())
+}
+
+/// An attribute's inode is held by references, not by names.
+fn check_attribute(ctx: &Context, judge: &mut Judge<'_>, ino: Ino) -> Result<()> {
+    let referred = crate::context::lock(&ctx.found.ea_refs).contains_key(&ino.get());
+    if referred {
+        return Ok(());
+    }
+    let inode = ctx.read_inode(ino)?;
+    if judge.ask(Problem::of(Code::ZeroUnattached, ino))? {
+        free(ctx, ino, &inode)?;
+    }
+    Ok(())
+}
+
+fn free(ctx: &Context, ino: Ino, _: &Inode) -> Result<()> {
+    for (start, len) in crate::pass1::effects_of(ctx, ino)?.claims {
+        ctx.found.blocks.release(ext4_format::BlockNo(start), len);
+    }
+    ctx.write_record(ino, &mut vec![0; ctx.geometry.inode_size])?;
+    ctx.found.inodes.set(ino, Use::Free, 0);
+    Ok(())
+}

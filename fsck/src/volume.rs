@@ -1,0 +1,335 @@
+//! From a device to a volume that can be checked: the superblock or a copy of it, the group descriptors or copies
+//! of them, and what these say about themselves.
+
+use ext4_format::csum::Csum;
+use ext4_format::features::{self, Compat, Incompat, RoCompat};
+use ext4_format::geometry::Geometry;
+use ext4_format::group_desc::{GroupDesc, GroupFlags};
+use ext4_format::superblock::{SUPERBLOCK_LEN, SuperBlock};
+use ext4_format::{BlockNo, GroupNo};
+
+use crate::ask::{Ask, Judge};
+use crate::context::{Context, lock};
+use crate::disk::Disk;
+use crate::error::{Error, Result};
+use crate::options::Options;
+use crate::problem::{Code, Problem};
+
+/// Features that the checker cannot judge.
+const UNKNOWN: [(Incompat, &str); 3] = [
+    (Incompat::COMPRESSION, "compression"),
+    (Incompat::JOURNAL_DEV, "journal_dev"),
+    (Incompat::DIRDATA, "dirdata"),
+];
+
+/// Opens the volume on a device.
+///
+/// # Errors
+/// No superblock anywhere, features this checker does not know, or a failing device.
+pub fn open(mut disk: Disk, options: &Options, judge: &mut Judge<'_>) -> Result<Context> {
+    let (sb, adopted) = find_super(&disk, options, judge)?;
+    refuse_unknown(&sb)?;
+    let geometry = Geometry::new(&sb);
+    disk.set_block_size(geometry.block_size);
+    let device_blocks = disk.size() / u64::from(geometry.block_size);
+    if geometry.blocks_count > device_blocks {
+        let problem = Problem::new(Code::SizeBeyondDevice).values(device_blocks, geometry.blocks_count);
+        judge.ask(problem)?;
+        let last = geometry.descriptor_block(geometry.desc_blocks.saturating_sub(1)).0;
+        if options.may_write() || last >= device_blocks || geometry.blocks_count / 64 > device_blocks {
+            return Err(Error::Unusable(format!(
+                "the volume has {} blocks, its device only {device_blocks}: it was cut short",
+                geometry.blocks_count
+            )));
+        }
+    }
+    let descs = read_descriptors(&disk, &sb, &geometry, judge)?;
+    let ctx = Context::new(disk, sb, descs, options.clone());
+    if adopted {
+        ctx.edit_super(|raw| raw.block_group_nr.set(0));
+    }
+    check_features(&ctx, judge)?;
+    Ok(ctx)
+}
+
+fn parse_at(disk: &Disk, offset: u64) -> std::result::Result<SuperBlock, String> {
+    let mut bytes = [0; SUPERBLOCK_LEN];
+    disk.read_bytes(offset, &mut bytes).map_err(|error| error.to_string())?;
+    SuperBlock::parse(&bytes).map_err(|corruption| corruption.field.to_owned())
+}
+
+/// The superblock to believe, and whether it is a copy put in the place of the first.
+fn find_super(disk: &Disk, options: &Options, judge: &mut Judge<'_>) -> Result<(SuperBlock, bool)> {
+    if let Some(block) = options.superblock {
+        let sizes: Vec<u64> = match options.block_size {
+            Some(size) => vec![size.into()],
+            None => (0..7).map(|log| 1024 << log).collect(),
+        };
+        for size in sizes {
+            if let Ok(sb) = parse_at(disk, block.saturating_mul(size))
+                && u64::from(sb.block_size()) == size
+            {
+                return Ok((sb, true));
+            }
+        }
+        return Err(Error::Unusable(format!("there is no superblock in block {block}")));
+    }
+    let why = match parse_at(disk, 1024) {
+        Ok(sb) => return Ok((sb, false)),
+        Err(why) => why,
+    };
+    for size in [4096_u64, 1024, 2048, 8192, 16384, 32768, 65536] {
+        let per_group = size * 8;
+        for group in [1_u64, 3, 5, 7, 9, 25, 27, 49] {
+            let block = per_group * group + u64::from(size == 1024);
+            if block.saturating_mul(size) + 1024 > disk.size() {
+                break;
+            }
+            let Ok(sb) = parse_at(disk, block * size) else { continue };
+            if u64::from(sb.block_size()) == size && sb.blocks_count().0 > block {
+                let problem = Problem::new(Code::SuperDamaged).at(BlockNo(block)).named(&why);
+                judge.ask(problem)?;
+                return Ok((sb, true));
+            }
+        }
+    }
+    Err(Error::Unusable(format!(
+        "bad magic number or damaged superblock ({why}), and no copy was found; is this an ext2, ext3 or ext4 volume?"
+    )))
+}
+
+fn refuse_unknown(sb: &SuperBlock) -> Result<()> {
+    let mut names: Vec<String> = UNKNOWN
+        .iter()
+        .filter(|(bit, _)| sb.incompat().has(*bit))
+        .map(|(_, name)| (*name).to_owned())
+        .collect();
+    let known = |word| features::TABLE.iter().filter(|f| f.word == word).fold(0, |all, f| all | f.mask);
+    let unknown_incompat = Incompat(sb.incompat().0 & !known(features::Word::Incompat));
+    let unknown_ro = RoCompat(sb.ro_compat().0 & !known(features::Word::RoCompat));
+    names.extend(unknown_incompat.names());
+    names.extend(unknown_ro.names());
+    if names.is_empty() {
+        Ok(())
+    } else {
+        Err(Error::Unusable(format!("the volume has unsupported features: {}", names.join(", "))))
+    }
+}
+
+/// Features that exclude or need each other.
+fn check_features(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
+    let (compat, ro, incompat) = (ctx.sb.compat(), ctx.sb.ro_compat(), ctx.sb.incompat());
+    let mut fix = |wrong: bool, why: &str, change: &dyn Fn(&mut ext4_format::superblock::RawSuperBlock)| {
+        if wrong && judge.ask(Problem::new(Code::SuperFeatures).named(why))? {
+            ctx.edit_super(change);
+        }
+        Ok::<(), Error>(())
+    };
+    fix(
+        ro.has(RoCompat::METADATA_CSUM) && ro.has(RoCompat::GDT_CSUM),
+        "metadata_csum supersedes uninit_bg; both feature bits cannot be set",
+        &|raw| raw.feature_ro_compat.set(raw.feature_ro_compat.get() & !RoCompat::GDT_CSUM.0),
+    )?;
+    fix(
+        incompat.has(Incompat::CSUM_SEED) && !ro.has(RoCompat::METADATA_CSUM),
+        "metadata_csum_seed is not necessary without metadata_csum",
+        &|raw| raw.feature_incompat.set(raw.feature_incompat.get() & !Incompat::CSUM_SEED.0),
+    )?;
+    fix(
+        compat.has(Compat::RESIZE_INODE) && incompat.has(Incompat::META_BG),
+        "resize_inode and meta_bg are both set; they are not compatible",
+        &|raw| {
+            raw.feature_compat.set(raw.feature_compat.get() & !Compat::RESIZE_INODE.0);
+            raw.reserved_gdt_blocks.set(0);
+        },
+    )?;
+    fix(
+        !compat.has(Compat::RESIZE_INODE) && ctx.geometry.reserved_gdt_blocks > 0,
+        "there are reserved descriptor blocks, but no resize_inode feature",
+        &|raw| raw.reserved_gdt_blocks.set(0),
+    )?;
+    fix(
+        ctx.sb.reserved_blocks() > ctx.geometry.blocks_count,
+        "more blocks are reserved than there are",
+        &|raw| {
+            raw.r_blocks_count_lo.set(0);
+            raw.r_blocks_count_hi.set(0);
+        },
+    )
+}
+
+/// Whether what a descriptor names lies on the volume.
+fn places_hold(geometry: &Geometry, desc: &GroupDesc) -> bool {
+    geometry.contains_blocks(desc.block_bitmap, 1)
+        && geometry.contains_blocks(desc.inode_bitmap, 1)
+        && geometry.contains_blocks(desc.inode_table, geometry.inode_table_blocks().into())
+}
+
+/// The places of the copies of a block of descriptors.
+fn copies(geometry: &Geometry, index: u32) -> Vec<BlockNo> {
+    let first = GroupNo(index.saturating_mul(geometry.descs_per_block()));
+    if geometry.descriptor_block(index).0 != u64::from(geometry.first_data_block) + 1 + u64::from(index) {
+        let last = geometry.descs_per_block() - 1;
+        return [1, last]
+            .into_iter()
+            .map(|ahead| GroupNo(first.0.saturating_add(ahead)))
+            .filter(|group| group.0 < geometry.group_count)
+            .map(|group| BlockNo(geometry.head(group).descriptors.start))
+            .collect();
+    }
+    geometry
+        .backup_groups()
+        .map(|group| BlockNo(geometry.group_first_block(group).0 + 1 + u64::from(index)))
+        .take(8)
+        .collect()
+}
+
+fn read_descriptors(
+    disk: &Disk,
+    sb: &SuperBlock,
+    geometry: &Geometry,
+    judge: &mut Judge<'_>,
+) -> Result<Vec<GroupDesc>> {
+    let csum = Csum::new(sb);
+    let mut descs = Vec::with_capacity(geometry.group_count as usize);
+    for index in 0..geometry.desc_blocks {
+        let first = index * geometry.descs_per_block();
+        let count = geometry.descs_per_block().min(geometry.group_count - first);
+        let parse = |bytes: &[u8]| -> Vec<(GroupDesc, bool)> {
+            bytes
+                .chunks_exact(geometry.desc_size)
+                .take(count as usize)
+                .enumerate()
+                .filter_map(|(at, bytes)| {
+                    let group = GroupNo(first + at as u32);
+                    let sum = csum.verify_group_desc(bytes, group).is_ok();
+                    Some((GroupDesc::decode(bytes).ok()?, sum))
+                })
+                .collect()
+        };
+        let mut block = parse(&disk.read(geometry.descriptor_block(index))?);
+        let bad = block.iter().position(|(desc, _)| !places_hold(geometry, desc));
+        if let Some(bad) = bad {
+            for at in copies(geometry, index) {
+                let Ok(bytes) = disk.read(at) else { continue };
+                let copy = parse(&bytes);
+                if copy.len() == count as usize && copy.iter().all(|(desc, _)| places_hold(geometry, desc)) {
+                    let group = GroupNo(first + bad as u32);
+                    judge.ask(Problem::of_group(Code::DescFromBackup, group).at(at).named("bad places"))?;
+                    block = copy.into_iter().map(|(desc, _)| (distrusted(desc), true)).collect();
+                    break;
+                }
+            }
+        }
+        for (at, (desc, sum)) in block.into_iter().enumerate() {
+            let group = GroupNo(first + at as u32);
+            if sum {
+                descs.push(desc);
+            } else {
+                judge.ask(Problem::of_group(Code::DescChecksum, group))?;
+                descs.push(distrusted(desc));
+            }
+        }
+    }
+    relocate(disk, geometry, &mut descs, judge)?;
+    Ok(descs)
+}
+
+/// A descriptor whose hints may be stale: everything in its group must be looked at.
+fn distrusted(desc: GroupDesc) -> GroupDesc {
+    let flags = GroupFlags(desc.flags.0 & !(GroupFlags::INODE_UNINIT.0 | GroupFlags::BLOCK_UNINIT.0));
+    GroupDesc { flags, itable_unused: 0, ..desc }
+}
+
+/// Gives bitmaps and tables on impossible places new ones: blocks that no group's metadata use. Their contents are
+/// made in pass 5; a relocated inode table starts empty.
+fn relocate(disk: &Disk, geometry: &Geometry, descs: &mut [GroupDesc], judge: &mut Judge<'_>) -> Result<()> {
+    let table = u64::from(geometry.inode_table_blocks());
+    let broken: Vec<usize> = (0..descs.len()).filter(|&at| !places_hold(geometry, &descs[at])).collect();
+    if broken.is_empty() {
+        return Ok(());
+    }
+    let taken = crate::map::BlockMap::new(geometry);
+    for (at, desc) in descs.iter().enumerate() {
+        let group = GroupNo(at as u32);
+        let head = geometry.head(group);
+        taken.claim(geometry.group_first_block(group), head.len().into(), |_| ());
+        for (block, len) in [(desc.block_bitmap, 1), (desc.inode_bitmap, 1), (desc.inode_table, table)] {
+            if geometry.contains_blocks(block, len) {
+                taken.claim(block, len, |_| ());
+            }
+        }
+    }
+    for at in broken {
+        let group = GroupNo(at as u32);
+        let desc = &mut descs[at];
+        let pieces = [
+            (Code::BlockBitmapPlace, &mut desc.block_bitmap, 1),
+            (Code::InodeBitmapPlace, &mut desc.inode_bitmap, 1),
+            (Code::InodeTablePlace, &mut desc.inode_table, table),
+        ];
+        for (code, place, len) in pieces {
+            if geometry.contains_blocks(*place, len) {
+                continue;
+            }
+            let fix = judge.ask(Problem::of_group(code, group).values(place.0, 0_u32))?;
+            let clusters = len.div_ceil(u64::from(geometry.cluster_ratio));
+            let goal = geometry.group_first_block(group);
+            let Some(free) = taken.find_free(goal, clusters).filter(|_| fix) else {
+                return Err(Error::Unusable(format!("group {group} has no place for its metadata")));
+            };
+            taken.claim(free, len, |_| ());
+            *place = free;
+            let zeros = vec![0; disk.block_size()];
+            for ahead in 0..len {
+                disk.write(BlockNo(free.0 + ahead), &zeros)?;
+            }
+        }
+        *desc = distrusted(*desc);
+    }
+    Ok(())
+}
+
+/// Writes the superblock and the descriptors, and their copies.
+///
+/// # Errors
+/// The device's.
+pub fn write_back(ctx: &Context) -> Result<()> {
+    let geometry = &ctx.geometry;
+    let sb = *lock(&ctx.next_sb);
+    let csum = Csum::new(&sb);
+    let mut blocks: Vec<Vec<u8>> = Vec::with_capacity(geometry.desc_blocks as usize);
+    for index in 0..geometry.desc_blocks {
+        let mut bytes = ctx.disk.read(geometry.descriptor_block(index))?;
+        let first = index * geometry.descs_per_block();
+        for (at, raw) in bytes.chunks_exact_mut(geometry.desc_size).enumerate() {
+            let group = first + at as u32;
+            if let Some(desc) = ctx.descs.get(group as usize) {
+                desc.encode_into(raw, GroupNo(group), &csum);
+            }
+        }
+        let place = geometry.descriptor_block(index);
+        if ctx.disk.read(place)? != bytes {
+            ctx.disk.write(place, &bytes)?;
+        }
+        blocks.push(bytes);
+    }
+    for group in geometry.groups() {
+        let head = geometry.head(group);
+        if let Some(block) = head.superblock.filter(|_| group.0 > 0) {
+            let mut copy = sb;
+            let _ = copy.edit(|raw| {
+                raw.block_group_nr.set(group.0 as u16);
+                raw.feature_incompat.set(raw.feature_incompat.get() & !Incompat::RECOVER.0);
+            });
+            ctx.disk.write_bytes(block.0 * u64::from(geometry.block_size), &copy.encode())?;
+        }
+        for (ahead, block) in head.descriptors.enumerate() {
+            let bytes = &blocks[head.first_descriptor_block as usize + ahead];
+            if ctx.disk.read(BlockNo(block))? != *bytes {
+                ctx.disk.write(BlockNo(block), bytes)?;
+            }
+        }
+    }
+    ctx.disk.write_bytes(1024, &sb.encode())
+}
