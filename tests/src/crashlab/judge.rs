@@ -1,0 +1,118 @@
+//! The verdict on one crash state: our recovery and the model always; fsck.rext4 always; the kernel and
+//! e2fsck for a sampled share; and for another share, cuts in the middle of our recovery.
+
+use std::sync::Arc;
+
+use anyhow::{Context, Result, ensure};
+use blockdev::sim::{CrashState, Image, Recorder, StateName};
+use fs_core::Filesystem;
+
+use super::epochs::{Density, epoch_at, for_each_state};
+use super::kernel;
+use super::model::{Promise, Tree};
+use super::observe;
+use super::subject::{Config, Recorded, env, mount_options};
+
+/// How much is asked of each state.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Court {
+    /// Every how many states the kernel and e2fsck are heard; 0 for never.
+    pub kernel_every: u64,
+    /// Every how many states recovery is cut, too; 0 for never.
+    pub recut_every: u64,
+    /// Which states are made.
+    pub density: Density,
+}
+
+/// What was judged.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Tally {
+    /// Distinct crash states.
+    pub states: u64,
+    /// Of them, heard by the kernel and e2fsck, too.
+    pub kernel: u64,
+    /// States after a cut in recovery.
+    pub recut: u64,
+}
+
+impl Court {
+    /// Judges every state of a run.
+    ///
+    /// # Errors
+    /// The first failure and its state.
+    pub fn judge_all(&self, config: &Config, run: &Recorded) -> Result<Tally, (StateName, anyhow::Error)> {
+        let mut tally = Tally::default();
+        for_each_state(&run.recording, self.density, |name, epoch, state| {
+            let promise = &run.promises[epoch as usize];
+            let due = |every: u64, n: u64| every != 0 && n.is_multiple_of(every);
+            // The fingerprint samples evenly, and the same states whatever else is judged.
+            let hear_kernel = due(self.kernel_every, state.fingerprint >> 8);
+            let recut = due(self.recut_every, state.fingerprint >> 24);
+            tally.recut += self.judge(config, promise, &state, hear_kernel, recut)?;
+            tally.states += 1;
+            tally.kernel += u64::from(hear_kernel);
+            Ok(())
+        })?;
+        Ok(tally)
+    }
+
+    /// Judges one state by its name, with every judge.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn judge_one(&self, config: &Config, run: &Recorded, name: StateName) -> Result<()> {
+        let promise = &run.promises[epoch_at(&run.recording, name.cut) as usize];
+        self.judge(config, promise, &run.recording.build(name), kernel::available(), true).map(drop)
+    }
+
+    fn judge(
+        &self,
+        config: &Config,
+        promise: &Promise,
+        state: &CrashState,
+        hear_kernel: bool,
+        recut: bool,
+    ) -> Result<u64> {
+        let block = u64::from(config.block);
+        let (recovering, tree) = recover(&state.image)?;
+        promise.check(&tree, block).map_err(anyhow::Error::msg)?;
+        let recovered = recovering.snapshot();
+        if hear_kernel {
+            for (judge, heard) in ["the kernel", "e2fsck"].iter().zip(kernel::opinions(&state.image)?) {
+                agree(judge, &tree, &heard)?;
+            }
+            let dir = tempfile::tempdir()?;
+            let disk = dir.path().join("disk");
+            kernel::save(&recovered, &disk)?;
+            kernel::is_clean(&disk).context("e2fsck after our recovery")?;
+        }
+        if !recut {
+            return Ok(0);
+        }
+        let density = Density { exhaustive: 2, sampled: 1, seed: state.fingerprint };
+        for_each_state(&recovering.recording(), density, |_, _, cut| {
+            let (_, again) = recover(&cut.image)?;
+            agree("recovery after a cut in recovery", &tree, &again)
+        })
+        .map_err(|(at, why)| why.context(format!("cut in recovery at {at}")))
+    }
+}
+
+/// Mounts a disk, reads it, unmounts it. The recorder knows all that recovery wrote.
+fn recover(image: &Image) -> Result<(Recorder, Tree)> {
+    let recorder = Recorder::new(image.clone());
+    let fs = Filesystem::mount(Arc::new(recorder.clone()), mount_options(), env(1)).context("mount")?;
+    let tree = observe::by_us(&fs)?;
+    ensure!(fs.is_writable(), "mounted read-only");
+    fs.unmount().context("unmount")?;
+    Ok((recorder, tree))
+}
+
+fn agree(who: &str, ours: &Tree, theirs: &Tree) -> Result<()> {
+    for (name, found) in ours {
+        let other = theirs.get(name);
+        ensure!(other == Some(found), "{who} disagrees on {name}: we found {found:?}, it found {other:?}");
+    }
+    ensure!(ours.len() == theirs.len(), "{who} found other names: {:?}", theirs.keys());
+    Ok(())
+}

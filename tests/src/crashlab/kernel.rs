@@ -1,0 +1,69 @@
+//! Second opinions: the kernel's replay by a loop mount, and e2fsck's replay, each on a copy of its own.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail, ensure};
+use blockdev::sim::Image;
+
+use super::model::Tree;
+use super::observe;
+use crate::run::{both, output, run, tool};
+
+/// Whether loop mounts can be made here at all.
+#[must_use]
+pub fn available() -> bool {
+    rustix::process::geteuid().is_root() && Path::new("/dev/loop-control").exists()
+}
+
+/// Writes the disk into a sparse file.
+pub fn save(image: &Image, path: &Path) -> Result<()> {
+    let file = File::create(path)?;
+    file.set_len(image.size())?;
+    let mut buf = vec![0; 1 << 16];
+    let mut at = 0;
+    while at < image.size() {
+        let len = (buf.len() as u64).min(image.size() - at) as usize;
+        image.read(at, &mut buf[..len]);
+        file.write_all_at(&buf[..len], at)?;
+        at += len as u64;
+    }
+    Ok(())
+}
+
+/// Lets the kernel and e2fsck recover a copy each; both must end clean. Returns the tree as the kernel
+/// shows it after its own replay and after e2fsck's.
+pub fn opinions(image: &Image) -> Result<[Tree; 2]> {
+    let dir = tempfile::tempdir()?;
+    let disk = dir.path().join("disk");
+    save(image, &disk)?;
+    let by_kernel = mounted(&disk, dir.path()).context("the kernel's replay")?;
+    is_clean(&disk).context("after the kernel's replay")?;
+
+    save(image, &disk)?;
+    // Exit status 1: errors corrected, which replaying a journal and clearing orphans counts as.
+    let replayed = output(tool("e2fsck").arg("-fy").arg(&disk))?;
+    let text = both(&replayed);
+    ensure!(matches!(replayed.status.code(), Some(0 | 1)), "e2fsck -fy: {}\n{text}", replayed.status);
+    if let Some(fixed) = text.lines().find(|line| line.contains("FIXED") || line.contains("Fix? yes")) {
+        bail!("e2fsck had to repair more than the journal and the orphans: {fixed}\n{text}");
+    }
+    is_clean(&disk).context("after e2fsck's replay")?;
+    let by_e2fsck = mounted(&disk, dir.path()).context("after e2fsck's replay")?;
+    Ok([by_kernel, by_e2fsck])
+}
+
+/// e2fsck finds nothing on a disk that has been recovered.
+pub fn is_clean(disk: &Path) -> Result<()> {
+    run(tool("e2fsck").arg("-fn").arg(disk)).map(drop)
+}
+
+fn mounted(disk: &Path, dir: &Path) -> Result<Tree> {
+    let at = dir.join("at");
+    std::fs::create_dir_all(&at)?;
+    run(tool("mount").args(["-t", "ext4", "-o", "loop"]).arg(disk).arg(&at))?;
+    let tree = observe::by_kernel(&at);
+    run(tool("umount").arg(&at))?;
+    tree
+}
