@@ -42,7 +42,7 @@ impl Court {
     /// The first failure and its state.
     pub fn judge_all(&self, config: &Config, run: &Recorded) -> Result<Tally, (StateName, anyhow::Error)> {
         let mut tally = Tally::default();
-        for_each_state(&run.recording, self.density, |name, epoch, state| {
+        for_each_state(&run.recording, self.density, |_, epoch, state| {
             let promise = &run.promises[epoch as usize];
             let due = |every: u64, n: u64| every != 0 && n.is_multiple_of(every);
             // The fingerprint samples evenly, and the same states whatever else is judged.

@@ -11,6 +11,10 @@
 
 pub mod epochs;
 pub mod journal;
+pub mod judge;
+pub mod kernel;
 pub mod model;
+pub mod observe;
 pub mod ops;
+pub mod subject;
 pub mod workload;

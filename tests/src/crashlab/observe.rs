@@ -48,9 +48,8 @@ pub fn by_us(fs: &Filesystem) -> Result<Tree> {
 
 fn one(fs: &Filesystem, ino: Ino, path: &str) -> Result<Found> {
     let attr = fs.getattr(ino)?;
-    let kind = kind_of(u32::from(attr.mode), path, || {
-        Ok(String::from_utf8_lossy(&fs.readlink(ino)?).into_owned())
-    })?;
+    let kind =
+        kind_of(u32::from(attr.mode), path, || Ok(String::from_utf8_lossy(&fs.readlink(ino)?).into_owned()))?;
     let mut xattrs = BTreeMap::new();
     for name in fs.listxattr(&Caller::root(), ino)?.split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
         xattrs.insert(String::from_utf8_lossy(name).into_owned(), fs.getxattr(ino, name)?);
@@ -126,7 +125,11 @@ fn found(
         .map(|(i, cell)| {
             let uniform = cell.iter().all(|byte| *byte == cell[0]);
             let shown = &cell[..cell.len().min(16)];
-            if uniform { Ok(cell[0]) } else { Err(format!("strange bytes at {}: {shown:02x?}", i as u64 * CELL)) }
+            if uniform {
+                Ok(cell[0])
+            } else {
+                Err(format!("strange bytes at {}: {shown:02x?}", i as u64 * CELL))
+            }
         })
         .collect();
     let node = Node { kind, mode: mode & 0o7777, xattrs };

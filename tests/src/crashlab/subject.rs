@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 use blockdev::sim::{Dice, Fill, Image, MemDevice, Recorder, Recording};
-use blockdev::{BlockDevice, Chance, Clock, Env, Timestamp, Workers};
+use blockdev::{Chance, Clock, Env, Timestamp, Workers};
 use ext4_format::Ino;
 use fs_core::Filesystem;
 use fs_core::ops::fallocate::FallocateMode;
@@ -115,7 +115,9 @@ impl Config {
         subject.next_epoch();
         for step in &workload.0 {
             subject.apply(step.op()).with_context(|| format!("{:?}", step.op()))?;
-            subject.persist(step.op(), step.then).with_context(|| format!("{:?} {:?}", step.then, step.op()))?;
+            subject
+                .persist(step.op(), step.then)
+                .with_context(|| format!("{:?} {:?}", step.then, step.op()))?;
         }
         Ok(Recorded { recording: recorder.recording(), promises: subject.promises })
     }
@@ -139,7 +141,8 @@ struct Subject {
 
 impl Subject {
     fn mount(recorder: Recorder, model: Model, seed: u64) -> Result<Subject> {
-        let fs = Filesystem::mount(Arc::new(recorder.clone()), mount_options(), env(seed)).context("mount")?;
+        let fs =
+            Filesystem::mount(Arc::new(recorder.clone()), mount_options(), env(seed)).context("mount")?;
         Ok(Subject { fs, recorder, model, promises: vec![], dice: Dice::new(seed) })
     }
 
@@ -163,7 +166,7 @@ impl Subject {
         match self.dice.below(8) {
             0 => self.fs.step_convert(),
             1 => self.fs.step_flush(),
-            2 => self.fs.step_commit(),
+            2 => drop(self.fs.tick()),
             _ => {}
         }
     }
@@ -201,7 +204,9 @@ impl Subject {
                 })
             })?,
             Op::Rename(from, to) => self.rename(from, to, RenameFlags::default())?,
-            Op::Exchange(a, b) => self.rename(a, b, RenameFlags { exchange: true, ..RenameFlags::default() })?,
+            Op::Exchange(a, b) => {
+                self.rename(a, b, RenameFlags { exchange: true, ..RenameFlags::default() })?
+            }
             Op::Write { file, way, .. } | Op::Append { file, way, .. } => {
                 let (at, len) = written.context("a write has a range")?;
                 let mode = if way == Way::Direct { WriteMode::Direct } else { WriteMode::Cached };
@@ -211,11 +216,11 @@ impl Subject {
             }
             Op::Truncate(file, size) => {
                 let change = SetAttr { size: Some(size * CELL), ..SetAttr::default() };
-                self.with(file, |ino| Ok(fs.setattr(&root, ino, &change)?)).map(drop)?;
+                self.with(file, |ino| Ok(fs.setattr(ino, &change)?)).map(drop)?;
             }
             Op::Chmod(file, mode) => {
                 let change = SetAttr { mode: Some(mode), ..SetAttr::default() };
-                self.with(file, |ino| Ok(fs.setattr(&root, ino, &change)?)).map(drop)?;
+                self.with(file, |ino| Ok(fs.setattr(ino, &change)?)).map(drop)?;
             }
             Op::Fallocate { file, how, at, len } => {
                 let mode = match how {
@@ -286,9 +291,9 @@ impl Subject {
         let change = |mode| SetAttr { mode: Some(mode), ..SetAttr::default() };
         self.with("foo", |ino| {
             for _ in 0..125 {
-                self.fs.setattr(&Caller::root(), ino, &change(0o600))?;
+                self.fs.setattr(ino, &change(0o600))?;
                 self.fs.fsync(ino, false)?;
-                self.fs.setattr(&Caller::root(), ino, &change(0o644))?;
+                self.fs.setattr(ino, &change(0o644))?;
                 self.fs.fsync(ino, false)?;
             }
             Ok(())
