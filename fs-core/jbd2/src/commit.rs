@@ -29,6 +29,14 @@ impl Journal {
         self.core.lock().running.as_ref().map(|running| running.tx.tid)
     }
 
+    /// The newest transaction that anybody can have changed something in: the running one, or the one
+    /// being committed, or the last durable one.
+    pub fn newest(&self) -> Tid {
+        let core = self.core.lock();
+        let running = core.running.as_ref().map(|running| running.tx.tid);
+        running.or(core.leading).unwrap_or(core.committed)
+    }
+
     /// Whether `tid` is durable.
     pub fn is_committed(&self, tid: Tid) -> bool {
         self.core.lock().committed.is_at_least(tid)

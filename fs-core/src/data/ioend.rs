@@ -5,7 +5,6 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use ext4_format::BlockNo;
 use jbd2::Credits;
@@ -44,7 +43,7 @@ impl DataPath {
         end: u64,
         outcome: Result<()>,
     ) -> Result<()> {
-        inode.io.last_write.fetch_max(self.durable.wrote(), Ordering::AcqRel);
+        inode.io.wrote(self.durable.wrote());
         if let Some(tx) = placed.handle.take() {
             return self.settle_indirect(inode, placed, tx, end, outcome);
         }

@@ -99,9 +99,9 @@ impl DataPath {
         self.durable.committed(tid);
     }
 
-    /// Makes the data write `number` durable, and all before it.
-    pub fn make_durable(&self, number: u64) -> Result<()> {
-        self.durable.make(number, &self.vol.journal)
+    /// Makes the data writes of `inode` that have returned durable.
+    pub fn make_durable(&self, inode: &Inode) -> Result<()> {
+        self.durable.make(inode.io.last_write(|| self.durable.last()), &self.vol.journal)
     }
 
     /// Makes every data write that has returned durable.

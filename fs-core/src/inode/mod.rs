@@ -76,7 +76,9 @@ impl Inode {
         self.lookups.load(Ordering::Acquire) == 0 && self.opens.load(Ordering::Acquire) == 0
     }
 
-    fn new(ino: Ino, kind: FileType, disk: DiskInode, block_size: u32) -> Inode {
+    /// `earlier` is for an inode that comes from the disk: the newest transaction in which an earlier
+    /// life of it in memory may have changed it. The next fsync has to answer for that life, too.
+    fn new(ino: Ino, kind: FileType, disk: DiskInode, block_size: u32, earlier: Option<Tid>) -> Inode {
         let key = u64::from(ino.get());
         Inode {
             ino,
@@ -90,12 +92,12 @@ impl Inode {
                     map: MapRoot::new(disk.block, disk.has(flag::EXTENTS), disk.blocks),
                     size: disk.size,
                     disk,
-                    sync_tid: None,
-                    datasync_tid: None,
+                    sync_tid: earlier,
+                    datasync_tid: earlier,
                     orphan: None,
                 },
             ),
-            io: IoState::new(block_size),
+            io: IoState::new(block_size, earlier.is_some()),
             dir: DirState::default(),
             lookups: AtomicU64::new(0),
             opens: AtomicU32::new(0),

@@ -109,14 +109,18 @@ impl Table {
     /// credits at most). What the record held before, attributes included, is wiped.
     pub fn create(&self, handle: &Handle<'_>, ino: Ino, disk: DiskInode) -> Result<Arc<Inode>> {
         let kind = FileType::from_mode(disk.mode).ok_or(Posix::Invalid)?;
-        let inode = Arc::new(Inode::new(ino, kind, disk, self.vol.block_size()));
+        let inode = Arc::new(Inode::new(ino, kind, disk, self.vol.block_size(), None));
         let (block, at) = self.place(ino)?;
         let buffer = self.vol.read_meta(block, |_| Ok(()))?;
         {
             let mut bytes = handle.write(&buffer)?;
             self.record_mut(&mut bytes, ino, at)?.fill(0);
         }
-        self.store(handle, &inode, &mut inode.core.write())?;
+        {
+            let mut core = inode.core.write();
+            self.store(handle, &inode, &mut core)?;
+            core.datasync_tid = core.sync_tid;
+        }
         self.shard(ino).lock().live.insert(ino, inode.clone());
         Ok(inode)
     }
@@ -245,7 +249,8 @@ impl Table {
                 }
             });
         };
-        Ok(Arc::new(Inode::new(ino, kind, disk, self.vol.block_size())))
+        let earlier = Some(self.vol.journal.newest());
+        Ok(Arc::new(Inode::new(ino, kind, disk, self.vol.block_size(), earlier)))
     }
 
     fn place(&self, ino: Ino) -> Result<(BlockNo, usize)> {

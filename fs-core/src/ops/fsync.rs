@@ -5,7 +5,6 @@
 //! the device makes them durable, unless one has come after them already.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use ext4_format::Ino;
 
@@ -73,6 +72,6 @@ impl Filesystem {
         {
             self.vol.journal.commit(tid)?;
         }
-        self.data.make_durable(inode.io.last_write.load(Ordering::Acquire))
+        self.data.make_durable(inode)
     }
 }

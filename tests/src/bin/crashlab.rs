@@ -4,12 +4,16 @@ use std::num::NonZero;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
-use blockdev::sim::{Dice, StateName};
+use anyhow::{Context, Result, ensure};
+use blockdev::sim::{Change, Dice, Event, StateName};
 use clap::Parser;
 use jbd2::LogChecksum;
+use parking_lot::Mutex;
 use tests::crashlab::epochs::Density;
-use tests::crashlab::journal;
+use tests::crashlab::judge::{Court, Tally};
+use tests::crashlab::ops::Workload;
+use tests::crashlab::subject::{self, CONFIGS, Config};
+use tests::crashlab::{journal, kernel, workload};
 
 /// Makes every disk that a power cut could have left behind, recovers it and judges it.
 #[derive(Parser)]
@@ -23,6 +27,15 @@ struct Args {
     /// What all dice begin with.
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// Failures after which to stop; each is printed with the line that replays it.
+    #[arg(long, default_value_t = 1)]
+    failures: usize,
+    /// Only this kind of volume, and not the journal alone.
+    #[arg(long)]
+    config: Option<String>,
+    /// Replay one workload, as a failure printed it.
+    #[arg(long, requires = "config")]
+    workload: Option<Workload>,
     /// Replay one run of the journal alone, as a failure printed it.
     #[arg(long)]
     journal: Option<journal::Run>,
@@ -35,22 +48,162 @@ fn main() -> Result<()> {
     let args = Args::parse();
     let density = Density { exhaustive: 6, sampled: 8, seed: args.seed };
     if let Some(run) = args.journal {
-        let recorded = run.record()?;
-        match args.state {
-            Some(state) => recorded.judge_one(state)?,
-            None => println!("{} states", recorded.judge_all(density)?),
-        }
-        println!("kept its promise");
-        return Ok(());
+        return replay_journal(&run, args.state, density);
     }
-    let begun = Instant::now();
-    let until = begun + Duration::from_secs_f64(args.minutes * 60.0);
-    let runs = if args.long { u64::MAX } else { 300 };
-    let (workloads, states) =
-        in_parallel(runs, until, |index| journal_run(args.seed, index).record()?.judge_all(density))
-            .context("the journal alone")?;
-    report("the journal alone", workloads, states, begun.elapsed());
+    let configs: Vec<&Config> = match &args.config {
+        Some(name) => vec![subject::config(name).context("no such kind of volume")?],
+        None => CONFIGS.iter().collect(),
+    };
+    let kernel_every = if kernel::available() { 50 } else { 0 };
+    if kernel_every == 0 {
+        eprintln!("SKIPPED: the kernel's opinion needs root and loop devices");
+    }
+    let density = Density { exhaustive: 4, sampled: 4, ..density };
+    let court = Court { kernel_every, recut_every: 40, density };
+    if let Some(workload) = &args.workload {
+        return replay(configs[0], workload, args.state, args.seed, court);
+    }
+    let lab = Lab {
+        seed: args.seed,
+        until: Instant::now() + Duration::from_secs_f64(args.minutes * 60.0),
+        most: args.failures,
+        failures: Mutex::new(vec![]),
+    };
+    if args.config.is_none() {
+        lab.journal(if args.long { u64::MAX } else { 100 }, density);
+    }
+    for config in configs {
+        lab.filesystem(config, court)?;
+    }
+    let failures = lab.failures.into_inner();
+    ensure!(failures.is_empty(), "{} failures:\n{}", failures.len(), failures.join("\n"));
     Ok(())
+}
+
+fn replay_journal(run: &journal::Run, state: Option<StateName>, density: Density) -> Result<()> {
+    let recorded = run.record()?;
+    match state {
+        Some(state) => recorded.judge_one(state)?,
+        None => println!("{} states", recorded.judge_all(density)?),
+    }
+    println!("kept its promise");
+    Ok(())
+}
+
+fn replay(
+    config: &Config,
+    workload: &Workload,
+    state: Option<StateName>,
+    seed: u64,
+    court: Court,
+) -> Result<()> {
+    for step in &workload.0 {
+        println!("{step}: {:?}, then {:?}", step.op(), step.then);
+    }
+    let run = config.run(&config.base()?, workload, seed)?;
+    for (i, event) in run.recording.events().iter().enumerate() {
+        println!("{i:>4} {}", describe(event, u64::from(config.block)));
+    }
+    match state {
+        Some(state) => court.judge_one(config, &run, state)?,
+        None => println!(
+            "{:?}",
+            court.judge_all(config, &run).map_err(|(name, why)| why.context(name.to_string()))?
+        ),
+    }
+    println!("kept its promise");
+    Ok(())
+}
+
+fn describe(event: &Event, block: u64) -> String {
+    match event {
+        Event::Changed { offset, change: Change::Write(data), .. } => {
+            let (first, end) = (offset / block, (offset + data.len() as u64).div_ceil(block));
+            format!("write blocks {first}..{end}: {:02x?} ...", &data[..data.len().min(12)])
+        }
+        Event::Changed { offset, change: Change::Fill(len, fill), .. } => {
+            format!("fill blocks {}..{} with {fill:?}", offset / block, (offset + len).div_ceil(block))
+        }
+        Event::Flushed { covers } => format!("flush of all before {covers}"),
+        Event::FlushFailed => "flush failed".into(),
+        Event::Mark(epoch) => format!("epoch {epoch}"),
+    }
+}
+
+/// A session of the lab.
+struct Lab {
+    seed: u64,
+    until: Instant,
+    /// Failures after which to stop.
+    most: usize,
+    failures: Mutex<Vec<String>>,
+}
+
+impl Lab {
+    fn journal(&self, runs: u64, density: Density) {
+        self.in_parallel("journal alone", runs, |index| {
+            let states = journal_run(self.seed, index).record()?.judge_all(density)?;
+            Ok(Tally { states, ..Tally::default() })
+        });
+    }
+
+    /// Every sequence of one and of two operations.
+    fn filesystem(&self, config: &Config, court: Court) -> Result<()> {
+        let base = config.base().with_context(|| format!("{}: making the volume", config.name))?;
+        for length in [1, 2] {
+            let workloads = workload::all(length, config.block.into());
+            self.in_parallel(
+                &format!("{} sequences of {length}", config.name),
+                workloads.len() as u64,
+                |index| {
+                    let workload = &workloads[index as usize];
+                    let line = format!("--config {} --workload {workload} --seed {}", config.name, self.seed);
+                    let run = config
+                        .run(&base, workload, self.seed)
+                        .with_context(|| format!("replay with {line}"))?;
+                    court
+                        .judge_all(config, &run)
+                        .map_err(|(state, why)| why.context(format!("replay with {line} --state {state}")))
+                },
+            );
+        }
+        Ok(())
+    }
+
+    /// Runs `0..runs` on all processors until the time is over or too much has failed, and reports.
+    fn in_parallel(&self, what: &str, runs: u64, run: impl Fn(u64) -> Result<Tally> + Sync) {
+        let begun = Instant::now();
+        let (next, sum) = (AtomicU64::new(0), Mutex::new((0, Tally::default())));
+        let work = || {
+            loop {
+                let index = next.fetch_add(1, Ordering::Relaxed);
+                let enough = self.failures.lock().len() >= self.most;
+                if enough || index >= runs || Instant::now() >= self.until {
+                    return;
+                }
+                match run(index) {
+                    Ok(tally) => {
+                        let mut sum = sum.lock();
+                        sum.0 += 1;
+                        sum.1 += tally;
+                    }
+                    Err(why) => {
+                        let text = format!("{why:#}");
+                        eprintln!("FAILED {text}");
+                        self.failures.lock().push(text);
+                    }
+                }
+            }
+        };
+        let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
+        std::thread::scope(|scope| {
+            for _ in 0..processors {
+                scope.spawn(work);
+            }
+        });
+        let (done, tally) = sum.into_inner();
+        report(what, done, runs, tally, begun.elapsed(), self.failures.lock().len());
+    }
 }
 
 /// The n-th run of the journal: every block size, checksum and log size in turn.
@@ -65,39 +218,15 @@ fn journal_run(seed: u64, index: u64) -> journal::Run {
     }
 }
 
-/// Runs `0..runs` on all processors until the time is over or one fails. Returns how many were run, and the
-/// sum of what they returned.
-fn in_parallel(runs: u64, until: Instant, run: impl Fn(u64) -> Result<u64> + Sync) -> Result<(u64, u64)> {
-    let (next, done, states) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
-    let work = || -> Result<()> {
-        loop {
-            let index = next.fetch_add(1, Ordering::Relaxed);
-            if index >= runs || Instant::now() >= until {
-                return Ok(());
-            }
-            let judged = run(index).inspect_err(|_| next.store(runs, Ordering::Relaxed))?;
-            states.fetch_add(judged, Ordering::Relaxed);
-            done.fetch_add(1, Ordering::Relaxed);
-        }
-    };
-    let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
-    std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..processors).map(|_| scope.spawn(work)).collect();
-        for worker in workers {
-            match worker.join() {
-                Ok(result) => result?,
-                Err(_) => bail!("a worker panicked"),
-            }
-        }
-        Ok(())
-    })?;
-    Ok((done.into_inner(), states.into_inner()))
-}
-
-fn report(what: &str, workloads: u64, states: u64, took: Duration) {
-    let rate = states as f64 / took.as_secs_f64();
+fn report(what: &str, done: u64, of: u64, tally: Tally, took: Duration, failures: usize) {
+    let seconds = took.as_secs_f64();
+    let of = if of == u64::MAX || of == done { String::new() } else { format!(" of {of}") };
     println!(
-        "{what}: {workloads} workloads, {states} distinct states, {:.0} s, {rate:.0} states/s, no failure",
-        took.as_secs_f64()
+        "{what}: {done}{of} workloads, {} distinct states ({} heard by the kernel and e2fsck), {} cuts in recovery, \
+         {seconds:.0} s, {:.0} states/s, {failures} failures so far",
+        tally.states,
+        tally.kernel,
+        tally.recut,
+        (tally.states + tally.recut) as f64 / seconds,
     );
 }

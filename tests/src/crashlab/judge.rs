@@ -1,6 +1,7 @@
 //! The verdict on one crash state: our recovery and the model always; fsck.rext4 always; the kernel and
 //! e2fsck for a sampled share; and for another share, cuts in the middle of our recovery.
 
+use std::ops::AddAssign;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
@@ -11,7 +12,7 @@ use super::epochs::{Density, epoch_at, for_each_state};
 use super::kernel;
 use super::model::{Promise, Tree};
 use super::observe;
-use super::subject::{Config, Recorded, env, mount_options};
+use super::subject::{Config, Recorded, SUPERBLOCK, env, mount_options};
 
 /// How much is asked of each state.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -33,6 +34,14 @@ pub struct Tally {
     pub kernel: u64,
     /// States after a cut in recovery.
     pub recut: u64,
+}
+
+impl AddAssign for Tally {
+    fn add_assign(&mut self, more: Tally) {
+        self.states += more.states;
+        self.kernel += more.kernel;
+        self.recut += more.recut;
+    }
 }
 
 impl Court {
@@ -100,7 +109,7 @@ impl Court {
 
 /// Mounts a disk, reads it, unmounts it. The recorder knows all that recovery wrote.
 fn recover(image: &Image) -> Result<(Recorder, Tree)> {
-    let recorder = Recorder::new(image.clone());
+    let recorder = Recorder::with_whole(image.clone(), SUPERBLOCK);
     let fs = Filesystem::mount(Arc::new(recorder.clone()), mount_options(), env(1)).context("mount")?;
     let tree = observe::by_us(&fs)?;
     ensure!(fs.is_writable(), "mounted read-only");

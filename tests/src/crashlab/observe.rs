@@ -60,7 +60,7 @@ fn one(fs: &Filesystem, ino: Ino, path: &str) -> Result<Found> {
         let read = fs.read(ino, 0, &mut bytes).with_context(|| format!("reading {path}"))?;
         bytes.truncate(read);
     }
-    Ok(found(u64::from(ino.0), kind, attr.mode, xattrs, attr.links, attr.size, &bytes))
+    Ok(found(u64::from(ino.0.get()), kind, attr.mode, xattrs, attr.links, attr.size, &bytes))
 }
 
 /// Reads a tree that the kernel has mounted.

@@ -10,11 +10,7 @@ use blockdev::sim::{Dice, Fill, Image, MemDevice, Recorder, Recording};
 use blockdev::{Chance, Clock, Env, Timestamp, Workers};
 use ext4_format::Ino;
 use fs_core::Filesystem;
-use fs_core::ops::fallocate::FallocateMode;
-use fs_core::ops::open::OpenFlags;
-use fs_core::ops::rename::RenameFlags;
-use fs_core::ops::write::WriteMode;
-use fs_core::ops::xattr::SetXattr;
+use fs_core::ops::{FallocateMode, OpenFlags, RenameFlags, SetXattr, WriteMode};
 use fs_core::types::{Caller, MountOptions, SetAttr};
 use mkfs::{Kind, Options};
 use parking_lot::Mutex;
@@ -66,6 +62,10 @@ impl Chance for Seeded {
     }
 }
 
+/// The primary superblock, which is assumed not to tear: its checksum lies in another sector than most of
+/// its fields, so neither the kernel nor e2fsck could recover a volume whose superblock was torn.
+pub const SUPERBLOCK: std::ops::Range<u64> = 1024..2048;
+
 /// The world of a run: time stands still, chance comes from the seed, workers are stepped by hand.
 #[must_use]
 pub fn env(seed: u64) -> Env {
@@ -110,7 +110,7 @@ impl Config {
 
     /// Runs a workload on a copy of `base` and records it.
     pub fn run(&self, base: &Image, workload: &Workload, seed: u64) -> Result<Recorded> {
-        let recorder = Recorder::new(base.clone());
+        let recorder = Recorder::with_whole(base.clone(), SUPERBLOCK);
         let mut subject = Subject::mount(recorder.clone(), workload::start(self.block.into()), seed)?;
         subject.next_epoch();
         for step in &workload.0 {

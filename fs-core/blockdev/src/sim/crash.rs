@@ -93,15 +93,25 @@ pub struct CrashState {
 }
 
 impl CrashState {
-    fn apply(&mut self, sector: u32, offset: u64, change: &Change, keep_sector: impl Fn(u64) -> bool) {
-        let unit = u64::from(sector);
-        let (mut old, mut new) = (vec![0; sector as usize], vec![0; sector as usize]);
+    /// Applies the sectors of a change that `keep_sector` wants, by their number within it.
+    fn apply(
+        &mut self,
+        recording: &Recording,
+        offset: u64,
+        change: &Change,
+        keep_sector: impl Fn(u64) -> bool,
+    ) {
+        let unit = u64::from(recording.sector);
+        let (mut old, mut new) = (vec![0; unit as usize], vec![0; unit as usize]);
         let end = offset + change.len();
         let mut at = offset;
         while at < end {
             let home = at / unit * unit;
             let stop = (home + unit).min(end).min(self.image.size());
-            if keep_sector((home - offset / unit * unit) / unit) {
+            let first = offset / unit * unit;
+            // Sectors that are never torn apart share the fate of the first of them.
+            let fate = if recording.whole.contains(&home) { recording.whole.start.max(first) } else { home };
+            if keep_sector((fate - first) / unit) {
                 let whole = (unit.min(self.image.size() - home)) as usize;
                 self.image.read(home, &mut old[..whole]);
                 match change {
@@ -179,7 +189,7 @@ impl<'a> Walk<'a> {
         let covered = self.covered();
         while self.settled_to < covered && !self.lost_hold[self.settled_to] {
             if let Event::Changed { offset, change, .. } = &self.recording.events[self.settled_to] {
-                self.settled.apply(self.recording.sector, *offset, change, |_| true);
+                self.settled.apply(self.recording, *offset, change, |_| true);
             }
             self.settled_to += 1;
         }
@@ -261,13 +271,14 @@ impl<'a> Walk<'a> {
         for (offset, change, open) in self.unsettled() {
             let survives = if open { chooser.next(nth) } else { Survives::Whole };
             nth += u32::from(open);
-            let sector = self.recording.sector;
             match survives {
-                Survives::Whole => state.apply(sector, offset, change, |_| true),
+                Survives::Whole => state.apply(self.recording, offset, change, |_| true),
                 Survives::Lost => {}
-                Survives::First(sectors) => state.apply(sector, offset, change, |i| i < u64::from(sectors)),
+                Survives::First(sectors) => {
+                    state.apply(self.recording, offset, change, |i| i < u64::from(sectors))
+                }
                 Survives::Sectors(seed) => {
-                    state.apply(sector, offset, change, |i| Dice::new(seed ^ (i << 20)).one_in(2));
+                    state.apply(self.recording, offset, change, |i| Dice::new(seed ^ (i << 20)).one_in(2));
                 }
             }
         }
@@ -346,6 +357,10 @@ mod tests {
         Event::Changed { offset: sector * 512, change: Change::Write(data), issued }
     }
 
+    fn recording(events: Vec<Event>) -> Recording {
+        Recording { base: Image::new(4096, Fill::Zero), events, sector: 512, whole: 512..1536 }
+    }
+
     fn first_bytes(recording: &Recording, name: StateName) -> [u8; 3] {
         let image = recording.build(name).image;
         [0, 512, 1024].map(|at| {
@@ -365,7 +380,7 @@ mod tests {
             // In flight since before the flush.
             write(2, 3, 0),
         ];
-        let recording = Recording { base: Image::new(4096, Fill::Zero), events, sector: 512 };
+        let recording = recording(events);
         let at = |cut, keep| first_bytes(&recording, StateName { cut, keep });
         assert_eq!(at(3, Keep::Nothing), [1, 0, 0], "the covered write stays");
         assert_eq!(at(3, Keep::All), [1, 2, 3], "the write in flight may have arrived");
@@ -384,12 +399,27 @@ mod tests {
             write(1, 4, 5),
             Event::Flushed { covers: 6 },
         ];
-        let recording = Recording { base: Image::new(4096, Fill::Zero), events, sector: 512 };
+        let recording = recording(events);
         let at = |keep| first_bytes(&recording, StateName { cut: 7, keep });
         assert_eq!(at(Keep::Nothing), [1, 4, 3]);
         assert_eq!(at(Keep::All), [1, 4, 3], "the doubtful write lies below the later good one");
         let mut walk = Walk::new(&recording);
         walk.go_to(7);
         assert_eq!(walk.open().len(), 1);
+    }
+
+    #[test]
+    fn what_is_whole_is_not_torn() {
+        let data: Arc<[u8]> = vec![7; 2048].into();
+        let events = vec![Event::Changed { offset: 0, change: Change::Write(data), issued: 0 }];
+        let recording = recording(events);
+        for sectors in 1..4 {
+            let bytes = first_bytes(&recording, StateName { cut: 1, keep: Keep::Torn(0, sectors) });
+            assert_eq!(bytes[1], bytes[2], "{sectors} sectors");
+        }
+        for seed in 0..50 {
+            let bytes = first_bytes(&recording, StateName { cut: 1, keep: Keep::Seeded(seed) });
+            assert_eq!(bytes[1], bytes[2], "seed {seed}");
+        }
     }
 }

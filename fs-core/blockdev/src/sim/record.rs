@@ -5,6 +5,7 @@
 //! the log had when *it* was issued: it covers what had completed by then, and nothing that raced with it.
 //! A test drops marks between them, to know what had been promised by when.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -68,6 +69,7 @@ pub struct Recorder(Arc<Shared>);
 
 struct Shared {
     base: Image,
+    whole: Range<u64>,
     disk: MemDevice,
     log: Mutex<Vec<Event>>,
 }
@@ -76,8 +78,15 @@ impl Recorder {
     /// Starts on a disk with this content.
     #[must_use]
     pub fn new(base: Image) -> Recorder {
+        Recorder::with_whole(base, 0..0)
+    }
+
+    /// The same on a medium that never tears what one write does to the bytes of `whole`, although they
+    /// are more than a sector.
+    #[must_use]
+    pub fn with_whole(base: Image, whole: Range<u64>) -> Recorder {
         let disk = MemDevice::from_image(base.clone());
-        Recorder(Arc::new(Shared { base, disk, log: Mutex::new(Vec::new()) }))
+        Recorder(Arc::new(Shared { base, whole, disk, log: Mutex::new(Vec::new()) }))
     }
 
     /// Notes that the test has come to `mark`.
@@ -100,7 +109,8 @@ impl Recorder {
     #[must_use]
     pub fn recording(&self) -> Recording {
         let events = self.0.log.lock().clone();
-        Recording { base: self.0.base.clone(), events, sector: self.geometry().logical_sector }
+        let Shared { base, whole, .. } = &*self.0;
+        Recording { base: base.clone(), events, sector: self.geometry().logical_sector, whole: whole.clone() }
     }
 
     /// What the disk holds now, as if nothing could be lost.
@@ -159,6 +169,8 @@ pub struct Recording {
     pub(super) base: Image,
     pub(super) events: Vec<Event>,
     pub(super) sector: u32,
+    /// Bytes that no write tears.
+    pub(super) whole: Range<u64>,
 }
 
 impl Recording {

@@ -24,6 +24,9 @@ use crate::alloc::Reservation;
 use crate::error::Error;
 use crate::sync::{Held, Rank, hold};
 
+/// An earlier life of the inode in memory may have written anything up to now.
+const UNKNOWN_WRITE: u64 = u64::MAX;
+
 /// A file's data on the way. See the fields of [`Io`].
 pub struct IoState {
     io: Mutex<Io>,
@@ -31,8 +34,9 @@ pub struct IoState {
     block_size: u32,
     /// Blocks of `Io::delayed`, readable without the lock.
     reserved: AtomicU64,
-    /// Number of the last data write that reached the device, in the volume's count of them.
-    pub last_write: AtomicU64,
+    /// Number of the last data write that reached the device, in the volume's count of them, or
+    /// [`UNKNOWN_WRITE`].
+    last_write: AtomicU64,
 }
 
 /// What the lock of an [`IoState`] guards.
@@ -67,9 +71,9 @@ pub struct IoGuard<'a> {
 }
 
 impl IoState {
-    /// The state of a file without dirty data.
+    /// The state of a file without dirty data; `had_a_life` if it may have been in memory before.
     #[must_use]
-    pub fn new(block_size: u32) -> IoState {
+    pub fn new(block_size: u32, had_a_life: bool) -> IoState {
         IoState {
             io: Mutex::new(Io {
                 flight: Flight::default(),
@@ -86,7 +90,7 @@ impl IoState {
             changed: Condvar::new(),
             block_size,
             reserved: AtomicU64::new(0),
-            last_write: AtomicU64::new(0),
+            last_write: AtomicU64::new(if had_a_life { UNKNOWN_WRITE } else { 0 }),
         }
     }
 
@@ -94,6 +98,22 @@ impl IoState {
     pub fn lock(&self) -> IoGuard<'_> {
         let held = hold(Rank::Leaf, 0);
         IoGuard { state: self, io: self.io.lock(), _held: held }
+    }
+
+    /// A data write has reached the device and got this number.
+    pub fn wrote(&self, number: u64) {
+        self.last_write.fetch_max(number, Ordering::AcqRel);
+    }
+
+    /// The number that a flush has to cover so that every data write of this file is durable.
+    /// `newest` gives the number of the volume's last write.
+    pub fn last_write(&self, newest: impl FnOnce() -> u64) -> u64 {
+        let unknown = UNKNOWN_WRITE;
+        // Zero first: a write that ends meanwhile is either among `newest` or counted here.
+        if self.last_write.compare_exchange(unknown, 0, Ordering::AcqRel, Ordering::Acquire).is_ok() {
+            self.wrote(newest());
+        }
+        self.last_write.load(Ordering::Acquire)
     }
 
     /// Space reserved for dirty data that has no place yet, in 512-byte units.
