@@ -7,10 +7,10 @@
 use std::sync::Arc;
 
 use blockdev::{BlockDevice, Env};
-use ext4_format::features::{self, Access, Compat, Incompat};
+use ext4_format::features::{self, Access, Compat, Incompat, RoCompat};
 use ext4_format::superblock::{SUPERBLOCK_LEN, SUPERBLOCK_OFFSET, State, SuperBlock};
 use ext4_format::{BlockNo, Corruption, Ino, locate};
-use jbd2::{Journal, LogExtent, LogLocation};
+use jbd2::{Journal, LogChecksum, LogExtent, LogFeatures, LogLocation};
 use tracing::{info, warn};
 
 use crate::alloc::Allocator;
@@ -111,6 +111,9 @@ impl Filesystem {
             } else if !opts.read_only {
                 let done = jbd2::recovery::recover(dev.as_ref(), sb.block_size(), log)?;
                 info!(?done, "journal replayed");
+                if done.errno != 0 {
+                    take_over_error(dev.as_ref(), &opts, log)?;
+                }
             }
             sb = read_superblock(dev.as_ref(), &opts)?;
         }
@@ -121,6 +124,15 @@ impl Filesystem {
         let journal_opts = jbd2::Options {
             cache_bytes: opts.cache_bytes,
             barrier: opts.barrier,
+            features: Some(LogFeatures {
+                checksum: if sb.ro_compat().has(RoCompat::METADATA_CSUM) {
+                    LogChecksum::V3
+                } else {
+                    LogChecksum::None
+                },
+                wide: sb.incompat().has(Incompat::BIT64),
+            }),
+            clock: env.clock.clone(),
             ..jbd2::Options::default()
         };
         let journal = match log {
@@ -229,6 +241,19 @@ fn judge(
 }
 
 /// Tells the disk that a writer is here, before anything else is written.
+/// An aborted journal left an error behind: it is moved into the superblock, where fsck looks for it.
+fn take_over_error(
+    dev: &dyn BlockDevice,
+    opts: &MountOptions,
+    log: &LogLocation,
+) -> std::result::Result<(), MountError> {
+    let mut sb = read_superblock(dev, opts)?;
+    sb.set_state(sb.state().with(State::ERROR));
+    dev.write_at(SUPERBLOCK_OFFSET, &sb.encode())?;
+    dev.flush()?;
+    Ok(jbd2::recovery::clear_errno(dev, sb.block_size(), log)?)
+}
+
 fn mark_mounted(vol: &Volume) -> Result<()> {
     let now = vol.now();
     vol.write_super_directly(|sb| {

@@ -106,6 +106,22 @@ fn a_commit_without_changes_writes_nothing() {
 }
 
 #[test]
+fn the_last_write_of_a_commit_is_one_sector() {
+    for shape in shapes() {
+        let dev = Recorder::new(shape.image());
+        let journal = shape.open(Arc::new(dev.clone()));
+        journal.commit(write_all(&shape, &journal, &[(1, 1)])).unwrap();
+        let recording = dev.recording();
+        let [.., Event::Flushed { .. }, Event::Changed { change, .. }, Event::Flushed { .. }] =
+            recording.events()
+        else {
+            panic!("{:?}", recording.events());
+        };
+        assert_eq!(change.len(), 512, "a commit block torn between sectors is refused by the kernel");
+    }
+}
+
+#[test]
 fn a_forgotten_block_is_not_written_and_its_old_copy_is_revoked() {
     for shape in shapes() {
         let dev = Arc::new(MemDevice::from_image(shape.image()));

@@ -229,13 +229,14 @@ impl Walker<'_> {
     }
 
     /// Whether the fast-commit blocks behind the ring continue the log: their first block then begins
-    /// with a tag `EXT4_FC_TAG_HEAD` (9) that names the first uncommitted sequence. Source: kernel
-    /// documentation, ext4 "Fast commits".
+    /// with a tag `EXT4_FC_TAG_HEAD` (9) that names the first uncommitted sequence. The kernel leaves
+    /// one block between the ring and them. Source: kernel documentation, ext4 "Fast commits"; images.
     fn has_fast_commits(&mut self, sb: &SuperBlock, end: Tid) -> Result<bool> {
-        if sb.end() >= sb.len_blocks() {
+        let first = sb.end() + 1;
+        if first >= sb.len_blocks() {
             return Ok(false);
         }
-        self.read(sb.end())?;
+        self.read(first)?;
         let tag = u16::from_le_bytes([self.block[0], self.block[1]]);
         // Tag and length (4 bytes), features (4), then the sequence; all little-endian.
         let tid = u32::from_le_bytes([self.block[8], self.block[9], self.block[10], self.block[11]]);
