@@ -243,3 +243,96 @@ fn a_small_log_under_pressure_lets_everybody_through() {
     journal.close().unwrap();
     assert_eq!(journal.stats().log_used, 0);
 }
+
+/// A device whose writes to one block wait at a gate, and that keeps a diary.
+struct Gate {
+    disk: MemDevice,
+    guarded: std::ops::Range<u64>,
+    open: AtomicBool,
+    diary: Arc<Mutex<Vec<&'static str>>>,
+}
+
+impl BlockDevice for Gate {
+    fn geometry(&self) -> blockdev::DeviceGeometry {
+        self.disk.geometry()
+    }
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> blockdev::Result<()> {
+        self.disk.read_at(offset, buf)
+    }
+    fn write_at(&self, offset: u64, buf: &[u8]) -> blockdev::Result<()> {
+        if self.guarded.contains(&offset) {
+            self.diary.lock().unwrap().push("home write begins");
+            while !self.open.load(Ordering::Acquire) {
+                std::thread::yield_now();
+            }
+            self.disk.write_at(offset, buf)?;
+            self.diary.lock().unwrap().push("home write ends");
+            return Ok(());
+        }
+        self.disk.write_at(offset, buf)
+    }
+    fn flush(&self) -> blockdev::Result<()> {
+        self.diary.lock().unwrap().push("flush");
+        Ok(())
+    }
+    fn discard(&self, offset: u64, len: u64) -> blockdev::Result<()> {
+        self.disk.discard(offset, len)
+    }
+    fn write_zeroes(&self, offset: u64, len: u64) -> blockdev::Result<()> {
+        self.disk.write_zeroes(offset, len)
+    }
+}
+
+struct Diarist(Arc<Mutex<Vec<&'static str>>>);
+
+impl CommitObserver for Diarist {
+    fn closing(&self, _tid: Tid, _handle: &Handle<'_>) -> jbd2::Result<()> {
+        Ok(())
+    }
+    fn committed(&self, _tid: Tid) {
+        self.0.lock().unwrap().push("committed");
+    }
+    fn aborted(&self, _cause: &Error) {}
+}
+
+#[test]
+fn a_block_is_not_given_back_while_an_older_version_is_on_its_way_home() {
+    let shape = Shape::small();
+    let diary = Arc::new(Mutex::new(Vec::new()));
+    let dev = Arc::new(Gate {
+        disk: MemDevice::from_image(blank(&shape)),
+        guarded: shape.at(5)..shape.at(6),
+        open: AtomicBool::new(false),
+        diary: diary.clone(),
+    });
+    let journal = shape.open(dev.clone());
+    journal.commit(write_all(&shape, &journal, &[(5, 1)])).unwrap();
+    journal.set_observer(Arc::new(Diarist(diary.clone())));
+    let wait_for = |entry: &str, times: usize| {
+        while diary.lock().unwrap().iter().filter(|seen| **seen == entry).count() < times {
+            std::thread::yield_now();
+        }
+    };
+    diary.lock().unwrap().clear();
+    std::thread::scope(|scope| {
+        scope.spawn(|| journal.checkpoint(Checkpoint::All).unwrap());
+        wait_for("home write begins", 1);
+        let handle = journal.start(Credits { blocks: 1, revokes: 1 }).unwrap();
+        handle.forget(BlockNo(5)).unwrap();
+        let tid = handle.tid();
+        handle.finish().unwrap();
+        scope.spawn({
+            let journal = &journal;
+            move || journal.commit(tid).unwrap()
+        });
+        // Both flushes of the commit: from here on only the checkpoint holds it up.
+        wait_for("flush", 2);
+        for _ in 0..2000 {
+            std::thread::yield_now();
+        }
+        dev.open.store(true, Ordering::Release);
+    });
+    let diary = diary.lock().unwrap();
+    let at = |entry| diary.iter().position(|seen| *seen == entry).unwrap();
+    assert!(at("home write ends") < at("committed"), "{diary:?}");
+}
