@@ -470,7 +470,7 @@ impl Verb {
             }
             Verb::GetFlags { name } => {
                 let flags = fs::ioctl_getflags(opened_plain(side, name)?)?;
-                Ok(format!("{:?}", flags & !storage_flags()))
+                Ok(format!("{:?}", flags.difference(storage_flags())))
             }
             _ => unreachable!("the other verbs are run elsewhere"),
         }
