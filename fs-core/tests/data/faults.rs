@@ -1,0 +1,200 @@
+//! A device that fails: nothing stale is shown, what was acknowledged stays, each failure is
+//! reported once, and the volume is clean afterwards.
+
+use std::sync::Arc;
+
+use blockdev::Op;
+use blockdev::sim::{Fault, FaultDevice, MemDevice, When};
+use ext4_format::Ino;
+use fs_core::Filesystem;
+use fs_core::ops::fallocate::FallocateMode;
+use fs_core::ops::write::WriteMode;
+use fs_core::types::Caller;
+
+use crate::harness::{assert_same, e2fsck, file, manual, mke2fs, mount, read_all};
+
+const EIO: i32 = 5;
+const BLOCK: usize = 4096;
+
+struct Bench {
+    dev: Arc<FaultDevice<MemDevice>>,
+    fs: Arc<Filesystem>,
+    ino: Ino,
+}
+
+impl Bench {
+    fn new(args: &[&str]) -> Bench {
+        let dev = Arc::new(FaultDevice::new(MemDevice::from_image(mke2fs(args)), 7));
+        let fs = mount(dev.clone(), manual());
+        let ino = file(&fs, "file");
+        // The file's own creation is out of the way of what is to fail.
+        fs.syncfs().unwrap();
+        Bench { dev, fs, ino }
+    }
+
+    /// The next request of a kind fails.
+    fn fail(&self, op: Op) {
+        self.dev.arm(Fault { op, when: When::Nth(0), sticky: false, errno: EIO });
+    }
+
+    fn write(&self, at: u64, data: &[u8], mode: WriteMode) -> Result<usize, i32> {
+        self.fs.write(&Caller::root(), self.ino, at, data, mode).map_err(|e| e.errno())
+    }
+
+    fn fsync(&self) -> Result<(), i32> {
+        self.fs.fsync(self.ino, false).map_err(|e| e.errno())
+    }
+
+    fn finish(self, expected: &[u8]) {
+        assert_same(&read_all(&self.fs, self.ino), expected, "after the failure");
+        self.fs.unmount().unwrap();
+        drop(self.fs);
+        let image = self.dev.inner().snapshot();
+        e2fsck(&image, "after the failure");
+        let fs = mount(Arc::new(MemDevice::from_image(image)), manual());
+        assert_same(&read_all(&fs, file(&fs, "file")), expected, "after a remount");
+        fs.unmount().unwrap();
+    }
+}
+
+#[test]
+fn a_failed_direct_write_into_a_hole_leaves_zeros() {
+    let bench = Bench::new(&["-t", "ext4"]);
+    bench.write(7 * BLOCK as u64, &[1; BLOCK], WriteMode::Direct).unwrap();
+    bench.fsync().unwrap();
+    bench.fail(Op::Write);
+    assert_eq!(bench.write(BLOCK as u64, &[2; 3 * BLOCK], WriteMode::Direct), Err(EIO));
+    assert_eq!(bench.dev.struck(), 1);
+    assert_eq!(bench.fsync(), Err(EIO));
+    assert_eq!(bench.fsync(), Ok(()));
+    let mut expected = vec![0; 8 * BLOCK];
+    expected[7 * BLOCK..].fill(1);
+    assert_eq!(bench.fs.data_stats().conversions_pending, 0);
+    bench.finish(&expected);
+}
+
+#[test]
+fn a_failed_extending_write_is_trimmed() {
+    let bench = Bench::new(&["-t", "ext4"]);
+    bench.write(0, &[1; BLOCK], WriteMode::Direct).unwrap();
+    let before = bench.fs.getattr(bench.ino).unwrap();
+    bench.fail(Op::Write);
+    assert_eq!(bench.write(BLOCK as u64, &[2; 16 * BLOCK], WriteMode::Direct), Err(EIO));
+    let after = bench.fs.getattr(bench.ino).unwrap();
+    assert_eq!((after.size, after.sectors), (before.size, before.sectors));
+    assert_eq!(bench.fsync(), Err(EIO));
+    assert_eq!(bench.fsync(), Ok(()));
+    bench.finish(&[1; BLOCK]);
+}
+
+#[test]
+fn a_failed_write_into_preallocated_space_leaves_zeros() {
+    let bench = Bench::new(&["-t", "ext4"]);
+    let grow = FallocateMode::Allocate { keep_size: false };
+    bench.fs.fallocate(&Caller::root(), bench.ino, 0, 64 << 10, grow).unwrap();
+    bench.fail(Op::Write);
+    assert_eq!(bench.write(8192, &[2; 8192], WriteMode::Direct), Err(EIO));
+    assert_eq!(bench.fsync(), Err(EIO));
+    bench.write(12_288, &[3; 100], WriteMode::Direct).unwrap();
+    bench.fsync().unwrap();
+    let mut expected = vec![0; 64 << 10];
+    expected[12_288..12_388].fill(3);
+    bench.finish(&expected);
+}
+
+#[test]
+fn lost_dirty_data_are_reported_once() {
+    for args in [["-t", "ext4"], ["-t", "ext2"]] {
+        let bench = Bench::new(&args);
+        bench.write(0, &[1; 2 * BLOCK], WriteMode::Cached).unwrap();
+        bench.fsync().unwrap();
+        bench.write(2 * BLOCK as u64, &[2; BLOCK + 10], WriteMode::Cached).unwrap();
+        bench.fail(Op::Write);
+        assert_eq!(bench.fsync(), Err(EIO), "{args:?}");
+        assert_eq!(bench.fsync(), Ok(()));
+        let mut expected = vec![0; 3 * BLOCK + 10];
+        expected[..2 * BLOCK].fill(1);
+        assert_same(&read_all(&bench.fs, bench.ino), &expected, "lost data read as zeros");
+        bench.write(2 * BLOCK as u64, &[3; 10], WriteMode::Cached).unwrap();
+        bench.fsync().unwrap();
+        expected[2 * BLOCK..2 * BLOCK + 10].fill(3);
+        bench.finish(&expected);
+    }
+}
+
+#[test]
+fn a_failed_overwrite_leaves_old_or_new() {
+    let bench = Bench::new(&["-t", "ext4"]);
+    bench.write(0, &[1; 4 * BLOCK], WriteMode::Direct).unwrap();
+    bench.fsync().unwrap();
+    bench.fail(Op::Write);
+    assert_eq!(bench.write(0, &[2; 4 * BLOCK], WriteMode::Direct), Err(EIO));
+    assert_eq!(bench.fsync(), Err(EIO));
+    let found = read_all(&bench.fs, bench.ino);
+    assert!(found.chunks(512).all(|s| s.iter().all(|b| *b == s[0]) && (s[0] == 1 || s[0] == 2)));
+    bench.finish(&found);
+}
+
+#[test]
+fn a_failed_flush_fails_the_fsync() {
+    let bench = Bench::new(&["-t", "ext4"]);
+    bench.write(0, &[1; 4 * BLOCK], WriteMode::Direct).unwrap();
+    bench.fsync().unwrap();
+    bench.write(0, &[2; BLOCK], WriteMode::Direct).unwrap();
+    bench.fail(Op::Flush);
+    assert_eq!(bench.fs.fsync(bench.ino, true).map_err(|e| e.errno()), Err(EIO));
+    assert_eq!(bench.dev.struck(), 1);
+    let mut expected = vec![1; 4 * BLOCK];
+    expected[..BLOCK].fill(2);
+    assert_same(&read_all(&bench.fs, bench.ino), &expected, "the data are where they were written");
+}
+
+#[test]
+fn a_failed_read_of_a_partial_block_loses_nothing() {
+    let bench = Bench::new(&["-t", "ext4"]);
+    bench.write(0, &[1; 4 * BLOCK], WriteMode::Direct).unwrap();
+    bench.fsync().unwrap();
+    bench.fail(Op::Read);
+    assert_eq!(bench.write(100, &[2; 50], WriteMode::Direct), Err(EIO));
+    assert_eq!(bench.fsync(), Err(EIO));
+    bench.finish(&[1; 4 * BLOCK]);
+}
+
+/// Every device write of a short life fails once, one life each: the volume either goes on or
+/// refuses further changes, and is clean after recovery.
+#[test]
+fn each_write_fails_once() {
+    let image = mke2fs(&["-t", "ext4", "-b", "1024"]);
+    for nth in 0..40 {
+        let dev = Arc::new(FaultDevice::new(MemDevice::from_image(image.clone()), nth));
+        let fs = mount(dev.clone(), manual());
+        dev.arm(Fault { op: Op::Write, when: When::Nth(nth), sticky: false, errno: EIO });
+        let root = Caller::root();
+        let mut synced = Vec::new();
+        let Ok(entry) = fs.mknod(&root, Ino::ROOT, b"file", 0o100_644, (0, 0)) else { continue };
+        for round in 1..6_u8 {
+            let at = u64::from(round) * 3000;
+            let mode = if round % 2 == 0 { WriteMode::Direct } else { WriteMode::Cached };
+            let wrote = fs.write(&root, entry.ino, at, &[round; 5000], mode).is_ok();
+            if wrote && fs.fsync(entry.ino, false).is_ok() {
+                synced.push((at as usize, round));
+            } else {
+                // Neither old nor new is promised from here on.
+                break;
+            }
+        }
+        let _ = fs.unmount();
+        drop(fs);
+        let image = dev.inner().snapshot();
+        let dev = Arc::new(MemDevice::from_image(image));
+        let fs = mount(dev.clone(), manual());
+        if let Some((last, round)) = synced.last() {
+            let found = read_all(&fs, file(&fs, "file"));
+            assert!(found[*last..*last + 3000].iter().all(|b| *b == *round), "write {nth} failed");
+            assert!(found.iter().all(|b| *b < 6), "write {nth} failed");
+        }
+        fs.unmount().unwrap();
+        drop(fs);
+        e2fsck(&dev.snapshot(), &format!("write {nth} failed"));
+    }
+}

@@ -1,0 +1,147 @@
+//! Images made by mke2fs in memory, mounts of them, and the judges.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::process::Command;
+use std::sync::Arc;
+
+use blockdev::sim::{Fill, Image};
+use blockdev::{BlockDevice, Chance, Clock, Env, Timestamp, Workers};
+use ext4_format::Ino;
+use fs_core::Filesystem;
+use fs_core::types::{Caller, MountOptions, SetAttr};
+
+/// What blocks hold that nobody wrote. No test writes this byte.
+pub const STALE: u8 = 0xa5;
+
+/// Small enough for speed, large enough for several groups of 1 KiB blocks.
+pub const SIZE: u64 = 48 << 20;
+
+/// An image made by mke2fs on a device full of [`STALE`].
+pub fn mke2fs(args: &[&str]) -> Image {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    let stale = vec![STALE; 1 << 20];
+    for _ in 0..SIZE >> 20 {
+        file.write_all(&stale).unwrap();
+    }
+    let made = Command::new("mke2fs")
+        .args(["-q", "-F", "-E", "nodiscard,lazy_itable_init=0,lazy_journal_init=0,root_owner=0:0"])
+        .args(args)
+        .arg(file.path())
+        .output()
+        .expect("mke2fs is needed for this test");
+    assert!(made.status.success(), "mke2fs {args:?}: {}", String::from_utf8_lossy(&made.stderr));
+    let mut image = Image::new(SIZE, Fill::Zero);
+    let mut file = File::open(file.path()).unwrap();
+    let mut buf = vec![0; 1 << 20];
+    for at in 0..SIZE >> 20 {
+        file.read_exact(&mut buf).unwrap();
+        image.write(at << 20, &buf);
+    }
+    image
+}
+
+/// Asserts that e2fsck finds nothing to say about a volume.
+pub fn e2fsck(image: &Image, what: &str) {
+    let file = dump(image);
+    let judged = Command::new("e2fsck").args(["-fn"]).arg(file.path()).output().unwrap();
+    assert!(
+        judged.status.success(),
+        "{what}: e2fsck: {}{}",
+        String::from_utf8_lossy(&judged.stdout),
+        String::from_utf8_lossy(&judged.stderr)
+    );
+}
+
+/// The content of `/file` as debugfs of e2fsprogs reads it.
+pub fn foreign_read(image: &Image) -> Vec<u8> {
+    let file = dump(image);
+    let out = tempfile::NamedTempFile::new().unwrap();
+    let request = format!("dump /file {}", out.path().display());
+    let read = Command::new("debugfs").args(["-R", &request]).arg(file.path()).output().unwrap();
+    assert!(read.status.success(), "{}", String::from_utf8_lossy(&read.stderr));
+    std::fs::read(out.path()).unwrap()
+}
+
+fn dump(image: &Image) -> tempfile::NamedTempFile {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let mut buf = vec![0; 1 << 20];
+    for at in 0..image.size() >> 20 {
+        image.read(at << 20, &mut buf);
+        file.as_file().write_all(&buf).unwrap();
+    }
+    file
+}
+
+struct Still;
+
+impl Clock for Still {
+    fn now(&self) -> Timestamp {
+        Timestamp { sec: 1_700_000_000, nsec: 5 }
+    }
+}
+
+impl Chance for Still {
+    fn next_u64(&self) -> u64 {
+        0x1234_5678_9abc_def0
+    }
+}
+
+/// No threads, and a clock that stands still.
+pub fn manual() -> Env {
+    Env { clock: Arc::new(Still), chance: Arc::new(Still), workers: Workers::Manual }
+}
+
+/// Options with a write-behind so small that its bound is met.
+pub fn options() -> MountOptions {
+    MountOptions { write_behind_bytes: 1 << 20, ..MountOptions::default() }
+}
+
+/// A mounted volume.
+pub fn mount(dev: Arc<dyn BlockDevice>, env: Env) -> Arc<Filesystem> {
+    Filesystem::mount(dev, options(), env).unwrap()
+}
+
+/// Makes `/name`, or finds it.
+pub fn file(fs: &Filesystem, name: &str) -> Ino {
+    match fs.lookup(Ino::ROOT, name.as_bytes()) {
+        Ok(entry) => entry.ino,
+        Err(_) => fs.mknod(&Caller::root(), Ino::ROOT, name.as_bytes(), 0o100_644, (0, 0)).unwrap().ino,
+    }
+}
+
+/// `truncate(2)`.
+pub fn set_size(fs: &Filesystem, ino: Ino, size: u64) -> fs_core::Result<()> {
+    let change = SetAttr { size: Some(size), ..SetAttr::default() };
+    fs.setattr(&Caller::root(), ino, &change).map(|_| ())
+}
+
+/// Everything in a file.
+pub fn read_all(fs: &Filesystem, ino: Ino) -> Vec<u8> {
+    let size = fs.getattr(ino).unwrap().size as usize;
+    let mut buf = vec![0xcc; size];
+    let mut at = 0;
+    while at < size {
+        let end = (at + (1 << 20)).min(size);
+        let got = fs.read(ino, at as u64, &mut buf[at..end]).unwrap();
+        assert!(got > 0);
+        at += got;
+    }
+    buf
+}
+
+/// Where two contents differ first.
+#[track_caller]
+pub fn assert_same(found: &[u8], expected: &[u8], what: &str) {
+    if found != expected {
+        let at = found.iter().zip(expected).position(|(a, b)| a != b).unwrap_or(found.len().min(expected.len()));
+        let byte = |bytes: &[u8]| bytes.get(at).map_or("nothing".into(), |b| format!("{b:#04x}"));
+        panic!(
+            "{what}: byte {at} is {}, expected {} (sizes {} and {})",
+            byte(found),
+            byte(expected),
+            found.len(),
+            expected.len()
+        );
+    }
+}
