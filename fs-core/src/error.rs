@@ -126,16 +126,22 @@ impl Error {
         match self {
             Error::Posix(p) => Error::Posix(*p),
             Error::NoSpace => Error::NoSpace,
-            Error::Io(e) => {
-                let source = match e.source.raw_os_error() {
-                    Some(code) => std::io::Error::from_raw_os_error(code),
-                    None => e.source.kind().into(),
-                };
-                Error::Io(blockdev::Error { op: e.op, offset: e.offset, len: e.len, source })
-            }
+            Error::Io(e) => Error::Io(echo_io(e)),
             Error::Corrupt(c) => Error::Corrupt(c.clone()),
             Error::Journal(_) | Error::ReadOnly => Error::ReadOnly,
             Error::ShutDown => Error::ShutDown,
+        }
+    }
+
+    /// For the call that met the failure which stopped the journal: the device's own error.
+    #[must_use]
+    pub fn at_first_sight(self) -> Error {
+        match &self {
+            Error::Journal(e) => match e.root() {
+                jbd2::Error::Io(cause) => Error::Io(echo_io(cause)),
+                _ => self,
+            },
+            _ => self,
         }
     }
 
@@ -176,4 +182,12 @@ impl Error {
             Error::Journal(_) | Error::ReadOnly => e::EROFS,
         }
     }
+}
+
+fn echo_io(e: &blockdev::Error) -> blockdev::Error {
+    let source = match e.source.raw_os_error() {
+        Some(code) => std::io::Error::from_raw_os_error(code),
+        None => e.source.kind().into(),
+    };
+    blockdev::Error { op: e.op, offset: e.offset, len: e.len, source }
 }

@@ -232,7 +232,7 @@ impl DataPath {
     fn write_run(&self, part: &Run, first: u64, slices: &[Slice]) -> Result<()> {
         let bs = self.block_size();
         let mut skip = ((part.blocks.start - first) * bs) as usize;
-        let mut left = ((part.blocks.end - part.blocks.start) * bs) as usize;
+        let mut left = (part.len() * bs) as usize;
         let mut bufs: SmallVec<[&[u8]; 16]> = SmallVec::new();
         for slice in slices {
             if skip >= slice.len() {

@@ -112,7 +112,7 @@ impl DataPath {
         let ctx = self.map_ctx(inode);
         let mut core = inode.core.write();
         for run in placed.runs.iter().filter(|run| run.fresh) {
-            let taken = Run { start: BlockNo(run.start), len: (run.blocks.end - run.blocks.start) as u32 };
+            let taken = Run { start: BlockNo(run.start), len: run.len() as u32 };
             match outcome {
                 Ok(()) => {
                     let at = file_block(run.blocks.start)?;

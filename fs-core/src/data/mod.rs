@@ -22,7 +22,7 @@ mod ioend;
 mod place;
 mod read;
 mod stats;
-pub mod worklist;
+mod worklist;
 mod write;
 
 use std::sync::Arc;

@@ -29,6 +29,13 @@ pub struct Run {
     pub fresh: bool,
 }
 
+impl Run {
+    /// Number of blocks.
+    pub fn len(&self) -> u64 {
+        self.blocks.end - self.blocks.start
+    }
+}
+
 /// The places of the first blocks of a write.
 pub struct Placed<'a> {
     /// In file order, without gaps. At least one.
@@ -45,11 +52,10 @@ impl Placed<'_> {
         self.runs.last().map_or(0, |run| run.blocks.end)
     }
 
+    /// Adds the blocks that follow; one run with those before if it goes on on the device too.
     fn push(&mut self, at: u64, len: u64, start: u64, fresh: bool) {
         match self.runs.last_mut() {
-            Some(last)
-                if last.start + (last.blocks.end - last.blocks.start) == start && last.fresh == fresh =>
-            {
+            Some(last) if last.start + last.len() == start && last.fresh == fresh => {
                 last.blocks.end = at + len;
             }
             _ => self.runs.push(Run { blocks: at..at + len, start, fresh }),
@@ -224,7 +230,8 @@ impl DataPath {
                     (run.start.0, run.len.into(), true)
                 }
             };
-            placed.push(at, len, start, fresh);
+            // Not merged: each run is mapped by pointers that stand beside each other.
+            placed.runs.push(Run { blocks: at..at + len, start, fresh });
             at += len;
         }
         Ok(())

@@ -22,7 +22,9 @@ impl Filesystem {
     pub fn fsync(&self, ino: Ino, data_only: bool) -> Result<()> {
         self.vol.alive()?;
         let inode = self.inodes.get(ino)?;
+        let alive = self.vol.journal.is_aborted().is_none();
         let synced = self.sync_inode(&inode, data_only);
+        let synced = synced.map_err(|e| if alive { e.at_first_sight() } else { e });
         let failure = inode.io.lock().failure.take();
         synced?;
         failure.map_or(Ok(()), Err)

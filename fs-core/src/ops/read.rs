@@ -5,7 +5,7 @@ use std::sync::Arc;
 use blockdev::BlockDevice;
 use ext4_format::Ino;
 
-use crate::data::ReadPlan;
+use crate::data::{DataStats, ReadPlan};
 use crate::error::{Posix, Result};
 use crate::fs::Filesystem;
 use crate::inode::Inode;
@@ -38,6 +38,12 @@ impl Filesystem {
     #[must_use]
     pub fn device(&self) -> &dyn BlockDevice {
         self.vol.dev.as_ref()
+    }
+
+    /// What the data path has done since the mount, and what is under way.
+    #[must_use]
+    pub fn data_stats(&self) -> DataStats {
+        self.data.stats()
     }
 
     /// The inode `ino`, which must be a regular file.

@@ -9,6 +9,7 @@ use blockdev::sim::{Fill, Image};
 use blockdev::{BlockDevice, Chance, Clock, Env, Timestamp, Workers};
 use ext4_format::Ino;
 use fs_core::Filesystem;
+use fs_core::mount::MountError;
 use fs_core::types::{Caller, MountOptions, SetAttr};
 
 /// What blocks hold that nobody wrote. No test writes this byte.
@@ -102,6 +103,16 @@ pub fn mount(dev: Arc<dyn BlockDevice>, env: Env) -> Arc<Filesystem> {
     Filesystem::mount(dev, options(), env).unwrap()
 }
 
+/// Mounts what is left of a disk; `None` when its superblock is torn between sectors, which no
+/// journal can mend.
+pub fn recover(dev: Arc<dyn BlockDevice>) -> Option<Arc<Filesystem>> {
+    match Filesystem::mount(dev, options(), manual()) {
+        Ok(fs) => Some(fs),
+        Err(MountError::SuperBlock { .. }) => None,
+        Err(e) => panic!("{e}"),
+    }
+}
+
 /// Makes `/name`, or finds it.
 pub fn file(fs: &Filesystem, name: &str) -> Ino {
     match fs.lookup(Ino::ROOT, name.as_bytes()) {
@@ -113,7 +124,7 @@ pub fn file(fs: &Filesystem, name: &str) -> Ino {
 /// `truncate(2)`.
 pub fn set_size(fs: &Filesystem, ino: Ino, size: u64) -> fs_core::Result<()> {
     let change = SetAttr { size: Some(size), ..SetAttr::default() };
-    fs.setattr(&Caller::root(), ino, &change).map(|_| ())
+    fs.setattr(ino, &change).map(|_| ())
 }
 
 /// Everything in a file.
@@ -134,7 +145,8 @@ pub fn read_all(fs: &Filesystem, ino: Ino) -> Vec<u8> {
 #[track_caller]
 pub fn assert_same(found: &[u8], expected: &[u8], what: &str) {
     if found != expected {
-        let at = found.iter().zip(expected).position(|(a, b)| a != b).unwrap_or(found.len().min(expected.len()));
+        let at =
+            found.iter().zip(expected).position(|(a, b)| a != b).unwrap_or(found.len().min(expected.len()));
         let byte = |bytes: &[u8]| bytes.get(at).map_or("nothing".into(), |b| format!("{b:#04x}"));
         panic!(
             "{what}: byte {at} is {}, expected {} (sizes {} and {})",

@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use blockdev::sim::{Dice, MemDevice};
 use ext4_format::Ino;
-use fs_core::ops::fallocate::FallocateMode;
-use fs_core::ops::seek::SeekWhence;
-use fs_core::ops::write::WriteMode;
+use fs_core::ops::FallocateMode;
+use fs_core::ops::SeekWhence;
+use fs_core::ops::WriteMode;
 use fs_core::types::Caller;
 use fs_core::{Error, Filesystem};
 
@@ -97,7 +97,9 @@ impl Model {
             }
             14 => {
                 let keep_size = self.dice.one_in(2);
-                if supported(fs.fallocate(&root, ino, at, len, FallocateMode::Allocate { keep_size })) && !keep_size {
+                if supported(fs.fallocate(&root, ino, at, len, FallocateMode::Allocate { keep_size }))
+                    && !keep_size
+                {
                     self.grow(at + len);
                 }
                 format!("allocate {at}+{len} keep {keep_size}")
@@ -274,7 +276,7 @@ fn indirect_blocks_of_ext2() {
 
 #[test]
 fn refusals() {
-    let fs = mount(Arc::new(MemDevice::from_image(mke2fs(&["-t", "ext4"]))), manual());
+    let fs = mount(Arc::new(MemDevice::from_image(mke2fs(&["-t", "ext4", "-b", "4096"]))), manual());
     let ino = file(&fs, "file");
     let root = Caller::root();
     let errno = |result: fs_core::Result<()>| result.unwrap_err().errno();

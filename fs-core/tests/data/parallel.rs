@@ -7,8 +7,8 @@ use blockdev::sim::{Dice, MemDevice};
 use blockdev::{Env, Workers};
 use ext4_format::Ino;
 use fs_core::Filesystem;
-use fs_core::ops::fallocate::FallocateMode;
-use fs_core::ops::write::WriteMode;
+use fs_core::ops::FallocateMode;
+use fs_core::ops::WriteMode;
 use fs_core::types::Caller;
 
 use crate::harness::{assert_same, e2fsck, file, foreign_read, manual, mke2fs, mount, read_all, set_size};
@@ -66,8 +66,17 @@ fn stress(args: &[&str], rounds: usize) {
     let other = file(&fs, "other");
     let done = AtomicBool::new(false);
     let models = std::thread::scope(|scope| {
-        let threads: Vec<_> =
-            (0..THREADS).map(|mine| (mine, scope.spawn({ let fs = &fs; move || work(fs, ino, mine, rounds) }))).collect();
+        let threads: Vec<_> = (0..THREADS)
+            .map(|mine| {
+                (
+                    mine,
+                    scope.spawn({
+                        let fs = &fs;
+                        move || work(fs, ino, mine, rounds)
+                    }),
+                )
+            })
+            .collect();
         // A file that comes and goes keeps the freed blocks moving.
         let churn = scope.spawn(|| {
             let root = Caller::root();
