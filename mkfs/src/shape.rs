@@ -274,7 +274,6 @@ impl Asked<'_> {
         let mut blocks = self.blocks;
         let asked_reserved = (self.options.reserved_percent * blocks as f64 / 100.0) as u64;
         let mut reserved = asked_reserved;
-        let mut inodes = self.inodes;
         loop {
             let space = blocks.saturating_sub(first);
             let groups = space.div_ceil(per_group.into());
@@ -283,7 +282,7 @@ impl Asked<'_> {
                 return Err(too_small);
             }
             let desc_blocks = groups.div_ceil(self.block_size / self.desc_size());
-            let wanted = inodes.max(u64::from(FIRST_INO) + 1).div_ceil(groups.into());
+            let wanted = self.inodes.max(u64::from(FIRST_INO) + 1).div_ceil(groups.into());
             if wanted > u64::from(bits) {
                 // Smaller groups, so that there are more of them to hold the inodes.
                 if per_group < MIN_BLOCKS_PER_GROUP + 8 {
@@ -294,7 +293,6 @@ impl Asked<'_> {
                 continue;
             }
             let inodes_per_group = self.inodes_per_group(wanted as u32, groups);
-            inodes = u64::from(inodes_per_group) * u64::from(groups);
             let table = inodes_per_group * self.inode_size / self.block_size;
             let reserved_gdt = self.reserved_gdt(blocks, per_group, desc_blocks);
             let descs = if self.features.incompat.has(Incompat::META_BG) { 1 } else { desc_blocks };

@@ -71,6 +71,7 @@ const GRID: &[&str] = &[
     "4M -t ext4 -b 4096 -I 128",
     "16M -t ext3",
     "16M -t ext4",
+    "25111K -t ext2",
     "64M -t ext3 -b 4096",
     "64M -t ext4 -b 2048",
     "64M -t ext4 -O ^metadata_csum",
