@@ -5,8 +5,7 @@ use ext4_format::inode::{FileType, Inode};
 use ext4_format::jbd2 as format;
 use ext4_format::superblock::State;
 use ext4_format::{BlockNo, Corruption, Ino, locate};
-use jbd2::recovery;
-use jbd2::{LogExtent, LogLocation};
+use jbd2::recovery::{self, LogExtent, LogLocation};
 
 use crate::alloc;
 use crate::ask::{Ask, Judge};
@@ -105,7 +104,7 @@ fn replay(ctx: &Context, judge: &mut Judge<'_>, location: &LogLocation, first: B
                 }
             }
         }
-        Err(jbd2::Error::Unsupported { what }) => return Err(Error::Journal(what)),
+        Err(recovery::Error::Unsupported { what }) => return Err(Error::Journal(what)),
         Err(error) => return reset(ctx, judge, first, &error.to_string()),
     }
     match recovery::recover(ctx.disk.device(), block_size, location) {

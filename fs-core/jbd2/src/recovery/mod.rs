@@ -19,11 +19,13 @@ use ext4_format::{BlockNo, Corruption, Tid, What};
 use rustc_hash::FxHashMap;
 
 use crate::bytes::BlockData;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::home::write_home;
 use crate::log::{read_superblock, write_superblock};
-use crate::map::{LogLocation, LogMap};
+use crate::map::LogMap;
 
+pub use crate::error::Error;
+pub use crate::map::{LogExtent, LogLocation};
 pub use overlay::Overlay;
 use walk::{Copied, Walk};
 
