@@ -55,7 +55,16 @@ pub struct Core {
     /// The transaction that last changed what fdatasync promises (size, map).
     pub datasync_tid: Option<Tid>,
     /// Whether the inode is on the orphan list, and where.
-    pub orphan: Option<orphan::Slot>,
+    pub orphan: Option<OrphanSlot>,
+}
+
+/// Where an orphan is recorded.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum OrphanSlot {
+    /// In the orphan file: which of its blocks, which entry of that.
+    File(usize, usize),
+    /// In the chain that starts in the superblock.
+    Chain,
 }
 
 impl Inode {

@@ -17,20 +17,11 @@ use ext4_format::{BlockNo, Corruption, FileBlock, Ino, What};
 use jbd2::Handle;
 
 use super::table::Accept;
-use super::{Core, Inode, Table};
+use super::{Core, Inode, OrphanSlot as Slot, Table};
 use crate::error::Result;
 use crate::extent::{self, MapCtx, Mapping};
 use crate::sync::{Rank, RankedMutex};
 use crate::volume::Volume;
-
-/// Where an orphan is recorded.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Slot {
-    /// In the orphan file: which of its blocks, which entry of that.
-    File(usize, usize),
-    /// In the chain that starts in the superblock.
-    Chain,
-}
 
 /// Blocks that [`Orphans::add`] or [`Orphans::remove`] may change besides the inode's own
 /// record: a block of the orphan file, or the superblock or the predecessor's record.

@@ -17,8 +17,7 @@ use ext4_format::inode::{FileType, Inode as DiskInode};
 use ext4_format::{BlockNo, Corruption, Ino, What};
 use jbd2::Handle;
 
-use super::orphan::Slot;
-use super::{Core, Inode};
+use super::{Core, Inode, OrphanSlot};
 use crate::alloc::Allocator;
 use crate::error::{Error, Posix, Result};
 use crate::sync::{Rank, RankedMutex};
@@ -137,7 +136,7 @@ impl Table {
         }
         core.sync_tid = Some(handle.tid());
         self.edit_record(handle, inode.ino, |bytes| {
-            if core.orphan == Some(Slot::Chain) {
+            if core.orphan == Some(OrphanSlot::Chain) {
                 core.disk.dtime = self.older_orphan(inode.ino);
             }
             core.disk.encode_into(bytes, &self.vol.inode_layout);
