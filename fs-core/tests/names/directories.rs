@@ -246,3 +246,57 @@ fn a_full_volume_refuses_and_stays_whole() {
         rig.unmount();
     }
 }
+
+#[test]
+fn an_index_of_two_levels_fills_up_and_of_three_does_not() {
+    let name = |i: usize| format!("{i:06}{}", "-".repeat(249)).into_bytes();
+    for (feature, count) in [("^large_dir", 60_000), ("large_dir", 60_000)] {
+        let kind = ["-t", "ext4", "-b", "1024", "-N", "16", "-O", feature];
+        let Some(mut rig) = Rig::new(96, &kind) else { return };
+        let file = rig.touch(ROOT, "file").ino;
+        let dir = rig.mkdir(ROOT, "dir");
+        let mut made = 0;
+        // Links cost no inode; they count to 65000.
+        while made < count {
+            match rig.fs().link(&Caller::root(), file, dir, &name(made)) {
+                Ok(_) => made += 1,
+                Err(Error::NoSpace) => break,
+                Err(other) => panic!("{other}"),
+            }
+        }
+        assert_eq!(made == count, feature == "large_dir", "{made}");
+        assert!(rig.exists(dir, &name(made - 1)) && !rig.exists(dir, &name(made)));
+        assert_eq!(rig.list(dir, 500).len(), made);
+        rig.unmount();
+    }
+}
+
+#[test]
+fn names_of_one_hash_are_all_found_and_listed_once() {
+    // The legacy hash over signed bytes ignores what cancels out: these names collide in groups.
+    let Some(mut rig) = Rig::new(32, &["-t", "ext4", "-b", "1024"]) else { return };
+    rig.offline(|image| {
+        crate::rig::run(std::process::Command::new("tune2fs").args(["-E", "hash_alg=legacy"]).arg(image));
+    });
+    let dir = rig.mkdir(ROOT, "dir");
+    let seed = [0; 4];
+    let hash = |name: &[u8]| {
+        let version = ext4_format::hash::HashVersion::Legacy;
+        ext4_format::hash::name_hash(version, seed, name).unwrap().major
+    };
+    let mut groups: std::collections::BTreeMap<u32, Vec<Vec<u8>>> = Default::default();
+    for i in 0..200_000_u32 {
+        let name = format!("{i:x}").into_bytes();
+        groups.entry(hash(&name) >> 16).or_default().push(name);
+    }
+    let mut groups: Vec<_> = groups.into_values().collect();
+    groups.sort_by_key(|group| std::cmp::Reverse(group.len()));
+    let names: BTreeSet<Vec<u8>> = groups.into_iter().take(20).flatten().take(2000).collect();
+    for name in &names {
+        rig.fs().mknod(&Caller::root(), dir, name, 0o100_644, (0, 0)).unwrap();
+    }
+    let listed = rig.list(dir, 3);
+    assert_eq!(listed.len(), names.len());
+    assert_eq!(listed.into_iter().collect::<BTreeSet<_>>(), names);
+    rig.unmount();
+}

@@ -3,4 +3,7 @@
 
 mod attributes;
 mod directories;
+mod kernel;
+mod model;
 mod rig;
+mod storm;

@@ -45,7 +45,7 @@ impl Rig {
 
     pub fn mount(&mut self) {
         let options = OpenOptions::default();
-        let dev = blockdev::open(&self.image(), &options).expect("the image opens");
+        let dev = blockdev::open(self.image(), &options).expect("the image opens");
         let fs = Filesystem::mount(Arc::new(dev), MountOptions::default(), Env::system());
         self.fs = Some(fs.expect("the volume mounts"));
     }
@@ -58,6 +58,13 @@ impl Rig {
 
     pub fn remount(&mut self) {
         self.unmount();
+        self.mount();
+    }
+
+    /// Lets `change` have the unmounted image.
+    pub fn offline(&mut self, change: impl FnOnce(&Path)) {
+        self.unmount();
+        change(&self.image());
         self.mount();
     }
 
