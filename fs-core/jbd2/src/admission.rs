@@ -2,8 +2,9 @@
 //!
 //! The running transaction has promised every block that joined it and every credit its open
 //! handles have not spent. A start is admitted when the log, as it is now, could hold all that and
-//! the newcomer's credits besides. Otherwise it takes a ticket; the first in the queue makes room
-//! itself (commits the full transaction, checkpoints the full log), the others wait their turn.
+//! the newcomer's credits besides. Otherwise it takes a ticket, and so does whoever comes after it; the
+//! first in the queue makes room itself (commits the full transaction, checkpoints the full log), the
+//! others wait their turn.
 //! Whoever waits here holds no handle, so the handles that are open can always end.
 
 use std::sync::Arc;
@@ -61,9 +62,14 @@ impl Journal {
 
     pub(crate) fn admit(&self, credits: Credits) -> Result<Arc<Transaction>> {
         let mut core = self.core.lock();
-        core.check_alive()?;
-        if core.serving == core.next_ticket && matches!(self.room(&core, credits), Room::Enough) {
-            return Ok(core.join(credits, self.closing()));
+        while core.serving == core.next_ticket {
+            core.check_alive()?;
+            match self.room(&core, credits) {
+                Room::Enough => return Ok(core.join(credits, self.closing())),
+                // No queue for that: the next transaction takes everybody who waits for it.
+                Room::Locked => self.admission.wait(&mut core),
+                Room::Full(_) | Room::Short(_) => break,
+            }
         }
         let ticket = core.next_ticket;
         core.next_ticket += 1;

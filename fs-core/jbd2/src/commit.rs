@@ -91,13 +91,13 @@ impl Journal {
         self.commit(tid)
     }
 
-    /// Calls `f` once `tid` is durable or the journal is aborted; at once if that is so already.
-    /// Does not start a commit. `f` runs in the leader's thread with no lock held, and must not
-    /// wait for a commit.
+    /// Calls `f` once `tid` is durable or the journal is aborted; at once if that is so already, or if
+    /// `tid` has changed nothing. Does not start a commit. `f` runs in the leader's thread with no
+    /// lock held, and must not wait for a commit.
     pub fn when_committed(&self, tid: Tid, f: Box<dyn FnOnce(Result<()>) + Send>) {
         let mut core = self.core.lock();
         let now = core.check_alive();
-        if now.is_ok() && !core.committed.is_at_least(tid) {
+        if now.is_ok() && !core.committed.is_at_least(tid) && !core.is_idle_in(tid) {
             core.callbacks.push((tid, f));
             return;
         }
@@ -219,6 +219,12 @@ impl Journal {
 }
 
 impl Core {
+    /// Whether `tid` runs, has changed nothing yet, and nothing before it is under way.
+    fn is_idle_in(&self, tid: Tid) -> bool {
+        let running = self.running.as_ref().filter(|running| running.tx.tid == tid);
+        self.leading.is_none() && running.is_some_and(|running| running.tx.work.lock().is_empty())
+    }
+
     fn lock_running(&mut self, tid: Tid) {
         self.leading = Some(tid);
         if let Some(running) = &mut self.running {

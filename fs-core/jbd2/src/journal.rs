@@ -22,6 +22,8 @@ use crate::map::LogLocation;
 use crate::space::Space;
 use crate::stats::{Counters, Stats};
 
+const MAX_READ_AHEAD: usize = 1 << 20;
+
 /// How a journal is run.
 #[derive(Clone)]
 pub struct Options {
@@ -220,10 +222,11 @@ impl Journal {
         Ok(buf)
     }
 
-    /// Loads what is absent of a run with one request. Best effort: errors show up in the later
-    /// `read`, which also verifies.
+    /// Loads what is absent of a run with one request, of 1 MiB at most. Best effort: errors show up
+    /// in the later `read`, which also verifies.
     pub fn read_ahead(&self, first: BlockNo, count: u32) {
-        let end = first.0.saturating_add(u64::from(count)).min(self.blocks);
+        let count = u64::from(count).min((MAX_READ_AHEAD / self.block_size) as u64);
+        let end = first.0.saturating_add(count).min(self.blocks);
         let mut slots: Vec<(BlockNo, SlotGuard)> = Vec::new();
         for block in (first.0..end).map(BlockNo) {
             let (buf, _) = self.cache.get_or_insert(block);

@@ -375,6 +375,9 @@ fn callbacks_run_when_their_transaction_is_durable() {
         let told = told.clone();
         Box::new(move |result: jbd2::Result<()>| told.lock().unwrap().push((name, result.is_ok())))
     };
+    let empty = journal.start(Credits::blocks(1)).unwrap().tid();
+    journal.when_committed(empty, tell("empty"));
+    assert_eq!(told.lock().unwrap().drain(..).collect::<Vec<_>>(), [("empty", true)]);
     let first = write_all(&shape, &journal, &[(1, 1)]);
     journal.when_committed(first, tell("first"));
     assert!(told.lock().unwrap().is_empty());
