@@ -10,9 +10,7 @@ pub enum Error {
     #[error("{0}")]
     Options(String),
     /// The device is too small for a filesystem of this shape.
-    #[error(
-        "the device is too small: {blocks} blocks of {block_size} bytes do not hold a filesystem's metadata"
-    )]
+    #[error("too small: {blocks} blocks of {block_size} bytes do not hold a filesystem")]
     TooSmall {
         /// Blocks there are.
         blocks: u64,
@@ -38,7 +36,7 @@ pub enum Error {
         what: &'static str,
     },
     /// The superblock that the options lead to is not a valid one.
-    #[error("these options make no valid filesystem: {0}")]
+    #[error("these options make no valid filesystem")]
     Format(#[from] Corruption),
     /// The device failed.
     #[error(transparent)]

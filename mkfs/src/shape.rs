@@ -12,6 +12,8 @@ use zerocopy::little_endian::{U16, U32};
 use crate::error::{Error, Result};
 use crate::options::{Features, Options, Usage};
 
+/// Below this no combination of options makes a filesystem.
+const SMALLEST: u64 = 16 * 1024;
 const FIRST_INO: u32 = 11;
 const EXTRA_ISIZE: u16 = 32;
 const FAST_COMMIT_RATIO: u32 = 64;
@@ -199,6 +201,9 @@ fn inode_count(
             if options.inode_ratio.is_none() { count.min(u64::from(u32::MAX)) } else { count }
         }
     };
+    if bytes < SMALLEST {
+        return Err(Error::TooSmall { blocks, block_size });
+    }
     if inodes > u64::from(u32::MAX) {
         return refuse(format!("{inodes} inodes do not fit into 32 bits"));
     }
@@ -293,6 +298,9 @@ impl Asked<'_> {
                 continue;
             }
             let inodes_per_group = self.inodes_per_group(wanted as u32, groups);
+            if u64::from(inodes_per_group) * u64::from(groups) <= u64::from(FIRST_INO) {
+                return Err(too_small);
+            }
             let table = inodes_per_group * self.inode_size / self.block_size;
             let reserved_gdt = self.reserved_gdt(blocks, per_group, desc_blocks);
             let descs = if self.features.incompat.has(Incompat::META_BG) { 1 } else { desc_blocks };
@@ -317,10 +325,7 @@ impl Asked<'_> {
             }) {
                 last += 1 + u64::from(desc_blocks) + u64::from(reserved_gdt);
             }
-            if groups == 1 && rest > 0 && rest < last {
-                return Err(too_small);
-            }
-            if rest == 0 || rest >= last + 50 || groups == 1 {
+            if rest == 0 || rest >= last + 50 {
                 return Ok(dimensions);
             }
             blocks -= rest;

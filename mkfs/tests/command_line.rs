@@ -77,8 +77,11 @@ fn what_cannot_be_met_gets_one_clear_line() {
         assert_eq!(said.lines().count(), 1, "{args:?}: {said}");
         assert!(!image.exists(), "{args:?} left a file");
     }
-    for size in ["3", "20K", "x", "99999999999999T"] {
-        assert!(!mkfs(&[], &image, Some(size)).0, "{size}");
+    for (size, expected) in
+        [("3", "too small"), ("100K", "too small"), ("x", "invalid size"), ("9999999999P", "size")]
+    {
+        let (done, said) = mkfs(&[], &image, Some(size));
+        assert!(!done && said.contains(expected) && !image.exists(), "{size}: {said}");
     }
     for place in [dir.path(), Path::new("/dev/null"), &dir.path().join("no/such")] {
         let (done, said) = mkfs(&[], place, None);
