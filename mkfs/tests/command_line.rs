@@ -115,3 +115,27 @@ fn a_volume_at_an_offset_leaves_what_is_before_it() {
     let sb = ext4_format::superblock::SuperBlock::parse(superblock).unwrap();
     assert_eq!(sb.blocks_count().0, 4096);
 }
+
+#[test]
+fn a_mounted_image_is_refused_even_with_force() {
+    use std::process::Command as System;
+    if !rustix::process::geteuid().is_root() || !Path::new("/dev/loop-control").exists() {
+        assert!(std::env::var("CI").as_deref() != Ok("true"), "mounts need root and loop devices");
+        eprintln!("SKIPPED: mounts need root and loop devices");
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (image, place) = (dir.path().join("image"), dir.path().join("mounted"));
+    std::fs::create_dir(&place).unwrap();
+    assert!(mkfs(&["-q"], &image, Some("8M")).0);
+    assert!(System::new("mount").args(["-o", "loop"]).arg(&image).arg(&place).status().unwrap().success());
+    let (done, said) = mkfs(&["-F"], &image, None);
+    let device = System::new("findmnt").args(["-no", "SOURCE"]).arg(&place).output().unwrap();
+    let device = String::from_utf8(device.stdout).unwrap();
+    let (device_done, device_said) = mkfs(&["-F"], Path::new(device.trim()), None);
+    assert!(System::new("umount").arg(&place).status().unwrap().success());
+    let place = place.to_str().unwrap();
+    assert!(!done && said.contains("in use") && said.contains(place), "{said}");
+    assert!(!device_done && device_said.contains("in use") && device_said.contains(place), "{device_said}");
+    assert!(System::new("e2fsck").arg("-fn").arg(&image).status().unwrap().success());
+}
