@@ -111,19 +111,21 @@ impl DataPath {
     ) -> Result<()> {
         let ctx = self.map_ctx(inode);
         let mut core = inode.core.write();
+        let mut outcome = outcome;
         for run in placed.runs.iter().filter(|run| run.fresh) {
             let taken = Run { start: BlockNo(run.start), len: run.len() as u32 };
-            match outcome {
-                Ok(()) => {
-                    let at = file_block(run.blocks.start)?;
-                    extent::insert(&ctx, &tx, &mut core.map, at, taken, false)?;
-                }
-                Err(_) => self.alloc.free_blocks(&tx, taken.start, taken.len)?,
+            if outcome.is_err() {
+                self.alloc.free_blocks(&tx, taken.start, taken.len)?;
+                continue;
             }
+            let inserted = file_block(run.blocks.start)
+                .and_then(|at| extent::insert(&ctx, &tx, &mut core.map, at, taken, false));
+            outcome = inserted;
         }
         if outcome.is_ok() {
             core.disk.size = core.disk.size.max(end);
         }
+        // Even a failed insertion may have made pointer blocks.
         core.datasync_tid = Some(tx.tid());
         self.inodes.store(&tx, inode, &mut core)?;
         drop(core);

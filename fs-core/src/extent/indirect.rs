@@ -63,8 +63,52 @@ pub fn goal(ctx: &MapCtx<'_>, root: &MapRoot, at: FileBlock) -> Result<(BlockNo,
     Ok((ctx.alloc.goal_for(ctx.ino, true), false))
 }
 
-/// Sets the pointers of `run`, which lie beside each other ([`room`]).
+/// Sets the pointers of `run`, all or none. Pointer blocks that were made for it stay.
 pub fn insert(
+    ctx: &MapCtx<'_>,
+    handle: &Handle<'_>,
+    root: &mut MapRoot,
+    at: FileBlock,
+    run: Run,
+) -> Result<()> {
+    let mut done = 0;
+    while done < run.len {
+        let here = at.checked_add(done).ok_or(Posix::FileTooBig)?;
+        let start = BlockNo(run.start.0 + u64::from(done));
+        let len = room(ctx, here).min(run.len - done);
+        let inserted = match len {
+            0 => Err(Posix::FileTooBig.into()),
+            len => insert_beside(ctx, handle, root, here, Run { start, len }),
+        };
+        if let Err(error) = inserted {
+            for i in 0..done {
+                let place = holder_of(ctx, root, FileBlock(at.0 + i))?;
+                if let Some((holder, slot)) = place {
+                    set(handle, root, holder.as_ref(), slot, None)?;
+                }
+            }
+            return Err(error);
+        }
+        done += len;
+    }
+    Ok(())
+}
+
+/// What holds the pointer of `at`, if it is there, and in which slot.
+fn holder_of(ctx: &MapCtx<'_>, root: &MapRoot, at: FileBlock) -> Result<Option<(Option<Buffer>, u32)>> {
+    let Some(path) = codec::path(at, ctx.vol.block_size()) else { return Ok(None) };
+    let mut holder = None;
+    for slot in &path.slots[..path.levels] {
+        match with(root, holder.as_ref(), |bytes| codec::pointer(bytes, *slot)) {
+            Some(block) => holder = Some(read(ctx, block)?),
+            None => return Ok(None),
+        }
+    }
+    Ok(Some((holder, path.slots[path.levels])))
+}
+
+/// Sets pointers that stand beside each other ([`room`]).
+fn insert_beside(
     ctx: &MapCtx<'_>,
     handle: &Handle<'_>,
     root: &mut MapRoot,

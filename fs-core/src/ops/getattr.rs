@@ -54,7 +54,7 @@ impl Filesystem {
             block_size: self.vol.block_size(),
             blocks: self.vol.geo.blocks_count.saturating_sub(overhead),
             blocks_free: free,
-            blocks_available: free.saturating_sub(sb.reserved_blocks()),
+            blocks_available: free.saturating_sub(counts.withheld),
             files: self.vol.geo.inodes_count.into(),
             files_free: counts.free_inodes.into(),
             name_max: 255,

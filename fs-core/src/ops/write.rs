@@ -44,9 +44,9 @@ impl Filesystem {
         if data.is_empty() {
             return Ok(0);
         }
-        let (limit, flags) = {
+        let (limit, flags, has_extents) = {
             let core = inode.core.read();
-            (self.max_size(&core.map), core.disk.flags)
+            (self.max_size(&core.map), core.disk.flags, core.map.has_extents())
         };
         if flags & flag::IMMUTABLE != 0 {
             return Err(Posix::NotPermitted.into());
@@ -60,7 +60,9 @@ impl Filesystem {
         if mode != WriteMode::Writeback {
             self.data.touch(&inode);
         }
-        if mode == WriteMode::Direct {
+        // Indirect maps have no pool that their pointer blocks could come from later, so a full
+        // volume must be told now.
+        if mode == WriteMode::Direct || !has_extents {
             return self.data.write_direct(&inode, offset, data, privileged);
         }
         self.data.throttle(&inode);

@@ -2,5 +2,6 @@
 //! judged by e2fsck, dumpe2fs and a model in memory.
 
 mod allocator;
+mod full;
 mod maps;
 mod rig;

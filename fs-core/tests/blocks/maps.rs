@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use ext4_format::csum::Csum;
 use ext4_format::inode::{Inode, flag};
-use ext4_format::{FileBlock, Ino};
-use fs_core::alloc::Depth;
+use ext4_format::{BlockNo, FileBlock, Ino};
+use fs_core::alloc::{BlockRequest, Depth};
 use fs_core::error::{Error, Posix};
 use fs_core::extent::{self, AllocHow, MapCtx, MapRoot, Mapping, Progress};
 use fs_core::tx::{self, Tx};
@@ -353,6 +353,45 @@ fn large_extents_respect_their_limits() {
     let past = file.allocate(u32::MAX, 1, false);
     assert!(matches!(past, Err(Error::Posix(Posix::FileTooBig))), "{past:?}");
     file.finish(&image, before);
+}
+
+#[test]
+fn an_indirect_run_may_cross_pointer_blocks() {
+    if !judges_present() {
+        return;
+    }
+    let image = prepared("-t ext2 -b 1024 -m 0 -N 16", "2M");
+    let mut file = File::open(&image, FILE);
+    let before = file.rig.alloc.counts().free_blocks;
+    let mut model = Model::new();
+    let map = |file: &mut File, at: u32, fill: bool| {
+        let credits = Credits::blocks(3 * extent::allocate_credits(&file.map, 1) + 64);
+        file.change(credits, |ctx, tx, map| {
+            let goal = BlockNo(500);
+            let take = |want, goal| {
+                let depth = Depth::Ordinary;
+                let request = BlockRequest { goal, want, continues: true, depth, reserved: None };
+                ctx.alloc.alloc_blocks(tx, request)
+            };
+            let run = take(400, goal)?;
+            if fill {
+                while take(1000, goal).is_ok() {}
+            }
+            extent::insert(ctx, tx, map, FileBlock(at), run, false).map(|()| run)
+        })
+    };
+    // From the direct pointers over the indirect block into the double indirect ones.
+    let run = map(&mut file, 7, false).unwrap();
+    assert!(run.len > 300);
+    record(&mut model, 7, extent::Segment { mapping: Mapping::Written(run.start), len: run.len });
+    file.assert_is(&model, 0..2000, "inserted");
+    file.rig.commit();
+    // Again where no pointer block can be had: nothing is mapped, and the run is free again.
+    let failed = map(&mut file, 12 + 256 * 3 - 5, true);
+    assert!(matches!(failed, Err(Error::NoSpace)), "{failed:?}");
+    file.assert_is(&model, 0..2000, "failed");
+    let used = before - u64::from(run.len) - file.rig.alloc.counts().free_blocks;
+    assert!(used > 0, "the volume was filled");
 }
 
 #[test]
