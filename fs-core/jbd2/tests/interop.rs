@@ -64,7 +64,9 @@ impl Image {
         }
         let image = Image { dir, block_size };
         let (size, path, tree) = (block_size.to_string(), image.path(), tree);
-        let mut args = vec!["-q", "-F", "-t", "ext4", "-b", &size, "-d", tree.to_str().unwrap()];
+        // The smallest log: 1024 blocks.
+        let log = format!("size={}", block_size / 1024);
+        let mut args = vec!["-q", "-F", "-t", "ext4", "-b", &size, "-J", &log, "-d", tree.to_str().unwrap()];
         args.extend(options);
         args.extend([path.to_str().unwrap(), "48M"]);
         run("mke2fs", &args);
@@ -157,14 +159,22 @@ fn leave_dirty(image: &Image, checksum: LogChecksum) {
         handle.write(&buf).unwrap()[..bytes.len()].copy_from_slice(bytes);
     };
 
-    // A checkpointed beginning, so that the tail is somewhere inside.
-    for round in 0..3 {
-        let handle = journal.start(Credits::blocks(1)).unwrap();
-        fill(&handle, a, &[b'0' + round; 16]);
+    // Around the ring until a few blocks before its end: what is left dirty lies across the wrap.
+    let mut head = 0;
+    let mut rewrite = |count: u64| {
+        let handle = journal.start(Credits::blocks(count as u32)).unwrap();
+        for block in (0..count).map(|i| inode_block + i) {
+            let buf = journal.read(BlockNo(block), any).unwrap();
+            drop(handle.write(&buf).unwrap());
+        }
         handle.finish().unwrap();
         journal.commit_running().unwrap();
-    }
-    journal.checkpoint(Checkpoint::All).unwrap();
+        head += journal.stats().log_used;
+        journal.checkpoint(Checkpoint::All).unwrap();
+        journal.stats().log_size - head
+    };
+    while rewrite(60) > 100 {}
+    while rewrite(1) > 6 {}
 
     let handle = journal.start(Credits::blocks(8)).unwrap();
     fill(&handle, a, &vec![b'A'; bs]);
@@ -286,9 +296,10 @@ fn the_kernel_replays_our_log() {
     }
 }
 
-/// Work that fills a kernel's log: files, directories grown and removed again (revokes), everything synced.
+/// Work that goes around a kernel's log: files, directories grown and removed again (revokes), everything synced.
 const WORK: &str = r#"
     set -e; cd "$1"
+    for i in $(seq 1 120); do mkdir t$i; echo > t$i/f; sync -f .; rm -r t$i; done
     for i in $(seq 1 12); do
         mkdir dir$i
         for j in $(seq 1 60); do echo "$i $j" > dir$i/a_file_with_a_rather_long_name_to_fill_blocks_$j; done
