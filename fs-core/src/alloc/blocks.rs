@@ -6,9 +6,10 @@ use ext4_format::{BlockNo, GroupNo};
 use jbd2::Handle;
 
 use super::Allocator;
-use super::group::Group;
 use super::orders::order_for;
+use super::runs::FreeRuns;
 use super::space::{Depth, Reservation};
+use super::windows::Stream;
 use crate::error::{Error, Result};
 
 /// What is wanted.
@@ -21,6 +22,8 @@ pub struct BlockRequest<'a> {
     /// Whether the goal continues an extent, so that even a short run there is better than a
     /// long one elsewhere.
     pub continues: bool,
+    /// The file that grows by it, if it is one that grows at its end step by step.
+    pub stream: Option<Stream>,
     /// Who asks, when nothing was promised.
     pub depth: Depth,
     /// The promise that the blocks are counted against, as far as it reaches.
@@ -31,7 +34,7 @@ impl BlockRequest<'_> {
     /// One block near `goal`.
     #[must_use]
     pub fn one(goal: BlockNo, depth: Depth) -> Self {
-        BlockRequest { goal, want: 1, continues: false, depth, reserved: None }
+        BlockRequest { goal, want: 1, continues: false, stream: None, depth, reserved: None }
     }
 }
 
@@ -51,8 +54,8 @@ enum Fit {
     Whole { from: u32 },
     /// This block and what follows, if that is all or `continues`.
     At { index: u32, continues: bool },
-    /// The longest.
-    Longest,
+    /// The longest, if it has at least so many.
+    Longest { least: u32 },
 }
 
 impl Allocator {
@@ -68,7 +71,10 @@ impl Allocator {
         if claimed == 0 {
             return Err(Error::NoSpace);
         }
-        let found = self.search(handle, &request, claimed as u32);
+        let mut found = self.search(handle, &request, claimed as u32);
+        if matches!(found, Err(Error::NoSpace)) && self.give_up_all() {
+            found = self.search(handle, &request, claimed as u32);
+        }
         let used = found.as_ref().map_or(0, |run| u64::from(run.len));
         self.space.taken(used);
         match request.reserved {
@@ -81,16 +87,18 @@ impl Allocator {
     fn search(&self, handle: &Handle<'_>, request: &BlockRequest<'_>, want: u32) -> Result<Run> {
         let geo = &self.vol.geo;
         let (no, index) = geo.locate_block(request.goal).unwrap_or((GroupNo(0), 0));
-        let continues = request.continues;
-        if self.orders.has_any(no.0) {
+        let (continues, stream) = (request.continues, request.stream);
+        let take = |no, fits: &[Fit]| self.take(handle, no, want, fits, stream);
+        // A group that looks full may still hold the file's own window.
+        if self.orders.has_any(no.0) || stream.is_some() {
             let fits = [Fit::At { index, continues }, Fit::Whole { from: index }, Fit::Whole { from: 0 }];
-            if let Some(run) = self.take_from(handle, no, want, &fits)? {
+            if let Some(run) = take(no, &fits)? {
                 return Ok(run);
             }
         }
         // In one piece, anywhere: these groups have it, unless somebody was faster.
         for no in self.orders.groups(order_for(want), no.0) {
-            if let Some(run) = self.take_from(handle, GroupNo(no), want, &[Fit::Whole { from: 0 }])? {
+            if let Some(run) = take(GroupNo(no), &[Fit::Whole { from: 0 }])? {
                 return Ok(run);
             }
         }
@@ -98,7 +106,7 @@ impl Allocator {
         // is corrected and a later round comes back to it.
         for order in (0..order_for(want)).rev() {
             for no in self.orders.groups(order, no.0) {
-                if let Some(run) = self.take_longest(handle, GroupNo(no), want, 1 << order)? {
+                if let Some(run) = take(GroupNo(no), &[Fit::Longest { least: 1 << order }])? {
                     return Ok(run);
                 }
             }
@@ -106,56 +114,59 @@ impl Allocator {
         Err(Error::NoSpace)
     }
 
-    fn take_longest(&self, handle: &Handle<'_>, no: GroupNo, want: u32, least: u32) -> Result<Option<Run>> {
-        let Some(mut group) = self.with_blocks_or_skip(no)? else { return Ok(None) };
-        if group.longest() < least {
-            return Ok(None);
-        }
-        self.take(handle, no, &mut group, want, &[Fit::Longest])
-    }
-
-    fn take_from(&self, handle: &Handle<'_>, no: GroupNo, want: u32, fits: &[Fit]) -> Result<Option<Run>> {
-        let Some(mut group) = self.with_blocks_or_skip(no)? else { return Ok(None) };
-        self.take(handle, no, &mut group, want, fits)
-    }
-
-    /// Group `no` ready for a search. One that turns out damaged is recorded and passed over, as
-    /// long as the volume may still be written to.
-    fn with_blocks_or_skip(&self, no: GroupNo) -> Result<Option<crate::sync::LockGuard<'_, Group>>> {
-        match self.with_blocks(no) {
-            Err(Error::Corrupt(_)) => self.vol.writable().map(|()| None),
-            other => other,
-        }
-    }
-
-    /// Takes the first of `fits` that the group has.
+    /// Takes the first of `fits` that group `no` has. A group that turns out damaged is recorded
+    /// and passed over, as long as the volume may still be written to.
     fn take(
         &self,
         handle: &Handle<'_>,
         no: GroupNo,
-        group: &mut Group,
         want: u32,
         fits: &[Fit],
+        stream: Option<Stream>,
     ) -> Result<Option<Run>> {
-        let Some(map) = &group.blocks else { return Ok(None) };
-        let runs = &map.runs;
-        let found = fits.iter().find_map(|fit| match *fit {
+        let locked = match self.with_blocks(no) {
+            Err(Error::Corrupt(_)) => self.vol.writable().map(|()| None),
+            other => other,
+        }?;
+        let Some(mut locked) = locked else { return Ok(None) };
+        let group = &mut *locked;
+        if let Some(stream) = stream {
+            self.open_window(group, stream.owner);
+        }
+        let found =
+            group.blocks.as_ref().and_then(|map| fits.iter().find_map(|fit| fit.find(&map.runs, want)));
+        if let Some((index, len)) = found {
+            self.mark_blocks(handle, no, group, index..index + len, true)?;
+            if let Some(map) = &mut group.blocks {
+                map.runs.set(index..index + len, false);
+            }
+            if let Some(stream) = stream {
+                self.keep_window(group, stream, index + len);
+            }
+        }
+        self.orders.set(no.0, group.longest());
+        drop(locked);
+        let Some((index, len)) = found else { return Ok(None) };
+        if let Some(stream) = stream {
+            self.note_window(stream.owner, no);
+        }
+        Ok(Some(Run { start: BlockNo(self.vol.geo.group_first_block(no).0 + u64::from(index)), len }))
+    }
+}
+
+impl Fit {
+    /// The first block and the length of the run that fits.
+    fn find(self, runs: &FreeRuns, want: u32) -> Option<(u32, u32)> {
+        match self {
             Fit::At { index, continues } => {
                 let len = runs.run_at(index, want);
                 (len == want || (continues && len > 0)).then_some((index, len))
             }
             Fit::Whole { from } => runs.find(from, want).map(|at| (at, want)),
-            Fit::Longest => match runs.longest() {
-                0 => None,
+            Fit::Longest { least } => match runs.longest() {
+                longest if longest < least => None,
                 longest => runs.find(0, longest).map(|at| (at, longest.min(want))),
             },
-        });
-        let Some((index, len)) = found else { return Ok(None) };
-        self.mark_blocks(handle, no, group, index..index + len, true)?;
-        if let Some(map) = &mut group.blocks {
-            map.runs.set(index..index + len, false);
-            self.orders.set(no.0, map.runs.longest());
         }
-        Ok(Some(Run { start: BlockNo(self.vol.geo.group_first_block(no).0 + u64::from(index)), len }))
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! The descriptor is always here. The block bitmap is in one of three states: *unread* (`blocks`
 //! is `None`), *in memory*, or *damaged*, which is final. What is in memory is the on-disk bitmap
-//! less the runs in `held`, which are clear on disk and still must not be handed out.
+//! less the runs in `held` and `windows`, which are clear on disk and still not handed out.
 
 use std::ops::Range;
 
@@ -13,6 +13,7 @@ use jbd2::{Buffer, Handle};
 
 use super::Allocator;
 use super::runs::FreeRuns;
+use super::windows::Window;
 use crate::error::Result;
 
 /// Clear in the bitmap, but not to be handed out.
@@ -43,6 +44,7 @@ pub(super) struct Group {
     /// No inode below this index is free.
     pub first_free_inode: u32,
     pub held: Vec<Held>,
+    pub windows: Vec<Window>,
     pub damaged_blocks: bool,
     pub damaged_inodes: bool,
 }
@@ -55,6 +57,7 @@ impl Group {
             inodes: None,
             first_free_inode: 0,
             held: Vec::new(),
+            windows: Vec::new(),
             damaged_blocks: false,
             damaged_inodes: false,
         }
@@ -65,8 +68,13 @@ impl Group {
         if self.damaged_blocks {
             return 0;
         }
-        let held: u32 = self.held.iter().map(|h| h.blocks.end - h.blocks.start).sum();
+        let held: u32 = self.not_to_hand_out().map(|blocks| blocks.end - blocks.start).sum();
         self.desc.free_blocks.saturating_sub(held)
+    }
+
+    /// Runs that are clear on disk and not to be handed out.
+    fn not_to_hand_out(&self) -> impl Iterator<Item = &Range<u32>> {
+        self.held.iter().map(|held| &held.blocks).chain(self.windows.iter().map(|window| &window.blocks))
     }
 
     /// The longest run that can be hoped for.
@@ -195,8 +203,8 @@ impl Allocator {
             }
         }
         let mut runs = FreeRuns::from_bitmap(bitmap, len);
-        for held in &group.held {
-            runs.set(held.blocks.clone(), false);
+        for blocks in group.not_to_hand_out() {
+            runs.set(blocks.clone(), false);
         }
         Ok(runs)
     }

@@ -25,6 +25,7 @@ mod release;
 mod runs;
 mod space;
 mod trim;
+mod windows;
 mod zone;
 
 use std::collections::VecDeque;
@@ -49,6 +50,7 @@ pub use blocks::{BlockRequest, Run};
 pub use inodes::InodeKind;
 pub use space::{Depth, Reservation};
 pub use trim::TrimRange;
+pub use windows::Stream;
 
 /// Blocks that [`Allocator::alloc_blocks`] changes: a bitmap and a descriptor block.
 pub const ALLOC_CREDITS: u32 = 2;
@@ -105,6 +107,8 @@ pub struct Allocator {
     overhead: u64,
     /// Groups that have blocks waiting for a transaction, oldest transaction first.
     waiting: RankedMutex<VecDeque<release::Waiting>>,
+    /// Files that have blocks kept for them, the longest unused first.
+    windows: RankedMutex<windows::Windows>,
     /// Groups whose free runs are in memory, in the order of loading.
     loaded: RankedMutex<VecDeque<GroupNo>>,
     /// Free blocks and inodes as last written to the superblock.
@@ -176,6 +180,7 @@ impl Allocator {
             overhead: u64::from(geo.first_data_block) + zone.blocks(),
             zone,
             waiting: RankedMutex::new(Rank::Leaf, VecDeque::new()),
+            windows: RankedMutex::new(Rank::Leaf, VecDeque::new()),
             loaded: RankedMutex::new(Rank::Leaf, VecDeque::new()),
             written: RankedMutex::new(Rank::Leaf, (sb.free_blocks(), sb.free_inodes())),
             vol,

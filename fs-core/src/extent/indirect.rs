@@ -5,7 +5,7 @@ use ext4_format::indirect::{self as codec, DIRECT};
 use ext4_format::{BlockNo, FileBlock};
 use jbd2::{Buffer, Credits, Handle};
 
-use super::{BlockRange, KEEP, MapCtx, MapRoot, Mapping, Progress, Segment};
+use super::{BlockRange, Goal, KEEP, MapCtx, MapRoot, Mapping, Progress, Segment};
 use crate::alloc::Run;
 use crate::error::{Posix, Result};
 
@@ -53,14 +53,16 @@ pub fn room(ctx: &MapCtx<'_>, at: FileBlock) -> u32 {
     })
 }
 
-/// Where a block for `at` had best lie, and whether that continues what lies before it.
-pub fn goal(ctx: &MapCtx<'_>, root: &MapRoot, at: FileBlock) -> Result<(BlockNo, bool)> {
-    if let Some(before) = at.0.checked_sub(1)
-        && let Mapping::Written(block) = lookup(ctx, root, FileBlock(before), 1)?.mapping
-    {
-        return Ok((BlockNo(block.0 + 1), true));
-    }
-    Ok((ctx.alloc.goal_for(ctx.ino, true), false))
+/// Where a block for `at` had best lie.
+pub fn goal(ctx: &MapCtx<'_>, root: &MapRoot, at: FileBlock) -> Result<Goal> {
+    let before = match at.0.checked_sub(1) {
+        Some(before) => lookup(ctx, root, FileBlock(before), 1)?.mapping,
+        None => Mapping::Hole,
+    };
+    Ok(match before {
+        Mapping::Written(block) => Goal { block: BlockNo(block.0 + 1), continues: true, appends: true },
+        _ => Goal { block: ctx.alloc.goal_for(ctx.ino, true), continues: false, appends: false },
+    })
 }
 
 /// Sets the pointers of `run`, all or none. Pointer blocks that were made for it stay.
@@ -122,7 +124,7 @@ fn insert_beside(
         let next = match found {
             Some(block) => read(ctx, block)?,
             None => {
-                let block = ctx.new_map_block(handle, root, run.start)?;
+                let block = ctx.new_map_block(handle, root)?;
                 let buffer = handle.create(block)?;
                 set(handle, root, holder.as_ref(), *slot, Some(block))?;
                 buffer

@@ -21,7 +21,7 @@ mod tree;
 use ext4_format::{BlockNo, Corruption, FileBlock, Ino, What, extent as codec};
 use jbd2::{Credits, Handle};
 
-use crate::alloc::{ALLOC_CREDITS, Allocator, BlockRequest, Depth, Reservation, Run};
+use crate::alloc::{ALLOC_CREDITS, Allocator, BlockRequest, Depth, Reservation, Run, Stream};
 use crate::error::{Error, Posix, Result};
 use crate::volume::Volume;
 
@@ -147,6 +147,19 @@ pub fn lookup(ctx: &MapCtx<'_>, root: &MapRoot, at: FileBlock, max: u32) -> Resu
     Ok(found)
 }
 
+/// Where a block had best lie.
+struct Goal {
+    block: BlockNo,
+    /// It continues what lies before it.
+    continues: bool,
+    /// Nothing is mapped behind it.
+    appends: bool,
+}
+
+/// Least and most blocks that are kept free behind a file that grows.
+const MIN_AHEAD: u32 = 8;
+const MAX_AHEAD: u32 = 2048;
+
 /// Allocates up to `want` blocks for the hole at `at`, in one run, without mapping them.
 /// [`ALLOC_CREDITS`].
 ///
@@ -171,12 +184,15 @@ pub fn take(
     if !root.extents {
         room = indirect::room(ctx, at).into();
     }
-    let (goal, continues) = match root.extents {
+    let Goal { block: goal, continues, appends } = match root.extents {
         true => tree::goal(ctx, root, at)?,
         false => indirect::goal(ctx, root, at)?,
     };
     let want = want.min(codec::Extent::max_len(how.unwritten)).min(room.min(u32::MAX.into()) as u32);
-    let request = BlockRequest { goal, want, continues, depth: how.depth, reserved: how.reserved };
+    // The longer a file has grown already, the more it is likely to grow by.
+    let ahead = at.0.clamp(MIN_AHEAD, MAX_AHEAD).min(ctx.vol.geo.blocks_per_group / 8);
+    let stream = (appends && at.0 > 0).then_some(Stream { owner: ctx.ino, ahead });
+    let request = BlockRequest { goal, want, continues, stream, depth: how.depth, reserved: how.reserved };
     let run = ctx.alloc.alloc_blocks(handle, request)?;
     if !root.extents && run.start.0 + u64::from(run.len) > u64::from(u32::MAX) {
         ctx.alloc.free_blocks(handle, run.start, run.len)?;
@@ -277,6 +293,7 @@ pub fn remove(
     if range.is_empty() {
         return Ok(Progress::Done);
     }
+    ctx.alloc.close_stream(ctx.ino);
     match root.extents {
         true => range::remove(ctx, handle, root, range, metadata),
         false => indirect::remove(ctx, handle, root, range, metadata),
@@ -377,9 +394,10 @@ impl MapCtx<'_> {
         self.vol.corrupt(Corruption::new(What::ExtentNode, field, found, expected).in_inode(self.ino))
     }
 
-    /// A block for the map itself. Data that was accepted must not fail for want of it, so the
-    /// pool may be used.
-    fn new_map_block(&self, handle: &Handle<'_>, root: &mut MapRoot, goal: BlockNo) -> Result<BlockNo> {
+    /// A block for the map itself, away from the data, which it would tear apart. Data that was
+    /// accepted must not fail for want of it, so the pool may be used.
+    fn new_map_block(&self, handle: &Handle<'_>, root: &mut MapRoot) -> Result<BlockNo> {
+        let goal = self.alloc.goal_for(self.ino, false);
         let run = self.alloc.alloc_blocks(handle, BlockRequest::one(goal, Depth::Pool))?;
         root.sectors += self.sectors_per_block();
         Ok(run.start)

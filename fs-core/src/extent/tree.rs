@@ -5,7 +5,7 @@ use ext4_format::{BlockNo, FileBlock};
 use jbd2::Handle;
 
 use super::path::{self, Path};
-use super::{MapCtx, MapRoot, Mapping, Segment};
+use super::{Goal, MapCtx, MapRoot, Mapping, Segment};
 use crate::error::Result;
 
 pub fn lookup(ctx: &MapCtx<'_>, root: &MapRoot, at: FileBlock, max: u32) -> Result<Segment> {
@@ -37,21 +37,26 @@ pub fn lookup(ctx: &MapCtx<'_>, root: &MapRoot, at: FileBlock, max: u32) -> Resu
     Ok(Segment { mapping: Mapping::Hole, len })
 }
 
-/// Where a block for `at` had best lie, and whether that continues an extent.
-pub fn goal(ctx: &MapCtx<'_>, root: &MapRoot, at: FileBlock) -> Result<(BlockNo, bool)> {
+/// Where a block for `at` had best lie.
+pub fn goal(ctx: &MapCtx<'_>, root: &MapRoot, at: FileBlock) -> Result<Goal> {
     let path = path::descend(ctx, root, at)?;
     let leaf = path.leaf();
-    let bytes = path::bytes(root, leaf);
-    let node = Node::parse(&bytes)?;
-    if let Some(left) = leaf.slot.and_then(|slot| node.extent(slot)) {
-        let distance = u64::from(at.0) - u64::from(left.first.0);
-        return Ok((BlockNo(left.start.0.saturating_add(distance)), left.end() == u64::from(at.0)));
-    }
-    if let Some(right) = node.extent(0) {
-        let distance = u64::from(right.first.0) - u64::from(at.0);
-        return Ok((BlockNo(right.start.0.saturating_sub(distance)), false));
-    }
-    Ok((ctx.alloc.goal_for(ctx.ino, true), false))
+    let behind = leaf.slot.map_or(0, |slot| slot + 1);
+    let (left, right) =
+        path::view(root, leaf, |node| (leaf.slot.and_then(|slot| node.extent(slot)), node.extent(behind)))?;
+    let appends = right.is_none() && leaf.end == u64::from(u32::MAX);
+    let (block, continues) = match (left, right) {
+        (Some(left), _) => {
+            let distance = u64::from(at.0) - u64::from(left.first.0);
+            (BlockNo(left.start.0.saturating_add(distance)), left.end() == u64::from(at.0))
+        }
+        (None, Some(right)) => {
+            let distance = u64::from(right.first.0) - u64::from(at.0);
+            (BlockNo(right.start.0.saturating_sub(distance)), false)
+        }
+        (None, None) => (ctx.alloc.goal_for(ctx.ino, true), false),
+    };
+    Ok(Goal { block, continues, appends })
 }
 
 pub fn end(ctx: &MapCtx<'_>, root: &MapRoot) -> Result<u64> {
@@ -85,8 +90,7 @@ pub fn with_room(
 
 /// Moves everything in the root into a new block below it.
 fn grow(ctx: &MapCtx<'_>, handle: &Handle<'_>, root: &mut MapRoot) -> Result<()> {
-    let goal = ctx.alloc.goal_for(ctx.ino, true);
-    let block = ctx.new_map_block(handle, root, goal)?;
+    let block = ctx.new_map_block(handle, root)?;
     let buffer = handle.create(block)?;
     let mut bytes = handle.write(&buffer)?;
     let grown = NodeMut::parse(&mut root.block)?.grow_depth(&mut bytes, block);
@@ -107,8 +111,7 @@ fn split(
     let child = &path.levels[parent + 1];
     let slot = child.slot.map_or(0, |slot| slot + 1);
     let at = if slot >= child.len { child.len.saturating_sub(1) } else { child.len / 2 };
-    let goal = child.buffer.as_ref().map_or(BlockNo(0), jbd2::Buffer::block);
-    let block = ctx.new_map_block(handle, root, goal)?;
+    let block = ctx.new_map_block(handle, root)?;
     let buffer = handle.create(block)?;
     let first = {
         let mut right = handle.write(&buffer)?;
