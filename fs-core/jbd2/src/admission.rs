@@ -62,24 +62,30 @@ impl Journal {
 
     pub(crate) fn admit(&self, credits: Credits) -> Result<Arc<Transaction>> {
         let mut core = self.core.lock();
+        let mut led = false;
         while core.serving == core.next_ticket {
             core.check_alive()?;
             match self.room(&core, credits) {
                 Room::Enough => return Ok(core.join(credits, self.closing())),
-                // No queue for that: the next transaction takes everybody who waits for it.
-                Room::Locked => self.admission.wait(&mut core),
-                Room::Full(_) | Room::Short(_) => break,
+                // Who commits a full transaction lets everybody else into the next one meanwhile; if that
+                // is full too when it comes back, it queues.
+                Room::Full(_) if led => break,
+                Room::Short(_) => break,
+                room => {
+                    led = matches!(room, Room::Full(_)) && core.leading.is_none();
+                    self.make_room(&mut core, &room)?;
+                }
             }
         }
         let ticket = core.next_ticket;
         core.next_ticket += 1;
-        let admitted = self.wait_for_room(&mut core, ticket, credits);
+        let admitted = self.wait_in_queue(&mut core, ticket, credits);
         core.serving += 1;
         self.admission.notify_all();
         admitted
     }
 
-    fn wait_for_room(
+    fn wait_in_queue(
         &self,
         core: &mut MutexGuard<'_, Core>,
         ticket: u64,
@@ -93,9 +99,25 @@ impl Journal {
             core.check_alive()?;
             match self.room(core, credits) {
                 Room::Enough => return Ok(core.join(credits, self.closing())),
-                Room::Locked => self.admission.wait(core),
-                Room::Short(goal) => self.wait_for_space(core, goal)?,
-                Room::Full(tid) => MutexGuard::unlocked(core, || self.commit_or_drain(tid, true))?,
+                room => self.make_room(core, &room)?,
+            }
+        }
+    }
+
+    /// Does what `room` lacks, or waits for the commit under way that will.
+    fn make_room(&self, core: &mut MutexGuard<'_, Core>, room: &Room) -> Result<()> {
+        let oldest = core.space.logged.front().map(|logged| logged.tid);
+        match *room {
+            Room::Full(tid) if core.leading.is_none() => {
+                MutexGuard::unlocked(core, || self.commit_or_drain(tid, true))
+            }
+            // Something in the log is committed, and can go home.
+            Room::Short(goal) if core.leading.is_none() || oldest != core.leading => {
+                MutexGuard::unlocked(core, || self.free_log(goal))
+            }
+            _ => {
+                self.admission.wait(core);
+                Ok(())
             }
         }
     }
@@ -111,18 +133,6 @@ impl Journal {
                 Room::Short((need as u32).saturating_add(log.size() / 8).min(log.size()))
             }
             _ => Room::Enough,
-        }
-    }
-
-    /// Frees log space, or waits for the commit that alone holds it.
-    fn wait_for_space(&self, core: &mut MutexGuard<'_, Core>, goal: u32) -> Result<()> {
-        let oldest = core.space.logged.front().map(|logged| logged.tid);
-        match core.leading {
-            Some(leading) if oldest.is_none_or(|oldest| oldest == leading) => {
-                self.commit_ended.wait(core);
-                Ok(())
-            }
-            _ => MutexGuard::unlocked(core, || self.free_log(goal)),
         }
     }
 

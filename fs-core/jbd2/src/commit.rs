@@ -197,6 +197,7 @@ impl Journal {
             core.committed = tid;
             core.leading = None;
             self.commit_ended.notify_all();
+            self.admission.notify_all();
             core.callbacks.extract_if(.., |(wanted, _)| tid.is_at_least(*wanted)).collect()
         };
         for (_, callback) in due {

@@ -244,7 +244,7 @@ fn a_small_log_under_pressure_lets_everybody_through() {
     assert_eq!(journal.stats().log_used, 0);
 }
 
-/// A device whose writes to one block wait at a gate, and that keeps a diary.
+/// A device whose writes to a range wait at a gate, and that keeps a diary.
 struct Gate {
     disk: MemDevice,
     guarded: std::ops::Range<u64>,
@@ -261,12 +261,16 @@ impl BlockDevice for Gate {
     }
     fn write_at(&self, offset: u64, buf: &[u8]) -> blockdev::Result<()> {
         if self.guarded.contains(&offset) {
-            self.diary.lock().unwrap().push("home write begins");
-            while !self.open.load(Ordering::Acquire) {
+            self.diary.lock().unwrap().push("guarded write begins");
+            // Not for ever: a test that waits for what never comes should fail, not hang.
+            for _ in 0..2_000_000 {
+                if self.open.load(Ordering::Acquire) {
+                    break;
+                }
                 std::thread::yield_now();
             }
             self.disk.write_at(offset, buf)?;
-            self.diary.lock().unwrap().push("home write ends");
+            self.diary.lock().unwrap().push("guarded write ends");
             return Ok(());
         }
         self.disk.write_at(offset, buf)
@@ -316,7 +320,7 @@ fn a_block_is_not_given_back_while_an_older_version_is_on_its_way_home() {
     diary.lock().unwrap().clear();
     std::thread::scope(|scope| {
         scope.spawn(|| journal.checkpoint(Checkpoint::All).unwrap());
-        wait_for("home write begins", 1);
+        wait_for("guarded write begins", 1);
         let handle = journal.start(Credits { blocks: 1, revokes: 1 }).unwrap();
         handle.forget(BlockNo(5)).unwrap();
         let tid = handle.tid();
@@ -334,5 +338,35 @@ fn a_block_is_not_given_back_while_an_older_version_is_on_its_way_home() {
     });
     let diary = diary.lock().unwrap();
     let at = |entry| diary.iter().position(|seen| *seen == entry).unwrap();
-    assert!(at("home write ends") < at("committed"), "{diary:?}");
+    assert!(at("guarded write ends") < at("committed"), "{diary:?}");
+}
+
+#[test]
+fn starts_go_on_while_the_start_that_met_a_full_transaction_commits_it() {
+    let shape = Shape::small();
+    let diary = Arc::new(Mutex::new(Vec::new()));
+    let dev = Arc::new(Gate {
+        disk: MemDevice::from_image(blank(&shape)),
+        // The log.
+        guarded: shape.at(HOMES)..shape.at(shape.blocks()),
+        open: AtomicBool::new(true),
+        diary: diary.clone(),
+    });
+    let journal = shape.open(dev.clone());
+    let full = write_all(&shape, &journal, &[(1, 1), (2, 2), (3, 3), (4, 4), (5, 5), (6, 6), (7, 7)]);
+    dev.open.store(false, Ordering::Release);
+    std::thread::scope(|scope| {
+        let journal = &journal;
+        scope.spawn(|| drop(journal.start(Credits::blocks(8)).unwrap()));
+        while !diary.lock().unwrap().contains(&"guarded write begins") {
+            std::thread::yield_now();
+        }
+        assert_eq!(write_all(&shape, journal, &[(8, 8)]), full.next());
+        diary.lock().unwrap().push("started");
+        dev.open.store(true, Ordering::Release);
+    });
+    let diary = diary.lock().unwrap();
+    let at = |entry| diary.iter().position(|seen| *seen == entry).unwrap();
+    assert!(at("started") < at("guarded write ends"), "{diary:?}");
+    assert!(journal.is_committed(full));
 }
