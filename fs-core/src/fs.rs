@@ -12,6 +12,7 @@ use crate::data::DataPath;
 use crate::dir;
 use crate::extent::MapCtx;
 use crate::inode::{Inode, Orphans, Table};
+use crate::mmp::Claim;
 use crate::sync::RankedMutex;
 use crate::volume::Volume;
 use crate::xattr::XattrCache;
@@ -32,6 +33,8 @@ pub struct Filesystem {
     /// Inodes that were busy when the kernel forgot them.
     pub(crate) leaving: RankedMutex<BTreeSet<Ino>>,
     pub(crate) background: Background,
+    /// The claim on a volume with multi-mount protection, while it is mounted for writing.
+    pub(crate) claim: Option<Claim>,
 }
 
 impl Filesystem {

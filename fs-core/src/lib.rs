@@ -8,6 +8,7 @@ pub mod error;
 pub mod extent;
 pub mod fs;
 pub mod inode;
+mod mmp;
 pub mod mount;
 pub mod ops;
 pub mod sync;

@@ -21,6 +21,7 @@ use crate::error::{Error, Result};
 use crate::extent::MapCtx;
 use crate::fs::{Filesystem, Observer};
 use crate::inode::{Orphans, Table};
+use crate::mmp::{self, Claim};
 use crate::sync::{Rank, RankedMutex};
 use crate::types::MountOptions;
 use crate::volume::Volume;
@@ -56,6 +57,14 @@ pub enum MountError {
         volume: u64,
         /// Size of the device, in bytes.
         device: u64,
+    },
+    /// Multi-mount protection says that another host has the volume mounted, or is checking it.
+    #[error("the volume is in use on host '{host}' (device {device})")]
+    InUse {
+        /// The host, as it calls itself.
+        host: String,
+        /// The device there.
+        device: String,
     },
     /// The options contradict each other or the volume.
     #[error("{0}")]
@@ -96,6 +105,7 @@ impl Filesystem {
     ) -> std::result::Result<Arc<Filesystem>, MountError> {
         let mut sb = read_superblock(dev.as_ref(), &opts)?;
         judge(&sb, dev.as_ref(), &mut opts)?;
+        let claim = if opts.read_only { None } else { mmp::claim(&dev, &sb, &env)? };
         let mut dev = dev;
         let log = locate_journal(dev.as_ref(), &sb)?;
         if let Some(log) = &log
@@ -144,7 +154,7 @@ impl Filesystem {
         if vol.writable().is_ok() {
             mark_mounted(&vol)?;
         }
-        assemble(vol)
+        assemble(vol, claim)
     }
 
     /// Writes everything out, empties the journal and marks the volume clean. Calls that come
@@ -154,6 +164,12 @@ impl Filesystem {
     /// When something could not be written: the volume then still says that it needs recovery.
     pub fn unmount(&self) -> Result<()> {
         self.background.stop();
+        let ended = self.end_writing();
+        let released = self.claim.as_ref().map_or(Ok(()), Claim::release);
+        ended.and(released)
+    }
+
+    fn end_writing(&self) -> Result<()> {
         if self.vol.writable().is_err() {
             self.vol.shut_down();
             return match self.vol.journal.is_aborted() {
@@ -270,7 +286,7 @@ fn mark_mounted(vol: &Volume) -> Result<()> {
     })
 }
 
-fn assemble(vol: Arc<Volume>) -> std::result::Result<Arc<Filesystem>, MountError> {
+fn assemble(vol: Arc<Volume>, claim: Option<Claim>) -> std::result::Result<Arc<Filesystem>, MountError> {
     let alloc = Arc::new(Allocator::open(vol.clone())?);
     let inodes = Arc::new(Table::new(vol.clone(), alloc.clone()));
     let map = MapCtx { vol: &vol, alloc: &alloc, ino: Ino::ROOT, generation: 0 };
@@ -294,7 +310,11 @@ fn assemble(vol: Arc<Volume>) -> std::result::Result<Arc<Filesystem>, MountError
         alloc,
         inodes,
         orphans,
+        claim,
     });
+    if let Some(claim) = &fs.claim {
+        claim.start(fs.vol.journal.clone());
+    }
     // The root must be a directory, or nothing else can work.
     if !fs.inodes.get(Ino::ROOT)?.is_dir() {
         let c = Corruption::new(ext4_format::What::Inode, "i_mode", 0, 0o040_000).in_inode(Ino::ROOT);

@@ -1,0 +1,336 @@
+//! Multi-mount protection: two hosts that reach one device must not both write it.
+//!
+//! The volume keeps a block with a sequence number. Clean means nobody is there. A newcomer who finds another
+//! number waits long enough for its owner to change it; if it changes, the owner is alive. Then it writes a number of its
+//! own, waits again, and is the owner if nobody wrote over it. From there on the owner changes the number at an interval,
+//! and stops writing to the volume when it finds a number that is not its own.
+//! Source: kernel documentation, ext4 "Multiple Mount Protection". Reading mounts take no part.
+
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use blockdev::{BlockDevice, Env, Workers};
+use ext4_format::csum::Csum;
+use ext4_format::mmp::{Mmp, SEQ_CLEAN, SEQ_FSCK, SEQ_MAX};
+use ext4_format::superblock::SuperBlock;
+use ext4_format::{BlockNo, Corruption, What, verify};
+use jbd2::Journal;
+use parking_lot::{Condvar, Mutex};
+use tracing::{error, info};
+
+use crate::error::Result;
+use crate::mount::MountError;
+
+/// A newcomer waits at least for this many seconds, and twice that and one more.
+const MIN_CHECK: u16 = 5;
+
+/// The volume is ours until this is dropped or released.
+pub(crate) struct Claim {
+    shared: Arc<Shared>,
+    beating: Mutex<Option<JoinHandle<()>>>,
+}
+
+struct Shared {
+    dev: Arc<dyn BlockDevice>,
+    env: Env,
+    csum: Csum,
+    block: BlockNo,
+    block_size: u32,
+    interval: Duration,
+    /// What we last wrote. Rank of a leaf: held across the IO of this one block and nothing else.
+    ours: Mutex<Mmp>,
+    stopping: Mutex<bool>,
+    wake: Condvar,
+}
+
+/// Claims a volume that has the feature; `None` for others. Takes more than ten seconds.
+pub(crate) fn claim(
+    dev: &Arc<dyn BlockDevice>,
+    sb: &SuperBlock,
+    env: &Env,
+) -> std::result::Result<Option<Claim>, MountError> {
+    // Without workers there is nobody to wait for but the test itself.
+    let pause = |time| {
+        if env.workers == Workers::Threads {
+            std::thread::sleep(time);
+        }
+    };
+    claim_pausing(dev, sb, env, &pause)
+}
+
+fn claim_pausing(
+    dev: &Arc<dyn BlockDevice>,
+    sb: &SuperBlock,
+    env: &Env,
+    pause: &dyn Fn(Duration),
+) -> std::result::Result<Option<Claim>, MountError> {
+    let Some(block) = sb.mmp_block() else { return Ok(None) };
+    if block.0 <= u64::from(sb.raw().first_data_block.get()) || block.0 >= sb.blocks_count().0 {
+        return Err(Corruption::new(What::SuperBlock, "s_mmp_block", block.0, sb.blocks_count().0).into());
+    }
+    let interval = sb.mmp_interval().max(1);
+    let shared = Shared {
+        dev: dev.clone(),
+        env: env.clone(),
+        csum: Csum::new(sb),
+        block,
+        block_size: sb.block_size(),
+        interval: Duration::from_secs(interval.into()),
+        ours: Mutex::new(Mmp::clean(interval.saturating_mul(2).max(MIN_CHECK), 0)),
+        stopping: Mutex::new(false),
+        wake: Condvar::new(),
+    };
+    let found = shared.read()?;
+    let check = u64::from(found.check_interval.get().max(interval).max(MIN_CHECK));
+    let wait = Duration::from_secs((2 * check + 1).min(check + 60));
+    if found.seq.get() == SEQ_FSCK {
+        return Err(in_use(&found));
+    }
+    if found.seq.get() != SEQ_CLEAN {
+        info!(seconds = wait.as_secs(), "the volume was not unmounted: waiting for a sign of another host");
+        pause(wait);
+        let later = shared.read()?;
+        if later.seq != found.seq {
+            return Err(in_use(&later));
+        }
+    }
+    let seq = (env.chance.next_u64() % u64::from(SEQ_MAX)) as u32 + 1;
+    shared.write(seq)?;
+    dev.flush()?;
+    info!(seconds = wait.as_secs(), "multi-mount protection: waiting for another host's objection");
+    pause(wait);
+    let later = shared.read()?;
+    if later.seq.get() != seq {
+        return Err(in_use(&later));
+    }
+    Ok(Some(Claim { shared: Arc::new(shared), beating: Mutex::new(None) }))
+}
+
+fn in_use(mmp: &Mmp) -> MountError {
+    let text = |bytes: &[u8]| {
+        String::from_utf8_lossy(bytes.split(|byte| *byte == 0).next().unwrap_or_default()).into_owned()
+    };
+    MountError::InUse { host: text(&mmp.nodename), device: text(&mmp.bdevname) }
+}
+
+impl Claim {
+    /// Starts the thread that keeps the claim alive; it aborts the journal when the claim is lost.
+    pub fn start(&self, journal: Arc<Journal>) {
+        if self.shared.env.workers == Workers::Manual {
+            return;
+        }
+        let shared = self.shared.clone();
+        let body = move || {
+            while shared.sleep() {
+                match shared.beat() {
+                    Ok(true) => {}
+                    Ok(false) => {
+                        error!("another host has taken the volume: nothing more is written to it");
+                        return journal.abort(jbd2::Error::ShutDown);
+                    }
+                    Err(cause) => {
+                        error!(%cause, "the multi-mount protection block cannot be kept up");
+                        return journal.abort(jbd2::Error::ShutDown);
+                    }
+                }
+            }
+        };
+        match std::thread::Builder::new().name("rext4-mmp".into()).spawn(body) {
+            Ok(thread) => *self.beating.lock() = Some(thread),
+            Err(cause) => {
+                error!(%cause, "no thread for multi-mount protection: other hosts may think we are gone")
+            }
+        }
+    }
+
+    /// Gives the volume up: the next newcomer need not wait.
+    pub fn release(&self) -> Result<()> {
+        self.stop();
+        if self.shared.still_ours()? {
+            self.shared.write(SEQ_CLEAN)?;
+            self.shared.dev.flush()?;
+        }
+        Ok(())
+    }
+
+    fn stop(&self) {
+        *self.shared.stopping.lock() = true;
+        self.shared.wake.notify_all();
+        if let Some(thread) = self.beating.lock().take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+impl Shared {
+    /// Sleeps for an interval; `false` when it is time to stop.
+    fn sleep(&self) -> bool {
+        let mut stopping = self.stopping.lock();
+        if !*stopping {
+            self.wake.wait_for(&mut stopping, self.interval);
+        }
+        !*stopping
+    }
+
+    /// One sign of life; `false` when the block is another's.
+    fn beat(&self) -> Result<bool> {
+        if !self.still_ours()? {
+            return Ok(false);
+        }
+        let seq = self.ours.lock().seq.get();
+        self.write(if seq >= SEQ_MAX { 1 } else { seq + 1 })?;
+        Ok(true)
+    }
+
+    fn still_ours(&self) -> Result<bool> {
+        Ok(self.read()?.seq == self.ours.lock().seq)
+    }
+
+    fn read(&self) -> Result<Mmp> {
+        let mut bytes = vec![0; self.block_size as usize];
+        self.dev.read_at(self.byte(), &mut bytes)?;
+        Ok(verify::mmp(&bytes, &self.csum, self.block)?)
+    }
+
+    fn write(&self, seq: u32) -> Result<()> {
+        let mut bytes = vec![0; self.block_size as usize];
+        let mut mmp = self.ours.lock();
+        mmp.seq.set(seq);
+        mmp.time.set(self.env.clock.now().sec.max(0) as u64);
+        put_text(&mut mmp.nodename, &host_name());
+        put_text(&mut mmp.bdevname, b"rext4");
+        mmp.encode_into(&mut bytes, &self.csum);
+        Ok(self.dev.write_at(self.byte(), &bytes)?)
+    }
+
+    fn byte(&self) -> u64 {
+        self.block.0 * u64::from(self.block_size)
+    }
+}
+
+fn host_name() -> Vec<u8> {
+    let name = std::fs::read("/proc/sys/kernel/hostname").unwrap_or_default();
+    name.trim_ascii_end().to_vec()
+}
+
+fn put_text(field: &mut [u8], text: &[u8]) {
+    field.fill(0);
+    let len = text.len().min(field.len() - 1);
+    field[..len].copy_from_slice(&text[..len]);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use blockdev::sim::{Fill, MemDevice};
+    use ext4_format::features::Incompat;
+    use ext4_format::superblock::{MAGIC, RawSuperBlock};
+    use zerocopy::FromZeros;
+
+    const BLOCK: u64 = 9;
+
+    fn volume() -> (Arc<dyn BlockDevice>, SuperBlock, Env) {
+        let mut raw = RawSuperBlock::new_zeroed();
+        raw.magic.set(MAGIC);
+        raw.inode_size.set(128);
+        raw.first_data_block.set(1);
+        raw.blocks_count_lo.set(1024);
+        raw.blocks_per_group.set(8192);
+        raw.clusters_per_group.set(8192);
+        raw.inodes_per_group.set(128);
+        raw.inodes_count.set(128);
+        raw.feature_incompat.set(Incompat::MMP.0);
+        raw.mmp_block.set(BLOCK);
+        raw.mmp_interval.set(1);
+        let sb = SuperBlock::from_raw(raw).unwrap();
+        let dev = Arc::new(MemDevice::new(1 << 20, Fill::Zero));
+        put(dev.as_ref(), &sb, SEQ_CLEAN);
+        (dev, sb, Env { workers: Workers::Manual, ..Env::system() })
+    }
+
+    fn put(dev: &dyn BlockDevice, sb: &SuperBlock, seq: u32) {
+        let mut bytes = vec![0; 1024];
+        let mut mmp = Mmp::clean(5, 0);
+        mmp.seq.set(seq);
+        put_text(&mut mmp.nodename, b"other-host");
+        mmp.encode_into(&mut bytes, &Csum::new(sb));
+        dev.write_at(BLOCK * 1024, &bytes).unwrap();
+    }
+
+    fn seq(dev: &dyn BlockDevice) -> u32 {
+        let mut bytes = [0; 4];
+        dev.read_at(BLOCK * 1024 + 4, &mut bytes).unwrap();
+        u32::from_le_bytes(bytes)
+    }
+
+    #[test]
+    fn a_clean_volume_is_claimed_kept_and_given_up() {
+        let (dev, sb, env) = volume();
+        let claim = claim(&dev, &sb, &env).unwrap().unwrap();
+        let first = seq(dev.as_ref());
+        assert!(first > 0 && first <= SEQ_MAX);
+        assert!(claim.shared.beat().unwrap());
+        assert_ne!(seq(dev.as_ref()), first);
+        claim.release().unwrap();
+        assert_eq!(seq(dev.as_ref()), SEQ_CLEAN);
+    }
+
+    #[test]
+    fn a_dead_owner_is_waited_for_once_and_replaced() {
+        let (dev, sb, env) = volume();
+        put(dev.as_ref(), &sb, 77);
+        let waits = Mutex::new(Vec::new());
+        let claim = claim_pausing(&dev, &sb, &env, &|time| waits.lock().push(time.as_secs()));
+        assert!(claim.is_ok_and(|claim| claim.is_some()));
+        assert_eq!(*waits.lock(), [11, 11]);
+    }
+
+    #[test]
+    fn a_living_owner_keeps_its_volume() {
+        for other in [78, SEQ_CLEAN] {
+            let (dev, sb, env) = volume();
+            put(dev.as_ref(), &sb, 77);
+            let refused = claim_pausing(&dev, &sb, &env, &|_| put(dev.as_ref(), &sb, other));
+            match refused {
+                Err(MountError::InUse { host, .. }) => assert_eq!(host, "other-host"),
+                _ => panic!("the volume was taken from its owner"),
+            }
+            assert_eq!(seq(dev.as_ref()), other, "the owner's block was written");
+        }
+        let (dev, sb, env) = volume();
+        put(dev.as_ref(), &sb, SEQ_FSCK);
+        assert!(matches!(claim(&dev, &sb, &env), Err(MountError::InUse { .. })));
+    }
+
+    #[test]
+    fn of_two_newcomers_the_later_wins_and_the_earlier_steps_back() {
+        let (dev, sb, env) = volume();
+        let refused = claim_pausing(&dev, &sb, &env, &|_| put(dev.as_ref(), &sb, 5));
+        assert!(matches!(refused, Err(MountError::InUse { .. })));
+        assert_eq!(seq(dev.as_ref()), 5);
+    }
+
+    #[test]
+    fn a_lost_claim_is_noticed_and_not_given_up_in_anothers_name() {
+        let (dev, sb, env) = volume();
+        let claim = claim(&dev, &sb, &env).unwrap().unwrap();
+        put(dev.as_ref(), &sb, 5);
+        assert!(!claim.shared.beat().unwrap());
+        claim.release().unwrap();
+        assert_eq!(seq(dev.as_ref()), 5);
+    }
+
+    #[test]
+    fn a_volume_without_the_feature_needs_no_claim() {
+        let (dev, mut sb, env) = volume();
+        sb.set_incompat(Incompat(0));
+        assert!(claim(&dev, &sb, &env).unwrap().is_none());
+    }
+}
