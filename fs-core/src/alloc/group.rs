@@ -31,8 +31,6 @@ pub(super) struct BlockMap {
     pub buffer: Option<Buffer>,
     /// What may be handed out.
     pub runs: FreeRuns,
-    /// Whether it was used since the last look for something to drop.
-    pub recently_used: bool,
 }
 
 /// What a group's lock guards.
@@ -41,6 +39,8 @@ pub(super) struct Group {
     pub blocks: Option<Box<BlockMap>>,
     /// The inode bitmap's buffer once it was read and verified.
     pub inodes: Option<Buffer>,
+    /// Whether a bitmap was used since the last look for something to drop.
+    pub recently_used: bool,
     /// No inode below this index is free.
     pub first_free_inode: u32,
     pub held: Vec<Held>,
@@ -55,6 +55,7 @@ impl Group {
             desc,
             blocks: None,
             inodes: None,
+            recently_used: false,
             first_free_inode: 0,
             held: Vec::new(),
             windows: Vec::new(),

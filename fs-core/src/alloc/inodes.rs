@@ -200,6 +200,7 @@ impl Allocator {
         self.vol.geo.fill_uninit_inode_bitmap(&mut handle.write(&buffer)?);
         group.desc.flags = group.desc.flags.without(GroupFlags::INODE_UNINIT);
         group.desc.itable_unused = self.vol.geo.inodes_per_group;
+        self.note_loaded(no, group);
         group.inodes = Some(buffer.clone());
         Ok(buffer)
     }

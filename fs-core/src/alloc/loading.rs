@@ -27,8 +27,8 @@ impl Allocator {
                 if group.damaged_blocks {
                     return Ok(None);
                 }
-                if let Some(map) = &mut group.blocks {
-                    map.recently_used = true;
+                if group.blocks.is_some() {
+                    group.recently_used = true;
                     return Ok(Some(group));
                 }
                 group.desc
@@ -49,13 +49,13 @@ impl Allocator {
                         self.build_runs(no, &group, &bytes)?
                     }
                 };
-                Ok(BlockMap { buffer, runs, recently_used: true })
+                Ok(BlockMap { buffer, runs })
             });
             match built {
                 Ok(map) => {
                     self.orders.set(no.0, map.runs.longest());
+                    self.note_loaded(no, &mut group);
                     group.blocks = Some(Box::new(map));
-                    self.loaded.lock().push_back(no);
                     return Ok(Some(group));
                 }
                 Err(Error::Corrupt(c)) => {
@@ -78,15 +78,17 @@ impl Allocator {
     pub(super) fn with_inodes(&self, no: GroupNo) -> Result<Option<LockGuard<'_, Group>>> {
         loop {
             let desc = {
-                let group = self.lock(no);
+                let mut group = self.lock(no);
                 if group.damaged_inodes {
                     return Ok(None);
                 }
+                group.recently_used = true;
                 if group.inodes.is_some() || self.flagged(&group, GroupFlags::INODE_UNINIT) {
                     return Ok(Some(group));
                 }
                 group.desc
             };
+            self.make_room();
             let read = self.read_inode_bitmap(no, &desc);
             let mut group = self.lock(no);
             if group.inodes.is_some() || group.desc != desc {
@@ -94,6 +96,7 @@ impl Allocator {
             }
             match read {
                 Ok(buffer) => {
+                    self.note_loaded(no, &mut group);
                     group.inodes = Some(buffer);
                     return Ok(Some(group));
                 }
@@ -135,7 +138,15 @@ impl Allocator {
         }
     }
 
-    /// Drops the free runs of a group that was not used for long when too many are in memory.
+    /// Lists the group among those that have a bitmap in memory, before it gets its first.
+    pub(super) fn note_loaded(&self, no: GroupNo, group: &mut Group) {
+        if group.blocks.is_none() && group.inodes.is_none() {
+            self.loaded.lock().push_back(no);
+        }
+        group.recently_used = true;
+    }
+
+    /// Lets go of the bitmaps of a group that was not used for long when too many are in memory.
     /// What is known of its longest run stays.
     fn make_room(&self) {
         let mut looks = 2 * MAX_LOADED;
@@ -150,12 +161,11 @@ impl Allocator {
             looks -= 1;
             let Some(no) = victim else { return };
             let mut group = self.lock(no);
-            match &mut group.blocks {
-                Some(map) if map.recently_used => {
-                    map.recently_used = false;
-                    self.loaded.lock().push_back(no);
-                }
-                _ => group.blocks = None,
+            if std::mem::take(&mut group.recently_used) {
+                self.loaded.lock().push_back(no);
+            } else {
+                group.blocks = None;
+                group.inodes = None;
             }
         }
     }

@@ -62,7 +62,7 @@ pub const FREE_INODE_CREDITS: u32 = 2;
 /// Blocks that [`Allocator::closing`] changes: the superblock's.
 pub const CLOSING_CREDITS: u32 = 1;
 
-/// Groups whose free runs are kept in memory, about 14 KiB each.
+/// Groups whose bitmaps are kept in memory, at most about 18 KiB each.
 const MAX_LOADED: usize = 1024;
 
 /// The kernel's pool for metadata of delayed data: 2 % of the volume, at most this many blocks.
@@ -109,7 +109,7 @@ pub struct Allocator {
     waiting: RankedMutex<VecDeque<release::Waiting>>,
     /// Files that have blocks kept for them, the longest unused first.
     windows: RankedMutex<windows::Windows>,
-    /// Groups whose free runs are in memory, in the order of loading.
+    /// Groups that have a bitmap in memory, in the order of loading.
     loaded: RankedMutex<VecDeque<GroupNo>>,
     /// Free blocks and inodes as last written to the superblock.
     written: RankedMutex<(u64, u32)>,

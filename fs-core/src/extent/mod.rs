@@ -104,7 +104,8 @@ pub type BlockRange = std::ops::Range<u64>;
 /// How [`allocate`] goes about it.
 #[derive(Debug)]
 pub struct AllocHow<'a> {
-    /// Allocate as unwritten (refused by indirect maps).
+    /// Allocate as unwritten (refused by indirect maps). In an extent tree this is how file data
+    /// begins; what is written at once is taken for the volume's own and put near the inodes.
     pub unwritten: bool,
     /// Who asks, when nothing was promised.
     pub depth: Depth,
@@ -185,7 +186,7 @@ pub fn take(
         room = indirect::room(ctx, at).into();
     }
     let Goal { block: goal, continues, appends } = match root.extents {
-        true => tree::goal(ctx, root, at)?,
+        true => tree::goal(ctx, root, at, how.unwritten)?,
         false => indirect::goal(ctx, root, at)?,
     };
     let want = want.min(codec::Extent::max_len(how.unwritten)).min(room.min(u32::MAX.into()) as u32);

@@ -72,15 +72,21 @@ pub fn descend(ctx: &MapCtx<'_>, root: &MapRoot, at: FileBlock) -> Result<Path> 
     let mut levels = SmallVec::new();
     let mut buffer: Option<Buffer> = None;
     let mut end = u64::from(u32::MAX);
-    let mut expected_depth = None;
+    let mut expected: Option<(u16, FileBlock)> = None;
     loop {
         let data = buffer.as_ref().map(Buffer::data);
         let bytes: &[u8] = data.as_deref().unwrap_or(&root.block);
         let node = Node::parse(bytes).map_err(|c| ctx.vol.corrupt(c.in_inode(ctx.ino)))?;
-        if let Some(expected) = expected_depth
-            && node.depth() != expected
-        {
-            return Err(ctx.damaged("eh_depth", node.depth().into(), expected.into()));
+        if let Some((depth, first)) = expected {
+            if node.depth() != depth {
+                return Err(ctx.damaged("eh_depth", node.depth().into(), depth.into()));
+            }
+            // The block may have been verified as somebody else's child.
+            let found = node.first_of(0).unwrap_or(first);
+            let last = node.extent(node.len().wrapping_sub(1)).map_or(0, |last| last.end());
+            if found < first || last > end {
+                return Err(ctx.damaged("range of a node", found.0.into(), first.0.into()));
+            }
         }
         let found = node.search(at);
         if node.depth() == 0 {
@@ -88,14 +94,14 @@ pub fn descend(ctx: &MapCtx<'_>, root: &MapRoot, at: FileBlock) -> Result<Path> 
             return Ok(Path { levels });
         }
         let slot = found.unwrap_or(0);
-        let Some(Index { child, .. }) = node.index(slot) else {
+        let Some(Index { child, first }) = node.index(slot) else {
             return Err(ctx.damaged("eh_entries", 0, 1));
         };
         let level = Level { buffer: None, slot: Some(slot), len: node.len(), max: node.max(), end };
         if let Some(next) = node.first_of(slot + 1) {
             end = end.min(next.0.into());
         }
-        expected_depth = Some(node.depth() - 1);
+        expected = Some((node.depth() - 1, first));
         let next = read_node(ctx, child)?;
         levels.push(Level { buffer: buffer.replace(next), ..level });
     }

@@ -37,8 +37,8 @@ pub fn lookup(ctx: &MapCtx<'_>, root: &MapRoot, at: FileBlock, max: u32) -> Resu
     Ok(Segment { mapping: Mapping::Hole, len })
 }
 
-/// Where a block for `at` had best lie.
-pub fn goal(ctx: &MapCtx<'_>, root: &MapRoot, at: FileBlock) -> Result<Goal> {
+/// Where a block of file data (`data`) or of something else for `at` had best lie.
+pub fn goal(ctx: &MapCtx<'_>, root: &MapRoot, at: FileBlock, data: bool) -> Result<Goal> {
     let path = path::descend(ctx, root, at)?;
     let leaf = path.leaf();
     let behind = leaf.slot.map_or(0, |slot| slot + 1);
@@ -54,7 +54,7 @@ pub fn goal(ctx: &MapCtx<'_>, root: &MapRoot, at: FileBlock) -> Result<Goal> {
             let distance = u64::from(right.first.0) - u64::from(at.0);
             (BlockNo(right.start.0.saturating_sub(distance)), false)
         }
-        (None, None) => (ctx.alloc.goal_for(ctx.ino, true), false),
+        (None, None) => (ctx.alloc.goal_for(ctx.ino, data), false),
     };
     Ok(Goal { block, continues, appends })
 }

@@ -45,7 +45,9 @@ impl Filesystem {
     pub fn release(&self, ino: Ino) {
         let Some(inode) = self.inodes.peek(ino) else { return };
         let take = |had: u32| Some(had.saturating_sub(1));
-        let _ = inode.opens.fetch_update(Ordering::AcqRel, Ordering::Acquire, take);
+        if inode.opens.fetch_update(Ordering::AcqRel, Ordering::Acquire, take).is_ok_and(|had| had <= 1) {
+            self.alloc.close_stream(ino);
+        }
         if self.vol.opts.auto_da_alloc && std::mem::take(&mut inode.io.lock().rewritten) {
             self.data.hasten(&inode);
         }

@@ -228,6 +228,48 @@ fn a_goal_is_met_and_a_run_is_not_cut_needlessly() {
 }
 
 #[test]
+fn more_groups_than_are_kept_in_memory() {
+    if !judges_present() {
+        return;
+    }
+    let image = format("-t ext4 -b 1024 -g 256 -N 4800 -O ^has_journal -m 0", "300M");
+    let rig = Rig::open(&image.path);
+    let geo = rig.vol.geo;
+    assert!(geo.group_count > 1100);
+    let before = rig.alloc.counts();
+    let mut taken = Vec::new();
+    let mut inodes = Vec::new();
+    for round in 0..3 {
+        for no in geo.groups() {
+            let goal = BlockNo(geo.group_first_block(no).0 + 100);
+            let tx = handle(&rig, ALLOC_CREDITS + ALLOC_INODE_CREDITS);
+            let request = BlockRequest { want: 3, ..BlockRequest::one(goal, Depth::Ordinary) };
+            taken.push(rig.alloc.alloc_blocks(&tx, request).unwrap());
+            let parent = geo.inode_at(no, 0).unwrap();
+            inodes.extend(rig.alloc.alloc_inode(&tx, parent, InodeKind::Other));
+        }
+        if round == 1 {
+            for run in taken.split_off(taken.len() / 2) {
+                free(&rig, run.start.0, run.len);
+            }
+            rig.commit();
+        }
+    }
+    let all: BTreeSet<u64> = taken.iter().flat_map(|run| blocks_of(*run)).collect();
+    assert_eq!(all.len() as u64, before.free_blocks - rig.alloc.counts().free_blocks);
+    for run in taken {
+        free(&rig, run.start.0, run.len);
+    }
+    for ino in inodes {
+        let tx = handle(&rig, FREE_INODE_CREDITS);
+        rig.alloc.free_inode(&tx, ino, false).unwrap();
+    }
+    assert_eq!(rig.alloc.counts(), before);
+    rig.close();
+    image.assert_clean();
+}
+
+#[test]
 fn files_that_grow_side_by_side_do_not_interleave() {
     if !judges_present() {
         return;
