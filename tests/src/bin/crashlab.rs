@@ -33,6 +33,9 @@ struct Args {
     /// Only this kind of volume, and not the journal alone.
     #[arg(long)]
     config: Option<String>,
+    /// One in how many states the kernel and e2fsck judge, too; 0 for none.
+    #[arg(long, default_value_t = 50)]
+    kernel_every: u64,
     /// Replay one workload, as a failure printed it.
     #[arg(long, requires = "config")]
     workload: Option<Workload>,
@@ -54,8 +57,8 @@ fn main() -> Result<()> {
         Some(name) => vec![subject::config(name).context("no such kind of volume")?],
         None => CONFIGS.iter().collect(),
     };
-    let kernel_every = if kernel::available() { 50 } else { 0 };
-    if kernel_every == 0 {
+    let kernel_every = if kernel::available() { args.kernel_every } else { 0 };
+    if kernel_every < args.kernel_every {
         eprintln!("SKIPPED: the kernel's opinion needs root and loop devices");
     }
     let density = Density { exhaustive: 4, sampled: 4, ..density };
@@ -108,7 +111,7 @@ fn replay(
         Some(state) => court.judge_one(config, &run, state)?,
         None => println!(
             "{:?}",
-            court.judge_all(config, &run).map_err(|(name, why)| why.context(name.to_string()))?
+            court.judge_all(config, &run, seed).map_err(|(name, why)| why.context(name.to_string()))?
         ),
     }
     println!("kept its promise");
@@ -162,7 +165,7 @@ impl Lab {
                         .run(&base, workload, self.seed)
                         .with_context(|| format!("replay with {line}"))?;
                     court
-                        .judge_all(config, &run)
+                        .judge_all(config, &run, index)
                         .map_err(|(state, why)| why.context(format!("replay with {line} --state {state}")))
                 },
             );

@@ -5,7 +5,7 @@ use std::ops::AddAssign;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
-use blockdev::sim::{CrashState, Image, Recorder, StateName};
+use blockdev::sim::{CrashState, Dice, Image, Recorder, StateName};
 use fs_core::Filesystem;
 
 use super::epochs::{Density, epoch_at, for_each_state};
@@ -17,9 +17,9 @@ use super::subject::{Config, Recorded, SUPERBLOCK, env, mount_options};
 /// How much is asked of each state.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Court {
-    /// Every how many states the kernel and e2fsck are heard; 0 for never.
+    /// One in how many states is heard by the kernel and e2fsck; 0 for none.
     pub kernel_every: u64,
-    /// Every how many states recovery is cut, too; 0 for never.
+    /// One in how many states has its recovery cut, too; 0 for none.
     pub recut_every: u64,
     /// Which states are made.
     pub density: Density,
@@ -45,18 +45,22 @@ impl AddAssign for Tally {
 }
 
 impl Court {
-    /// Judges every state of a run.
+    /// Judges every state of a run; `salt` decides which of them meet the occasional judges.
     ///
     /// # Errors
     /// The first failure and its state.
-    pub fn judge_all(&self, config: &Config, run: &Recorded) -> Result<Tally, (StateName, anyhow::Error)> {
+    pub fn judge_all(
+        &self,
+        config: &Config,
+        run: &Recorded,
+        salt: u64,
+    ) -> Result<Tally, (StateName, anyhow::Error)> {
         let mut tally = Tally::default();
         for_each_state(&run.recording, self.density, |_, epoch, state| {
             let promise = &run.promises[epoch as usize];
-            let due = |every: u64, n: u64| every != 0 && n.is_multiple_of(every);
-            // The fingerprint samples evenly, and the same states whatever else is judged.
-            let hear_kernel = due(self.kernel_every, state.fingerprint >> 8);
-            let recut = due(self.recut_every, state.fingerprint >> 24);
+            let mut dice = Dice::new(salt ^ state.fingerprint);
+            let hear_kernel = self.kernel_every != 0 && dice.one_in(self.kernel_every);
+            let recut = self.recut_every != 0 && dice.one_in(self.recut_every);
             tally.recut += self.judge(config, promise, &state, hear_kernel, recut)?;
             tally.states += 1;
             tally.kernel += u64::from(hear_kernel);

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use blockdev::sim::Image;
@@ -64,6 +65,12 @@ fn mounted(disk: &Path, dir: &Path) -> Result<Tree> {
     std::fs::create_dir_all(&at)?;
     run(tool("mount").args(["-t", "ext4", "-o", "loop"]).arg(disk).arg(&at))?;
     let tree = observe::by_kernel(&at);
-    run(tool("umount").arg(&at))?;
+    // A child that another thread of ours has forked holds copies of our descriptors until it execs.
+    let mut tries = 0;
+    while let Err(busy) = run(tool("umount").arg(&at)) {
+        tries += 1;
+        ensure!(tries < 200, busy);
+        std::thread::sleep(Duration::from_millis(10));
+    }
     tree
 }

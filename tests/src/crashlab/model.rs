@@ -260,8 +260,8 @@ pub struct Model {
     changed: BTreeMap<NodeId, usize>,
     /// Per directory name: the version that last changed its entries.
     entries_changed: BTreeMap<String, usize>,
-    /// Per node: the version that made it, or changed its size or blocks.
-    data_changed: BTreeMap<NodeId, usize>,
+    /// Per node: the version that made it.
+    born: BTreeMap<NodeId, usize>,
     /// Block size, for the operations that need alignment.
     block: u64,
     next_node: NodeId,
@@ -280,7 +280,7 @@ impl Model {
             oldest: 0,
             changed: BTreeMap::new(),
             entries_changed: BTreeMap::new(),
-            data_changed: BTreeMap::new(),
+            born: BTreeMap::new(),
             block,
             next_node: 0,
             next_tag: 1,
@@ -358,7 +358,6 @@ impl Model {
 
     /// An operation begins: from here on its effect may be found.
     pub fn begin(&mut self, op: &Op) {
-        let version = self.versions.len();
         let written = self.written(op);
         match *op {
             Op::Create(name) => {
@@ -422,11 +421,6 @@ impl Model {
                 self.data(file, |content, allowed| fallocate(content, allowed, how, at, len));
             }
         }
-        if matches!(op, Op::Write { .. } | Op::Append { .. } | Op::Truncate(..) | Op::Fallocate { .. })
-            && let Some(id) = self.now.names.get(op.target())
-        {
-            self.data_changed.insert(*id, version);
-        }
         self.versions.push(Arc::new(self.now.clone()));
     }
 
@@ -444,7 +438,7 @@ impl Model {
             (Persist::FsyncParent, _) => self.directory_durable(parent(name)),
             (Persist::Fsync, Some(_)) if self.now.is_dir(name) => self.directory_durable(name),
             (Persist::Fsync | Persist::Fdatasync, Some(id)) => {
-                let mut versions = vec![self.data_changed.get(&id)];
+                let mut versions = vec![self.born.get(&id)];
                 if what == Persist::Fsync {
                     versions.push(self.changed.get(&id));
                 }
@@ -478,7 +472,7 @@ impl Model {
         }
         self.now.nodes.insert(id, Node { kind, mode, xattrs: BTreeMap::new() });
         self.now.names.insert(name.into(), id);
-        self.data_changed.insert(id, self.versions.len());
+        self.born.insert(id, self.versions.len());
         self.touch_name(name);
     }
 
