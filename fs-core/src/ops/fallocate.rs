@@ -225,8 +225,20 @@ impl Filesystem {
     /// Drops what is in memory of whole blocks that lose their content.
     fn drop_content(&self, inode: &Arc<Inode>, blocks: Range<u64>) -> Result<()> {
         self.data.drop_dirty(inode, blocks.clone());
-        self.data.drop_completed(inode, blocks);
-        self.data.convert(inode, By::Fsync)
+        self.data.drop_completed(inode, blocks.clone());
+        self.data.convert(inode, By::Fsync)?;
+        // The size that the dropped data would have brought to the disk comes without them.
+        let reached = |core: &Core| core.size.min(blocks.end * u64::from(self.vol.block_size()));
+        let core = inode.core.read();
+        let behind = core.disk.size < reached(&core);
+        drop(core);
+        if !behind {
+            return Ok(());
+        }
+        self.step(inode, Credits::blocks(1), |_, core| {
+            core.disk.size = core.disk.size.max(reached(core));
+            Ok(())
+        })
     }
 
     fn punch(&self, inode: &Arc<Inode>, offset: u64, end: u64) -> Result<()> {
@@ -297,7 +309,8 @@ impl Filesystem {
             core.disk.size = core.size;
             self.touch_now(core);
             Ok(())
-        })
+        })?;
+        self.settle_shift(inode)
     }
 
     fn insert_range(&self, inode: &Arc<Inode>, offset: u64, len: u64) -> Result<()> {
@@ -318,7 +331,15 @@ impl Filesystem {
             Ok(())
         })?;
         let by = i64::try_from(len / bs).map_err(|_| Posix::FileTooBig)?;
-        self.shift(inode, offset / bs, by)
+        self.shift(inode, offset / bs, by)?;
+        self.settle_shift(inode)
+    }
+
+    /// Commits a shift: a later write goes straight to blocks that the disk, until then, shows at
+    /// another place of the file.
+    fn settle_shift(&self, inode: &Inode) -> Result<()> {
+        let tid = inode.core.read().sync_tid;
+        tid.map_or(Ok(()), |tid| Ok(self.vol.journal.commit(tid)?))
     }
 
     fn shift(&self, inode: &Arc<Inode>, from: u64, by: i64) -> Result<()> {
