@@ -99,7 +99,7 @@ impl Ask for Judge<'_> {
                 if row.preen == Preen::Stop {
                     stop = Some(Error::Unexpected);
                 }
-                row.preen == Preen::Fix
+                row.preen != Preen::Stop
             }
             (_, Mode::Ask) => match self.ui.prompt(&text, question) {
                 Answer::Yes => true,

@@ -32,7 +32,9 @@ pub enum Outcome {
 /// The device's, or a journal that cannot be replayed while nobody agreed to throw it away.
 pub fn check(ctx: &Context, judge: &mut Judge<'_>) -> Result<Outcome> {
     let wants_recovery = ctx.sb.incompat().has(Incompat::RECOVER);
-    if ctx.sb.has_external_journal() {
+    let raw = ctx.sb.raw();
+    let elsewhere = raw.journal_dev.get() != 0 || raw.journal_uuid != [0; 16];
+    if ctx.sb.has_external_journal() && elsewhere {
         judge.ask(Problem::new(Code::ExternalJournal))?;
         return Err(Error::Unusable("the journal lies on another device, which is not supported".to_owned()));
     }
@@ -40,7 +42,7 @@ pub fn check(ctx: &Context, judge: &mut Judge<'_>) -> Result<Outcome> {
         if wants_recovery && judge.ask(Problem::new(Code::JournalHint))? {
             lock(&ctx.next_sb).set_needs_recovery(false);
         }
-        return Ok(Outcome::AsItWas);
+        return unannounced(ctx, judge);
     }
     let Some(ino) = ctx.sb.journal_ino() else {
         return discard(ctx, judge, Problem::new(Code::JournalMissing), None);
@@ -86,6 +88,25 @@ pub fn check(ctx: &Context, judge: &mut Judge<'_>) -> Result<Outcome> {
         return Ok(Outcome::AsItWas);
     }
     replay(ctx, judge, &location, first)
+}
+
+/// A journal without its feature: the feature comes back when the inode holds a log, else the number goes.
+fn unannounced(ctx: &Context, judge: &mut Judge<'_>) -> Result<Outcome> {
+    let Some(ino) = ctx.sb.journal_ino() else { return Ok(Outcome::AsItWas) };
+    if !judge.ask(Problem::of(Code::JournalUnannounced, ino))? {
+        return Ok(Outcome::AsItWas);
+    }
+    let log = locate_log(ctx, ino).ok().and_then(|location| {
+        let bytes = ctx.disk.read(location.extents.first()?.start).ok()?;
+        format::SuperBlock::parse(bytes.first_chunk()?).ok()
+    });
+    let mut sb = *lock(&ctx.next_sb);
+    let _ = sb.edit(|raw| match log {
+        Some(_) => raw.feature_compat.set(raw.feature_compat.get() | Compat::HAS_JOURNAL.0),
+        None => raw.journal_inum.set(0),
+    });
+    ctx.disk.write_bytes(1024, &sb.encode())?;
+    Ok(Outcome::Reopen)
 }
 
 fn replay(ctx: &Context, judge: &mut Judge<'_>, location: &LogLocation, first: BlockNo) -> Result<Outcome> {

@@ -174,7 +174,11 @@ fn with_blocks(ctx: &Context, ino: Ino, mut visit: impl FnMut(&mut [u8], DirForm
         for ahead in 0..u64::from(extent.len) {
             let block = BlockNo(extent.start.0 + ahead);
             let mut bytes = ctx.disk.read(block)?;
-            let leaf = !format.tail || ext4_format::dirent::has_tail(&bytes);
+            let root = inode.has(flag::INDEX) && u64::from(extent.first.0) + ahead == 0;
+            if inode.has(flag::INDEX) && !root && crate::rehash::hides_all(&bytes, 4) {
+                continue;
+            }
+            let leaf = !(root && crate::rehash::hides_all(&bytes, 16));
             let here = if leaf { format } else { DirFormat { tail: false, ..format } };
             let before = bytes.clone();
             let stop = visit(&mut bytes, here);

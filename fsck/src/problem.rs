@@ -12,6 +12,8 @@ pub enum Preen {
     Fix,
     /// Stops and wants a person.
     Stop,
+    /// Fixes it, and it is no error when it stays: the volume brings it right by itself.
+    Mild,
 }
 
 /// What is offered.
@@ -123,6 +125,7 @@ problems! {
     JournalCorrupt "journal-corrupt" Clear Stop "The journal is corrupt: {name}";
     JournalMissing "journal-missing" Create Fix "The volume has no journal";
     JournalHint "journal-hint" Fix Fix "The superblock wants recovery, but there is no journal";
+    JournalUnannounced "journal-unannounced" Fix Stop "The superblock names the journal inode {ino}, but lacks the has_journal feature";
     JournalError "journal-error" Fix Fix "The journal records an error of the volume";
     ExternalJournal "external-journal" Tell Stop "The journal lies on another device, which is not supported";
     OrphanHead "orphan-head" Clear Stop "The superblock's orphan list starts at {found}, which is no inode";
@@ -249,8 +252,8 @@ problems! {
     GroupFreeBlocks "group-free-blocks" Fix Fix "Group {group}: {found} free blocks counted, should be {expected}";
     GroupFreeInodes "group-free-inodes" Fix Fix "Group {group}: {found} free inodes counted, should be {expected}";
     GroupUsedDirs "group-used-dirs" Fix Fix "Group {group}: {found} directories counted, should be {expected}";
-    FreeBlocks "free-blocks" Fix Fix "The volume counts {found} free blocks, should be {expected}";
-    FreeInodes "free-inodes" Fix Fix "The volume counts {found} free inodes, should be {expected}";
+    FreeBlocks "free-blocks" Fix Mild "The volume counts {found} free blocks, should be {expected}";
+    FreeInodes "free-inodes" Fix Mild "The volume counts {found} free inodes, should be {expected}";
     QuotaUsage "quota-usage" Fix Fix "The {name} quota file does not match what is used";
     StateError "state-error" Fix Fix "The volume was marked as holding errors";
 }

@@ -3,11 +3,11 @@
 //! First the directory becomes a linear one in place, which needs nothing and is always right. Then, if it has
 //! more than one block and the volume has indexes, its entries are sorted by hash, packed and indexed.
 
-use ext4_format::dirent::{DirBlock, DirBlockMut, DirFormat, NewEntry, has_tail};
+use ext4_format::dirent::{DirBlock, DirBlockMut, DirFormat, NewEntry, decode_rec_len, has_tail};
 use ext4_format::extent::Extent;
 use ext4_format::features::Compat;
 use ext4_format::hash::{Hash, HashVersion, name_hash};
-use ext4_format::htree::{DxEntry, INFO_LEN, IndexMut, Kind, RootInfo, RootShape, max_levels};
+use ext4_format::htree::{DxEntry, INFO_LEN, Index, IndexMut, Kind, RootInfo, RootShape, max_levels};
 use ext4_format::inode::{FileType, flag};
 use ext4_format::{BlockNo, FileBlock, Ino};
 
@@ -51,10 +51,14 @@ pub fn linearize(ctx: &Context, ino: Ino) -> Result<()> {
             let block = BlockNo(extent.start.0 + u64::from(ahead));
             let mut bytes = ctx.disk.read(block)?;
             let at = extent.first.0 + ahead;
-            let leaf = if format.tail { has_tail(&bytes) } else { !is_bare_node(&bytes) };
-            if at == 0 && !(format.tail && leaf) {
+            // The kernel leaves a stale tail in a root that was a leaf once, so only the records tell.
+            let root = at == 0 && hides_all(&bytes, 16);
+            let node = at > 0
+                && hides_all(&bytes, 4)
+                && (format.tail || Index::parse(&bytes, Kind::Node, false).is_ok());
+            if root || (at == 0 && format.tail && !has_tail(&bytes)) {
                 let _ = DirBlockMut::init_first(&mut bytes, format, ino, parent);
-            } else if !leaf {
+            } else if node || (format.tail && !has_tail(&bytes)) {
                 let _ = DirBlockMut::init(&mut bytes, format);
             } else {
                 continue;
@@ -67,9 +71,13 @@ pub fn linearize(ctx: &Context, ino: Ino) -> Result<()> {
     ctx.write_inode(ino, &inode)
 }
 
-/// Whether a block without a tail is an index node: one free record that hides a limit.
-fn is_bare_node(bytes: &[u8]) -> bool {
-    ext4_format::htree::Index::parse(bytes, Kind::Node, false).is_ok()
+/// Whether the record whose length stands at `at` reaches to the end of the block: 16 is a root's `..`, 4 a node's
+/// only record.
+#[must_use]
+pub fn hides_all(bytes: &[u8], at: usize) -> bool {
+    let start = at - 4;
+    let rec_len = decode_rec_len(u16::from_le_bytes([bytes[at], bytes[at + 1]]), bytes.len());
+    start + rec_len == bytes.len()
 }
 
 struct Entry {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-use crate::problem::{Problem, Question};
+use crate::problem::{Preen, Problem, Question};
 
 /// More findings than this are only counted.
 const KEPT: usize = 100_000;
@@ -83,9 +83,10 @@ impl Report {
     }
 
     pub(crate) fn add(&mut self, finding: Finding) {
-        let told = finding.problem.code.row().question == Question::Tell
-            && finding.problem.code.row().preen == crate::problem::Preen::Fix;
-        if !told {
+        let row = finding.problem.code.row();
+        let told = row.question == Question::Tell && row.preen == Preen::Fix;
+        let mild = row.preen == Preen::Mild && !finding.fixed;
+        if !told && !mild {
             self.count += 1;
             self.left += u64::from(!finding.fixed);
         }

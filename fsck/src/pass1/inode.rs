@@ -92,6 +92,8 @@ pub struct Subject {
     pub inode: Inode,
     /// Whether the decoded form or the record was changed.
     pub dirty: bool,
+    /// Whether the inode was made a free one, and nothing was put in its place.
+    pub cleared: bool,
 }
 
 impl Subject {
@@ -100,6 +102,7 @@ impl Subject {
         self.record.fill(0);
         self.inode = Inode::decode_damaged(&self.record, &ctx.layout);
         self.dirty = true;
+        self.cleared = true;
     }
 
     fn word(&self, at: usize) -> u32 {
@@ -120,10 +123,12 @@ pub fn check(
     }
     let sum_holds = ctx.csum.verify_inode(&record, ino).is_ok();
     let inode = Inode::decode_damaged(&record, &ctx.layout);
-    let mut subject = Subject { ino, record, inode, dirty: false };
+    let mut subject = Subject { ino, record, inode, dirty: false, cleared: false };
     examine(ctx, ask, &mut subject, sum_holds, effects)?;
-    if subject.record.iter().all(|&byte| byte == 0) && subject.dirty {
-        *effects = Effects::default();
+    if subject.cleared {
+        // A reserved inode stays in use, whatever it holds.
+        let what = effects.what.filter(|what| *what == Use::Reserved);
+        *effects = Effects { what, ..Effects::default() };
         return ctx.write_record(ino, &mut subject.record);
     }
     if subject.dirty {

@@ -231,6 +231,10 @@ fn rebuild_resize(ctx: &Context, s: &mut Subject, effects: &mut Effects) -> Resu
     }
     ctx.disk.write(double, &bytes)?;
     s.clear(ctx);
+    s.cleared = false;
+    if ctx.layout.inode_size > 128 {
+        s.inode.extra_isize = ext4_format::inode::FULL_EXTRA_ISIZE;
+    }
     let now = i64::from(ctx.options.now());
     s.inode.mode = FileType::Regular.mode_bits() | 0o600;
     s.inode.links = 1;

@@ -1,0 +1,356 @@
+//! What the checker's tests share: volumes filled by the kernel, a reader that lists what a volume holds, the map of
+//! its metadata, and e2fsck as the other judge.
+
+#![allow(dead_code, reason = "each test binary uses its part")]
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+
+use blockdev::BlockDevice;
+use blockdev::sim::{Fill, MemDevice};
+use ext4_format::csum::Csum;
+use ext4_format::dirent::{DirBlock, DirFormat};
+use ext4_format::extent::{Bounds, Step};
+use ext4_format::geometry::Geometry;
+use ext4_format::group_desc::GroupDesc;
+use ext4_format::inode::{FileType, Inode, InodeLayout, flag};
+use ext4_format::superblock::SuperBlock;
+use ext4_format::{BlockNo, Corruption, Ino, extent, htree, indirect};
+use fsck::{Mode, Options, Report};
+
+const FILL: &str = r#"
+set -e
+mkdir d deep sub; for i in $(seq 300); do : > "d/a-file-with-a-long-enough-name-to-fill-blocks-soon-$i"; done
+for i in $(seq 30); do mkdir sub/dir$i; echo hello$i > sub/dir$i/f; ln sub/dir$i/f sub/dir$i/g; done
+mkdir -p deep/er/still; seq 1000 > deep/er/still/numbers
+for i in $(seq 0 2 240); do echo $i | dd of=holes bs=1024 count=1 seek=$i conv=notrunc,sync status=none; done
+fallocate -l 64K reserved 2>/dev/null || :
+ln -s short fast; ln -s $(printf 'x%.0s' $(seq 200)) slow
+mknod null c 1 3; mknod wide b 300 70000; mkfifo pipe
+for i in 1 2 3; do echo x > attr$i; setfattr -n user.small -v value attr$i; setfattr -n user.big -v $(printf 'y%.0s' $(seq 400)) attr$i; done
+seq 20000 > big
+chown 7:8 big; chmod 640 big
+"#;
+
+/// A volume of `megabytes`, made by mke2fs with `options` and filled by the kernel. `None` where the machine cannot
+/// mount, which is said loudly and is a failure under CI.
+pub fn filled(options: &str, megabytes: u32) -> Option<Vec<u8>> {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().display();
+    let script = format!(
+        "set -e; cd {dir}; truncate -s {megabytes}M image; mke2fs -Fq {options} image; mkdir mnt; \
+         mount -o loop image mnt; (cd mnt; {FILL}) || status=$?; umount mnt; exit $status"
+    );
+    let output = Command::new("bash").arg("-c").arg(script).output().unwrap();
+    if !output.status.success() {
+        let why = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(std::env::var_os("CI").is_none(), "no kernel mount: {why}");
+        eprintln!("SKIPPED: no kernel mount here: {why}");
+        return None;
+    }
+    Some(std::fs::read(folder.path().join("image")).unwrap())
+}
+
+/// Checks an image in memory; returns the report and the image afterwards.
+pub fn check(image: &[u8], mode: Mode) -> (fsck::Result<Report>, Vec<u8>) {
+    let device = Arc::new(MemDevice::new(image.len() as u64, Fill::Zero));
+    device.write_at(0, image).unwrap();
+    let options = Options { mode, force: true, now: 1_700_000_000, threads: 2, ..Options::default() };
+    let report = fsck::check(Arc::clone(&device) as Arc<dyn BlockDevice>, &options);
+    let mut bytes = vec![0; image.len()];
+    device.read_at(0, &mut bytes).unwrap();
+    (report, bytes)
+}
+
+/// e2fsck's exit code and words about an image, which it may change.
+pub fn e2fsck(path: &Path, flags: &str) -> (i32, String) {
+    let output = Command::new("e2fsck").args(["-f", flags]).arg(path).output().unwrap();
+    (output.status.code().unwrap_or(-1), String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// e2fsck -fn about an image in memory.
+pub fn e2fsck_of(image: &[u8]) -> (i32, String) {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), image).unwrap();
+    e2fsck(file.path(), "-n")
+}
+
+/// What one file holds.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Held {
+    /// Type and permissions.
+    pub mode: u16,
+    /// Owner and group.
+    pub owner: (u32, u32),
+    /// Size in bytes.
+    pub size: u64,
+    /// A sum over the data, the target or the device number.
+    pub sum: u32,
+}
+
+/// A volume in memory.
+pub struct Volume<'a> {
+    bytes: &'a [u8],
+    /// Its superblock.
+    pub sb: SuperBlock,
+    /// Its dimensions.
+    pub geometry: Geometry,
+    /// Its checksums.
+    pub csum: Csum,
+    layout: InodeLayout,
+    descs: Vec<GroupDesc>,
+}
+
+/// What a metadata block is, and whose.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Kind {
+    Super,
+    Descriptors,
+    BlockBitmap(u32),
+    InodeBitmap(u32),
+    InodeTable(u32),
+    Extent(Ino, u32),
+    Indirect,
+    Dir(Ino, u32),
+    HtreeRoot(Ino, u32),
+    HtreeNode(Ino, u32),
+    Xattr,
+}
+
+impl<'a> Volume<'a> {
+    /// A volume whose superblock and descriptors can be read.
+    pub fn new(bytes: &'a [u8]) -> Option<Volume<'a>> {
+        let sb = SuperBlock::parse(bytes.get(1024..2048)?.try_into().ok()?).ok()?;
+        let (geometry, csum, layout) = (Geometry::new(&sb), Csum::new(&sb), InodeLayout::new(&sb));
+        let descs = geometry
+            .groups()
+            .map(|group| {
+                let (block, byte) = geometry.descriptor(group);
+                let at = block.0 as usize * geometry.block_size as usize + byte;
+                GroupDesc::decode(bytes.get(at..at + geometry.desc_size)?).ok()
+            })
+            .collect::<Option<_>>()?;
+        Some(Volume { bytes, sb, geometry, csum, layout, descs })
+    }
+
+    pub fn block(&self, block: u64) -> Option<&'a [u8]> {
+        let size = self.geometry.block_size as usize;
+        self.bytes.get((block as usize).checked_mul(size)?..)?.get(..size)
+    }
+
+    /// Byte offset of an inode's record in the image.
+    pub fn inode_offset(&self, ino: Ino) -> Option<usize> {
+        let at = self.geometry.inode_location(ino)?;
+        let table = self.descs.get(at.group.0 as usize)?.inode_table.0 + u64::from(at.table_block);
+        Some(table as usize * self.geometry.block_size as usize + at.byte)
+    }
+
+    pub fn inode(&self, ino: Ino) -> Option<Inode> {
+        let at = self.inode_offset(ino)?;
+        Some(Inode::decode_damaged(self.bytes.get(at..at + self.geometry.inode_size)?, &self.layout))
+    }
+
+    /// File block, device block and whether it is written, in order; and the blocks of the tree.
+    pub fn mapped(&self, inode: &Inode) -> (Vec<(u64, u64, bool)>, Vec<u64>) {
+        let (mut data, mut tree) = (Vec::new(), Vec::new());
+        let lost = || Corruption::new(ext4_format::What::ExtentNode, "read", 0, 0);
+        if inode.has(flag::EXTENTS) {
+            let volume = Bounds::of_volume(BlockNo(0), self.geometry.blocks_count);
+            let _ = extent::walk::<_, Corruption>(
+                &inode.block,
+                volume,
+                &mut |b| self.block(b.0).ok_or_else(lost),
+                &mut |step| {
+                    match step {
+                        Step::Node { block, .. } => tree.push(block.0),
+                        Step::Extent(e) => data.extend(
+                            (0..u64::from(e.len))
+                                .map(|i| (u64::from(e.first.0) + i, e.start.0 + i, !e.unwritten)),
+                        ),
+                    }
+                    Ok(())
+                },
+            );
+        } else {
+            let _ = indirect::walk::<_, Corruption>(
+                &inode.block,
+                self.geometry.block_size,
+                1..self.geometry.blocks_count,
+                100_000,
+                &mut |b| self.block(b.0).ok_or_else(lost),
+                &mut |step| {
+                    match step {
+                        indirect::Step::Node { block, .. } => tree.push(block.0),
+                        indirect::Step::Data { file_block, block } => data.push((file_block, block.0, true)),
+                    }
+                    Ok(())
+                },
+            );
+        }
+        (data, tree)
+    }
+
+    /// Every file that can be reached from the root, by path; `None` when two paths would loop.
+    pub fn files(&self) -> BTreeMap<String, (Ino, Held)> {
+        let mut all = BTreeMap::new();
+        self.walk(Ino::ROOT, "", &mut all, 0);
+        all
+    }
+
+    fn walk(&self, dir: Ino, path: &str, all: &mut BTreeMap<String, (Ino, Held)>, depth: u32) {
+        let Some(inode) = self.inode(dir).filter(|inode| inode.is_dir() && depth < 20) else { return };
+        let format = DirFormat { tail: false, ..DirFormat::new(&self.sb, inode.flags) };
+        for (_, block, _) in self.mapped(&inode).0 {
+            let Some(bytes) = self.block(block) else { continue };
+            for entry in DirBlock::new(bytes, format).entries().map_while(Result::ok) {
+                let Some(ino) = entry.ino.filter(|_| entry.name != b"." && entry.name != b"..") else {
+                    continue;
+                };
+                let Some(child) = self.inode(ino) else { continue };
+                let name = format!("{path}/{}", String::from_utf8_lossy(entry.name));
+                let held = Held {
+                    mode: child.mode,
+                    owner: (child.uid, child.gid),
+                    size: if child.is_dir() { 0 } else { child.size },
+                    sum: self.sum(&child),
+                };
+                if all.insert(name.clone(), (ino, held)).is_none() && child.is_dir() {
+                    self.walk(ino, &name, all, depth + 1);
+                }
+            }
+        }
+    }
+
+    fn sum(&self, inode: &Inode) -> u32 {
+        if inode.file_type() == Some(FileType::Directory) {
+            return 0;
+        }
+        if !inode.maps_blocks(&self.layout) {
+            return ext4_format::csum::crc32c(0, &inode.block);
+        }
+        let end = inode.size.div_ceil(u64::from(self.geometry.block_size));
+        self.mapped(inode).0.iter().filter(|(at, _, written)| *written && *at < end).fold(
+            0,
+            |sum, (at, block, _)| {
+                let sum = ext4_format::csum::crc32c(sum, &at.to_le_bytes());
+                ext4_format::csum::crc32c(sum, self.block(*block).unwrap_or_default())
+            },
+        )
+    }
+
+    /// Every metadata block with what it is.
+    pub fn metadata(&self) -> Vec<(u64, Kind)> {
+        let mut all = vec![(1024 / u64::from(self.geometry.block_size), Kind::Super)];
+        for at in 0..self.geometry.desc_blocks {
+            all.push((self.geometry.descriptor_block(at).0, Kind::Descriptors));
+        }
+        for group in self.geometry.groups() {
+            let desc = &self.descs[group.0 as usize];
+            all.push((desc.block_bitmap.0, Kind::BlockBitmap(group.0)));
+            all.push((desc.inode_bitmap.0, Kind::InodeBitmap(group.0)));
+            for index in 0..self.geometry.inodes_per_group {
+                let Some(ino) = self.geometry.inode_at(group, index) else { break };
+                let Some(inode) = self.inode(ino).filter(|inode| inode.links > 0) else { continue };
+                let place = self.geometry.inode_location(ino).unwrap();
+                all.push((desc.inode_table.0 + u64::from(place.table_block), Kind::InodeTable(group.0)));
+                if inode.file_acl.0 != 0 {
+                    all.push((inode.file_acl.0, Kind::Xattr));
+                }
+                if ino == Ino::RESIZE || !inode.maps_blocks(&self.layout) {
+                    continue;
+                }
+                let (data, tree) = self.mapped(&inode);
+                let generation = inode.generation;
+                let node =
+                    if inode.has(flag::EXTENTS) { Kind::Extent(ino, generation) } else { Kind::Indirect };
+                all.extend(tree.into_iter().map(|block| (block, node)));
+                if inode.is_dir() {
+                    let indexed = inode.has(flag::INDEX);
+                    all.extend(data.iter().map(|&(at, block, _)| {
+                        let bytes = self.block(block).unwrap();
+                        let node =
+                            htree::Index::parse(bytes, htree::Kind::Node, self.csum.metadata()).is_ok();
+                        (
+                            block,
+                            match at {
+                                0 if indexed => Kind::HtreeRoot(ino, generation),
+                                _ if indexed && node => Kind::HtreeNode(ino, generation),
+                                _ => Kind::Dir(ino, generation),
+                            },
+                        )
+                    }));
+                }
+            }
+        }
+        all.sort_by_key(|&(block, _)| block);
+        all.dedup_by_key(|&mut (block, _)| block);
+        all
+    }
+}
+
+/// Makes the checksum of a metadata block right again after its bytes were changed.
+pub fn fix_sum(image: &mut [u8], before: &[u8], block: u64, kind: Kind) {
+    let Some(volume) = Volume::new(before) else { return };
+    let (csum, size) = (volume.csum, volume.geometry.block_size as usize);
+    let at = block as usize * size;
+    let bytes = &mut image[at..at + size];
+    match kind {
+        Kind::Super => {
+            let offset = 1024 % size;
+            let raw: &mut [u8; 1024] = (&mut bytes[offset..offset + 1024]).try_into().unwrap();
+            if csum.metadata() {
+                let sum = Csum::superblock(raw);
+                raw[1020..].copy_from_slice(&sum.to_le_bytes());
+            }
+        }
+        Kind::Descriptors => {
+            let first =
+                (block - volume.geometry.descriptor_block(0).0) as u32 * volume.geometry.descs_per_block();
+            for (i, raw) in bytes.chunks_exact_mut(volume.geometry.desc_size).enumerate() {
+                let group = first + i as u32;
+                if group < volume.geometry.group_count {
+                    csum.set_group_desc(raw, ext4_format::GroupNo(group));
+                }
+            }
+        }
+        Kind::InodeTable(group) => {
+            let table = volume.descs[group as usize].inode_table.0;
+            let per_block = (size / volume.geometry.inode_size) as u32;
+            let first = (block - table) as u32 * per_block;
+            for (i, record) in bytes.chunks_exact_mut(volume.geometry.inode_size).enumerate() {
+                let ino = volume.geometry.inode_at(ext4_format::GroupNo(group), first + i as u32);
+                if let Some(ino) = ino.filter(|_| record.iter().any(|&b| b != 0)) {
+                    csum.set_inode(record, ino);
+                }
+            }
+        }
+        Kind::BlockBitmap(_) | Kind::InodeBitmap(_) | Kind::Indirect => {}
+        Kind::Extent(ino, generation) => csum.set_extent_block(bytes, ino, generation),
+        Kind::Dir(ino, generation) => csum.set_dir_block(bytes, ino, generation),
+        Kind::HtreeRoot(ino, generation) => csum.set_htree_block(bytes, htree::ROOT_ENTRIES, ino, generation),
+        Kind::HtreeNode(ino, generation) => csum.set_htree_block(bytes, htree::NODE_ENTRIES, ino, generation),
+        Kind::Xattr => csum.set_xattr_block(bytes, BlockNo(block)),
+    }
+}
+
+/// A small generator of numbers that gives the same ones for the same seed.
+pub struct Rng(u64);
+
+impl Rng {
+    pub fn new(seed: u64) -> Rng {
+        Rng(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
+    pub fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+
+    pub fn below(&mut self, end: usize) -> usize {
+        (self.next() >> 16) as usize % end.max(1)
+    }
+}
