@@ -164,6 +164,7 @@ problems! {
     FlagInlineFeature "flag-inline-feature" Clear Stop "Inode {ino} has inline data, but the superblock lacks the feature";
     FlagInlineAndExtents "flag-inline-and-extents" Clear Stop "Inode {ino} has both inline data and extents";
     FlagCasefold "flag-casefold" Clear Stop "Inode {ino} has the casefold flag where it may not have it";
+    FlagImagic "flag-imagic" Clear Stop "Inode {ino} has the imagic flag, but the volume lacks the feature";
     FlagEncrypt "flag-encrypt" Clear Stop "Inode {ino} is encrypted, but the volume lacks the feature";
     FlagEaInode "flag-ea-inode" Clear Stop "Inode {ino} has the ea_inode flag where it may not have it";
     FlagHugeFile "flag-huge-file" Clear Stop "Inode {ino} counts filesystem blocks, but the volume lacks the feature";
@@ -182,6 +183,7 @@ problems! {
     ExtentIndexStart "extent-index-start" Fix Fix "Inode {ino}: an index starts at file block {found}, its node {block} at {expected}";
     ExtentDeep "extent-deep" Fix Stop "Inode {ino}: the extent tree has depth {found}, more than {expected} is never needed";
     ExtentHugeBlock "extent-beyond-max" Clear Stop "Inode {ino} has an extent past the largest file block";
+    ExtentDirHole "extent-dir-hole" Fix Stop "Directory {ino}: file block {found} should be at {expected}";
     ExtentUnwrittenDir "extent-unwritten-dir" Fix Stop "Directory {ino} has an unwritten extent at file block {found}";
     ExtentCollision "extent-cluster" Fix Stop "Inode {ino}: extent at file block {found} is not aligned to its cluster";
     BlockPointer "block-pointer" Clear Stop "Inode {ino}: file block {found} points to {block}, which is not on the volume";

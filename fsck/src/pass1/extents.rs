@@ -96,6 +96,15 @@ impl Walk<'_> {
                 }
                 continue;
             }
+            let (first, extent) =
+                if self.is_dir && first > self.next && self.ask.ask(problem(Code::ExtentDirHole))? {
+                    // A directory has no holes: what lies behind one moves down.
+                    let moved = Extent { first: FileBlock(self.next as u32), ..extent };
+                    changed |= edit(bytes, |node| node.set(at, moved));
+                    (self.next, moved)
+                } else {
+                    (first, extent)
+                };
             if self.is_dir
                 && extent.unwritten
                 && self.ask.ask(Problem::of(Code::ExtentUnwrittenDir, self.ino).values(first, 0_u32))?

@@ -12,9 +12,13 @@ use crate::context::Context;
 use crate::error::Result;
 use crate::problem::{Code, Problem};
 
+/// Blocks of a hole that is filled in a directory.
+const MAX_HOLE: u64 = 64;
+
 /// Checks the whole map of an inode.
 pub fn check(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject, effects: &mut Effects) -> Result<()> {
-    let mut walk = Walk { ctx, ask, ino: s.ino, nodes: HashSet::new(), effects };
+    let is_dir = s.inode.is_dir();
+    let mut walk = Walk { ctx, ask, ino: s.ino, is_dir, nodes: HashSet::new(), effects };
     let mut first = 0;
     for slot in 0..DIRECT + 3 {
         let levels = (slot + 1).saturating_sub(DIRECT) as usize;
@@ -33,6 +37,7 @@ struct Walk<'a> {
     ctx: &'a Context,
     ask: &'a mut dyn Ask,
     ino: Ino,
+    is_dir: bool,
     /// Indirect blocks of this inode: a second visit would be a loop.
     nodes: HashSet<u64>,
     effects: &'a mut Effects,
@@ -46,6 +51,14 @@ impl Walk<'_> {
             if !ctx.on_volume(block, 1) || first > u64::from(u32::MAX) {
                 let problem = Problem::of(Code::BlockPointer, self.ino).at(block).values(first, 0_u32);
                 return self.ask.ask(problem);
+            }
+            // Holes of a directory are filled, so a block far behind the others would cost a volume of them.
+            let far = self.effects.last.map_or(0, |last| last + 1) + MAX_HOLE;
+            if self.is_dir && first > far {
+                let problem = Problem::of(Code::DirectoryTooBig, self.ino).at(block).values(first, far);
+                if self.ask.ask(problem)? {
+                    return Ok(true);
+                }
             }
             self.effects.data(first, block, 1, false);
             return Ok(false);

@@ -105,6 +105,13 @@ impl Subject {
         self.cleared = true;
     }
 
+    /// Brings the record in line with the decoded form, as far as the record can be believed.
+    fn store(&mut self, ctx: &Context) {
+        if self.dirty && usize::from(self.inode.extra_isize) <= self.record.len() - BASE_SIZE {
+            self.inode.encode_into(&mut self.record, &ctx.layout);
+        }
+    }
+
     fn word(&self, at: usize) -> u32 {
         u32::from_le_bytes(std::array::from_fn(|i| self.record[at + i]))
     }
@@ -132,9 +139,7 @@ pub fn check(
         return ctx.write_record(ino, &mut subject.record);
     }
     if subject.dirty {
-        if usize::from(subject.inode.extra_isize) <= subject.record.len() - BASE_SIZE {
-            subject.inode.encode_into(&mut subject.record, &ctx.layout);
-        }
+        subject.store(ctx);
         ctx.write_record(ino, &mut subject.record)?;
     } else if !sum_holds && ask.ask(Problem::of(Code::InodeChecksum, ino))? {
         ctx.write_record(ino, &mut subject.record)?;
@@ -219,8 +224,9 @@ fn check_extra_isize(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject) -> Resul
         };
         let wanted =
             if usize::from(wanted) <= room && wanted.is_multiple_of(4) { wanted } else { FULL_EXTRA_ISIZE };
+        s.store(ctx);
         s.record[BASE_SIZE..BASE_SIZE + 2].copy_from_slice(&wanted.to_le_bytes());
-        s.inode = Inode { flags: s.inode.flags, ..Inode::decode_damaged(&s.record, &ctx.layout) };
+        s.inode = Inode::decode_damaged(&s.record, &ctx.layout);
         s.dirty = true;
     }
     Ok(())
@@ -233,6 +239,7 @@ fn check_fields(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject) -> Result<()>
     let mut zero = |s: &mut Subject, code, at: usize, width: usize| -> Result<()> {
         let value = if width == 4 { s.word(at) } else { s.word(at) & 0xffff };
         if value != 0 && ask.ask(Problem::of(code, s.ino).values(value, 0_u32))? {
+            s.store(ctx);
             s.record[at..at + width].fill(0);
             s.inode = Inode::decode_damaged(&s.record, &ctx.layout);
             s.dirty = true;
@@ -263,6 +270,7 @@ fn check_flags(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject, kind: FileType
         Ok(())
     };
     let (dir, file) = (kind == FileType::Directory, kind == FileType::Regular);
+    drop(s, !ctx.sb.compat().has(Compat::IMAGIC_INODES), Code::FlagImagic, flag::IMAGIC)?;
     drop(s, !dir, Code::FlagIndexFile, flag::INDEX)?;
     drop(s, !ctx.sb.compat().has(Compat::DIR_INDEX), Code::FlagIndexFeature, flag::INDEX)?;
     drop(s, !incompat.has(Incompat::INLINE_DATA), Code::FlagInlineFeature, flag::INLINE_DATA)?;

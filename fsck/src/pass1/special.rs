@@ -8,9 +8,9 @@ use ext4_format::{BlockNo, Ino};
 
 use super::inode::{Effects, Subject};
 use super::{extents, indirect};
-use crate::ask::Ask;
+use crate::ask::{Ask, Probe};
 use crate::context::Context;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::map::Use;
 use crate::problem::{Code, Problem};
 
@@ -44,13 +44,19 @@ pub fn check(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject, effects: &mut Ef
     }
     if ino == Ino::BAD_BLOCKS {
         effects.what = Some(Use::Internal);
-        let wrong = s.inode.mode != 0 || s.inode.links != 0 || s.inode.file_acl.0 != 0 || s.inode.uid != 0;
-        if wrong && ask.ask(Problem::of(Code::BadBlocksInode, ino))? {
+        let inode = &s.inode;
+        let wrong = inode.mode != 0 || inode.links != 0 || inode.file_acl.0 != 0 || inode.flags != 0;
+        let mut seen = Effects::default();
+        // A list of bad blocks that is itself bad is worth nothing: it goes as a whole.
+        let sound = match indirect::check(ctx, &mut Probe, s, &mut seen) {
+            Ok(()) => !wrong && s.inode.blocks == seen.clusters(ctx) * ctx.cluster_sectors(),
+            Err(Error::Suspect) => false,
+            Err(error) => return Err(error),
+        };
+        if sound {
+            effects.claims = seen.claims;
+        } else if ask.ask(Problem::of(Code::BadBlocksInode, ino))? {
             s.clear(ctx);
-            return Ok(true);
-        }
-        if s.inode.blocks > 0 {
-            indirect::check(ctx, ask, s, effects)?;
         }
         return Ok(true);
     }
@@ -89,12 +95,18 @@ pub fn check(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject, effects: &mut Ef
     }
     if ino.get() < ctx.first_ino() {
         effects.what = Some(Use::Reserved);
+        let inode = &s.inode;
         // The boot loader's inode (5) may be a file.
-        let wrong = if ino.get() == 5 { s.inode.is_dir() } else { s.inode.mode != 0 };
+        if ino.get() == 5 && inode.file_type() == Some(FileType::Regular) && inode.file_acl.0 == 0 {
+            return internal(ctx, ask, s, effects);
+        }
+        let wrong = inode.mode != 0
+            || inode.blocks != 0
+            || inode.flags != 0
+            || inode.file_acl.0 != 0
+            || inode.block != [0; 60];
         if wrong && ask.ask(Problem::of(Code::ReservedMode, ino).values(s.inode.mode, 0_u32))? {
             s.clear(ctx);
-        } else if s.inode.blocks > 0 || s.inode.has(flag::EXTENTS) {
-            map(ctx, ask, s, effects)?;
         }
         return Ok(true);
     }
@@ -160,7 +172,7 @@ fn resize_damage(ctx: &Context, s: &Subject) -> Result<Option<&'static str>> {
     let inode = &s.inode;
     let only_double = (0..15).all(|slot| (slot == 13) == pointer(&inode.block, slot).is_some());
     let regular = inode.file_type() == Some(FileType::Regular);
-    if !only_double || !regular || inode.links == 0 {
+    if !only_double || !regular || inode.links == 0 || inode.flags != 0 || inode.file_acl.0 != 0 {
         return Ok(Some("shape"));
     }
     let Some(double) = pointer(&inode.block, 13) else { return Ok(Some("i_block")) };

@@ -152,9 +152,12 @@ pub struct Place {
     pub block: BlockNo,
 }
 
+/// Blocks added to one directory in one round.
+const MAX_FILLED: usize = 4096;
+
 /// A directory has no holes: each gets an empty block.
 fn fill_holes(ctx: &Context, ask: &mut dyn Ask, dir: &Directory, holes: std::ops::Range<u64>) -> Result<()> {
-    for at in holes {
+    for at in holes.take(MAX_FILLED) {
         if ask.ask(Problem::of(Code::DirHole, dir.ino).values(at, 0_u32))? {
             alloc::append_dir_block(ctx, dir.ino, at as u32)?;
         }
