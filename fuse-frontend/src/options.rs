@@ -229,7 +229,12 @@ impl Options {
                 let kib: u64 = number(name, v)?;
                 vol.max_dir_size = (kib > 0).then_some(kib.saturating_mul(1024));
             }
-            ("offset", Some(v)) => self.offset = size(name, v)?,
+            ("offset", Some(v)) => {
+                self.offset = size(name, v)?;
+                if !self.offset.is_multiple_of(512) {
+                    return Err(bad(name, v, "a multiple of 512"));
+                }
+            }
             ("allow_other", None) => self.allow_other = Some(true),
             ("noallow_other", None) => self.allow_other = Some(false),
             ("threads", Some(v)) => self.threads = Some(number::<usize>(name, v)?.clamp(1, 64)),
@@ -309,6 +314,7 @@ mod tests {
         assert!(said("data=journal").contains("journal"));
         assert!(said("frobnicate").contains("unknown mount option 'frobnicate'"));
         assert!(said("commit=soon").contains("'soon' is not a number"));
+        assert!(said("offset=12").contains("'12' is not a multiple of 512"));
     }
 
     #[test]

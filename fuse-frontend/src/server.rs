@@ -59,8 +59,11 @@ fn serve_mounted(
 ) -> Result<()> {
     let service = Service::new(fs.clone(), options);
     let config = session_config(device, options, fs.is_writable());
-    let session = fuser::Session::new(Door::new(service), dir, &config)
-        .with_context(|| format!("mounting on {}", dir.display()))?;
+    let (door, notifier) = Door::new(service);
+    let session = fuser::Session::new(door, dir, &config)
+        .with_context(|| format!("mounting on {}", dir.display()))
+        .with_context(missing_rights)?;
+    let _ = notifier.set(session.notifier());
     let (tell, events) = channel();
     spawn_signal_thread(*signals, tell.clone())?;
     std::thread::Builder::new().name("rext4-session".into()).spawn(move || {
@@ -131,6 +134,15 @@ fn spawn_signal_thread(set: SigSet, tell: Sender<Event>) -> Result<()> {
         }
     })?;
     Ok(())
+}
+
+/// What an ordinary user is told first when a mount fails.
+fn missing_rights() -> String {
+    let fuse = std::fs::OpenOptions::new().read(true).write(true).open("/dev/fuse");
+    match fuse {
+        Err(error) => format!("/dev/fuse cannot be opened ({error}); ask for access to it, or mount as root"),
+        Ok(_) => "FUSE refused the mount".into(),
+    }
 }
 
 fn session_config(device: &Path, options: &Options, writable: bool) -> fuser::Config {

@@ -5,13 +5,14 @@ use std::ffi::OsStr;
 use std::ops::ControlFlow;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use ext4_format::inode::{FileType as Kind, Time};
 use fs_core::{Attr, SetTime};
 use fuser::{
     Errno, FileAttr, FileHandle, FileType, FopenFlags, Generation, INodeNo, InitFlags, KernelConfig,
-    LockOwner, OpenFlags, RenameFlags, Request, TimeOrNow, WriteFlags,
+    LockOwner, Notifier, OpenFlags, RenameFlags, Request, TimeOrNow, WriteFlags,
 };
 
 use crate::service::attributes::Change;
@@ -24,14 +25,16 @@ const MAX_BACKGROUND: u16 = 64;
 
 /// Adapts [`Service`] to [`fuser::Filesystem`].
 pub struct Door {
-    service: Service,
+    service: Arc<Service>,
+    notifier: Arc<OnceLock<Notifier>>,
 }
 
 impl Door {
-    /// A door to `service`.
+    /// A door to `service`. The cell takes the session's notifier as soon as there is a session.
     #[must_use]
-    pub fn new(service: Service) -> Door {
-        Door { service }
+    pub fn new(service: Service) -> (Door, Arc<OnceLock<Notifier>>) {
+        let notifier = Arc::new(OnceLock::new());
+        (Door { service: Arc::new(service), notifier: notifier.clone() }, notifier)
     }
 }
 
@@ -49,18 +52,15 @@ fn system_time(time: Time) -> SystemTime {
     second + Duration::from_nanos(time.nsec.into())
 }
 
+/// A time of a request. fuser makes `EPOCH - Duration(-sec, nsec)` of one before 1970, which is
+/// another time; the fields come back out as they went in.
 fn time_of(time: SystemTime) -> Time {
+    let whole = |d: Duration| i64::try_from(d.as_secs()).unwrap_or(i64::MAX);
     match time.duration_since(UNIX_EPOCH) {
-        Ok(after) => {
-            Time { sec: i64::try_from(after.as_secs()).unwrap_or(i64::MAX), nsec: after.subsec_nanos() }
-        }
+        Ok(after) => Time { sec: whole(after), nsec: after.subsec_nanos() },
         Err(before) => {
             let before = before.duration();
-            let sec = -i64::try_from(before.as_secs()).unwrap_or(i64::MAX);
-            match before.subsec_nanos() {
-                0 => Time { sec, nsec: 0 },
-                nsec => Time { sec: sec - 1, nsec: 1_000_000_000 - nsec },
-            }
+            Time { sec: -whole(before), nsec: before.subsec_nanos() }
         }
     }
 }
@@ -382,13 +382,13 @@ impl fuser::Filesystem for Door {
         &self,
         _req: &Request,
         ino: INodeNo,
-        _fh: FileHandle,
+        fh: FileHandle,
         _flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
         _flush: bool,
         reply: fuser::ReplyEmpty,
     ) {
-        self.service.release(ino.0);
+        self.service.release(ino.0, fh.0);
         reply.ok();
     }
 
@@ -542,10 +542,26 @@ impl fuser::Filesystem for Door {
         whence: i32,
         reply: fuser::ReplyLseek,
     ) {
-        match self.service.lseek(ino.0, offset, whence) {
+        let service = self.service.clone();
+        let answer = move || match service.lseek(ino.0, offset, whence) {
             Ok(offset) => reply.offset(offset),
             Err(code) => reply.error(errno(code)),
+        };
+        if !self.service.may_be_dirty_in_kernel(ino.0) {
+            return answer();
         }
+        // The kernel asks without having written its dirty pages, which nobody here knows of.
+        // Invalidating writes them, and these requests come in on the other threads meanwhile:
+        // no thread of the door may wait for that.
+        let notifier = self.notifier.clone();
+        std::thread::spawn(move || {
+            if let Some(notifier) = notifier.get()
+                && let Err(error) = notifier.inval_inode(ino, 0, 0)
+            {
+                tracing::debug!(node = ino.0, %error, "nothing was written out");
+            }
+            answer();
+        });
     }
 
     fn copy_file_range(
@@ -598,9 +614,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn times_before_the_epoch_survive() {
-        for time in [Time { sec: -1, nsec: 5 }, Time { sec: 0, nsec: 0 }, Time { sec: 1 << 33, nsec: 7 }] {
-            assert_eq!(time_of(system_time(time)), time);
+    fn times_of_requests_are_the_ones_that_were_sent() {
+        for (sec, nsec) in [(-1, 5), (-841_971_359, 893_890_118), (0, 0), (1 << 33, 7)] {
+            let from_fuser = match sec {
+                0.. => UNIX_EPOCH + Duration::new(sec as u64, nsec),
+                _ => UNIX_EPOCH - Duration::new(-sec as u64, nsec),
+            };
+            assert_eq!(time_of(from_fuser), Time { sec, nsec });
         }
+    }
+
+    #[test]
+    fn times_of_replies_are_real_times() {
+        let shown = system_time(Time { sec: -2, nsec: 500_000_000 });
+        assert_eq!(shown, UNIX_EPOCH - Duration::from_millis(1500));
     }
 }

@@ -1,8 +1,10 @@
 //! Requests about the content of files. No table of open files is kept: what a handle must
 //! remember is its open flags, and those fit into its number.
 
+use std::collections::hash_map::Entry;
+
 use blockdev::PooledBuf;
-use fs_core::{Entry, FallocateMode, SeekWhence, WriteMode};
+use fs_core::{Attr, FallocateMode, SeekWhence, WriteMode};
 
 use super::attributes::Change;
 use super::{Answer, Sender, Service, inode_of, node_of, refuse};
@@ -42,14 +44,14 @@ impl Service {
                 return Err(errno);
             }
         }
-        Ok(opened(flags))
+        Ok(self.opened(node, flags))
     }
 
     /// The opening half of CREATE, after [`Service::mknod`]; gives the entry's reference back when
     /// it fails.
-    pub fn open_created(&self, entry: &Entry, flags: i32) -> Answer<Opened> {
+    pub fn open_created(&self, entry: &Attr, flags: i32) -> Answer<Opened> {
         match self.fs.open(entry.ino, open_flags(flags & !libc::O_TRUNC)) {
-            Ok(()) => Ok(opened(flags)),
+            Ok(()) => Ok(self.opened(node_of(entry.ino), flags)),
             Err(error) => {
                 self.forget(node_of(entry.ino), 1);
                 Err(refuse(error))
@@ -58,10 +60,33 @@ impl Service {
     }
 
     /// RELEASE.
-    pub fn release(&self, node: u64) {
+    pub fn release(&self, node: u64, handle: u64) {
+        if writes_through_cache(handle) {
+            let mut writers = self.cached_writers.lock();
+            if let Entry::Occupied(mut open) = writers.entry(node) {
+                *open.get_mut() -= 1;
+                if *open.get() == 0 {
+                    open.remove();
+                }
+            }
+        }
         if let Ok(ino) = inode_of(node) {
             self.fs.release(ino);
         }
+    }
+
+    /// Whether the kernel may hold dirty pages of a file: whether a handle is open that writes
+    /// through its page cache. A mapping keeps its handle open.
+    pub fn may_be_dirty_in_kernel(&self, node: u64) -> bool {
+        self.cached_writers.lock().contains_key(&node)
+    }
+
+    fn opened(&self, node: u64, flags: i32) -> Opened {
+        let opened = Opened { handle: u64::from(flags as u32), direct: flags & libc::O_DIRECT != 0 };
+        if writes_through_cache(opened.handle) {
+            *self.cached_writers.lock().entry(node).or_insert(0) += 1;
+        }
+        opened
     }
 
     /// READ; `reply` gets the bytes, fewer than asked for only at the end of the file.
@@ -138,6 +163,8 @@ fn open_flags(flags: i32) -> fs_core::OpenFlags {
     }
 }
 
-fn opened(flags: i32) -> Opened {
-    Opened { handle: u64::from(flags as u32), direct: flags & libc::O_DIRECT != 0 }
+/// Whether the handle with these open flags can leave dirty pages in the kernel. One opened with
+/// O_DIRECT may lose that by fcntl, so it counts too.
+fn writes_through_cache(handle: u64) -> bool {
+    handle as i32 & libc::O_ACCMODE != libc::O_RDONLY
 }

@@ -9,11 +9,13 @@ mod files;
 mod ioctl;
 mod names;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use ext4_format::Ino;
 use fs_core::{Attr, Caller, Error, Filesystem};
+use parking_lot::Mutex;
 
 pub use files::{Opened, WriteHow};
 
@@ -42,13 +44,15 @@ pub struct Sender {
 pub struct Service {
     fs: Arc<Filesystem>,
     fake_root: bool,
+    /// How many handles each file has that write through the kernel's page cache.
+    cached_writers: Mutex<HashMap<u64, u32>>,
 }
 
 impl Service {
     /// A service for a mounted volume.
     #[must_use]
     pub fn new(fs: Arc<Filesystem>, options: &Options) -> Service {
-        Service { fs, fake_root: options.fake_root }
+        Service { fs, fake_root: options.fake_root, cached_writers: Mutex::default() }
     }
 
     /// Bytes of a block.
