@@ -9,16 +9,10 @@ use crate::corruption::{Corruption, What};
 use crate::group_desc::GroupDesc;
 use crate::num::{BlockNo, GroupNo, Ino, Tid};
 use crate::superblock::SuperBlock;
+use crate::{dirent, orphan};
 
-/// Bytes of a directory block's checksum tail, a fake entry of inode 0.
-pub const DIR_TAIL_LEN: usize = 12;
 /// Bytes of an extent block's tail (the checksum alone).
-pub const EXTENT_TAIL_LEN: usize = 4;
-/// Bytes of an htree block's tail.
-pub const HTREE_TAIL_LEN: usize = 8;
-/// Bytes of an orphan file block's tail: magic and checksum.
-pub const ORPHAN_TAIL_LEN: usize = 8;
-
+const EXTENT_TAIL_LEN: usize = 4;
 const SUPERBLOCK_CSUM: usize = 0x3fc;
 const DESC_CSUM: usize = 0x1e;
 const INODE_CSUM_LO: usize = 0x7c;
@@ -275,14 +269,14 @@ impl Csum {
 
     /// Writes a linear directory block's sum into the last four bytes of its tail.
     pub fn set_dir_block(&self, bytes: &mut [u8], ino: Ino, generation: u32) {
-        if let Some(covered) = bytes.len().checked_sub(DIR_TAIL_LEN) {
+        if let Some(covered) = bytes.len().checked_sub(dirent::TAIL_SIZE) {
             self.set_owned(bytes, covered, covered + 8, ino, generation);
         }
     }
 
     /// Checks a linear directory block's sum. Whether the tail itself is well formed is the verifier's matter.
     pub fn verify_dir_block(&self, bytes: &[u8], ino: Ino, generation: u32) -> Result<(), Corruption> {
-        match bytes.len().checked_sub(DIR_TAIL_LEN) {
+        match bytes.len().checked_sub(dirent::TAIL_SIZE) {
             Some(covered) => self.verify_owned(What::DirBlock, bytes, covered, covered + 8, ino, generation),
             None => Err(Corruption::new(What::DirBlock, "length", bytes.len() as u64, 1024).in_inode(ino)),
         }
@@ -402,7 +396,7 @@ impl Csum {
 
     /// The sum of an orphan file block.
     fn orphan_block(&self, bytes: &[u8], block: BlockNo, ino: Ino, generation: u32) -> Option<(usize, u32)> {
-        let covered = bytes.len().checked_sub(ORPHAN_TAIL_LEN)?;
+        let covered = bytes.len().checked_sub(orphan::TAIL_SIZE)?;
         let sum = crc32c(self.owner_seed(ino, generation), &block.0.to_le_bytes());
         Some((covered + 4, crc32c(sum, &bytes[..covered])))
     }

@@ -293,14 +293,6 @@ impl SuperBlock {
         }
     }
 
-    /// Sets the number of blocks kept back.
-    pub fn set_reserved_blocks(&mut self, count: u64) {
-        self.raw.r_blocks_count_lo = U32::new(count as u32);
-        if self.incompat().has(Incompat::BIT64) {
-            self.raw.r_blocks_count_hi = U32::new((count >> 32) as u32);
-        }
-    }
-
     fn wide(&self, lo: U32, hi: U32) -> u64 {
         join(lo, if self.incompat().has(Incompat::BIT64) { hi.get() } else { 0 })
     }
