@@ -21,9 +21,12 @@ need cc gcc
 need git git
 need tar tar
 
-[ -n "$missing" ] || exit 0
-
 if [ "$(id -u)" = 0 ]; then sudo=; else sudo=sudo; fi
+
+# As udev sets it on every Debian machine; where udev does not run, rootless mounts would fail.
+if [ -c /dev/fuse ] && [ "$(stat -c %a /dev/fuse)" != 666 ]; then $sudo chmod 666 /dev/fuse; fi
+
+[ -n "$missing" ] || exit 0
 echo "setup: installing$missing"
 $sudo apt-get update -q
 # shellcheck disable=SC2086

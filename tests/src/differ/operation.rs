@@ -286,7 +286,9 @@ impl Operation {
             88..=90 => Verb::ChangeMode { name: any_name(rng), mode: mode(rng) },
             91..=93 => {
                 let mut id = || (rng.u8(0..3) > 0).then(|| 999 + rng.u32(0..4));
+                // Neither would be a question to the VFS alone, whose answer depends on who handles setuid bits.
                 let (uid, gid) = (id(), id());
+                let gid = if uid.is_none() { gid.or(Some(1000)) } else { gid };
                 Verb::ChangeOwner { name: any_name(rng), uid, gid }
             }
             94 => Verb::SetTimes {

@@ -6,5 +6,6 @@ mod crash;
 mod mounting;
 mod rootless;
 mod round_trip;
+mod semantics;
 mod storm;
 mod suites;

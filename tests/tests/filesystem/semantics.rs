@@ -1,0 +1,171 @@
+//! Single promises of ext4 that programs rely on, each of which was once broken, or could easily be, through FUSE.
+
+use std::fs::{self, File};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _};
+
+use anyhow::{Result, ensure};
+use rustix::fs::{FallocateFlags, IFlags, SeekFrom, fallocate, ioctl_getflags, ioctl_setflags, seek};
+use rustix::io::Errno;
+use tests::oracle::e2fsck_is_clean;
+use tests::run::{run, tool};
+use tests::scale::{Need, can_run, scratch};
+use tests::system::{Mounted, System};
+
+/// A fresh filesystem of 256 MiB for one test; checked at the end.
+fn on_fresh(name: &str, action: impl FnOnce(&Mounted) -> Result<()>) -> Result<()> {
+    if !can_run(name, &[Need::Root, Need::Loop, Need::Fuse]) {
+        return Ok(());
+    }
+    let folder = tempfile::tempdir_in(scratch())?;
+    let image = folder.path().join("image");
+    System::under_test().mkfs(&image, 256 << 20, &[])?;
+    let mounted = System::under_test().mount(&image)?;
+    let outcome = action(&mounted);
+    mounted.unmount()?;
+    e2fsck_is_clean(&image)?;
+    outcome
+}
+
+/// cp looks for data with lseek when a file occupies less than its size: what is only in the kernel's page cache, or
+/// only in a server's memory, must be found there.
+#[test]
+fn seek_sees_what_is_not_yet_written() -> Result<()> {
+    on_fresh("seek_sees_what_is_not_yet_written", |mounted| {
+        let path = mounted.path().join("file");
+        let file = File::options().create_new(true).read(true).write(true).open(&path)?;
+        file.write_all_at(&[7; 10_000], 1 << 20)?;
+        file.set_len(4 << 20)?;
+        let data = seek(&file, SeekFrom::Data(0))?;
+        ensure!((1..=1 << 20).contains(&data), "data at {data}, written at {}", 1 << 20);
+        let hole = seek(&file, SeekFrom::Hole(1 << 20))?;
+        ensure!(((1 << 20) + 10_000..4 << 20).contains(&hole), "the data end at {hole}");
+        ensure!(seek(&file, SeekFrom::Data(2 << 20)) == Err(Errno::NXIO), "data behind the data");
+        file.write_all_at(&[8; 5000], 6 << 20)?;
+        ensure!(seek(&file, SeekFrom::Data(5 << 20))? <= 6 << 20, "an extension is not seen");
+        let copy = mounted.path().join("copy");
+        run(tool("cp").arg(&path).arg(&copy))?;
+        ensure!(fs::read(&path)? == fs::read(&copy)?, "cp lost data of an open file");
+        drop(file);
+        Ok(())
+    })
+}
+
+#[test]
+fn an_unlinked_file_lives_until_it_is_closed() -> Result<()> {
+    on_fresh("an_unlinked_file_lives_until_it_is_closed", |mounted| {
+        let free = || rustix::fs::statvfs(mounted.path()).map(|space| space.f_bfree);
+        let before = free()?;
+        let path = mounted.path().join("file");
+        let file = File::options().create_new(true).read(true).write(true).open(&path)?;
+        file.write_all_at(&[7; 1 << 20], 0)?;
+        fs::remove_file(&path)?;
+        file.write_all_at(&[8; 1 << 20], 1 << 20)?;
+        file.sync_all()?;
+        ensure!(file.metadata()?.nlink() == 0);
+        let mut bytes = vec![0; 2 << 20];
+        file.read_exact_at(&mut bytes, 0)?;
+        ensure!(
+            bytes[..1 << 20].iter().all(|byte| *byte == 7) && bytes[1 << 20..].iter().all(|byte| *byte == 8)
+        );
+        ensure!(free()? < before, "its space was free before it was closed");
+        drop(file);
+        File::open(mounted.path())?.sync_all()?;
+        // Freed blocks come back with the commit that frees them.
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+        while free()? < before {
+            ensure!(std::time::Instant::now() < deadline, "{} blocks free of {before}", free()?);
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn immutable_and_append_only_files() -> Result<()> {
+    on_fresh("immutable_and_append_only_files", |mounted| {
+        let path = mounted.path().join("file");
+        fs::write(&path, "as it is")?;
+        let file = File::open(&path)?;
+        let plain = ioctl_getflags(&file)?;
+        let denied = |answer: std::io::Result<()>| {
+            answer.is_err_and(|error| error.raw_os_error() == Some(Errno::PERM.raw_os_error()))
+        };
+        ioctl_setflags(&file, plain.union(IFlags::IMMUTABLE))?;
+        ensure!(denied(fs::write(&path, "changed")), "written");
+        ensure!(denied(fs::remove_file(&path)), "removed");
+        ensure!(denied(fs::rename(&path, mounted.path().join("other"))), "renamed");
+        ensure!(denied(fs::hard_link(&path, mounted.path().join("other"))), "linked");
+        ensure!(denied(fs::set_permissions(&path, fs::Permissions::from_mode(0o600))), "chmod");
+        ensure!(denied(std::os::unix::fs::chown(&path, Some(1), None)), "chown");
+        ensure!(denied(File::options().append(true).open(&path).map(drop)), "opened for appending");
+        ioctl_setflags(&file, plain.union(IFlags::APPEND))?;
+        ensure!(denied(File::options().write(true).open(&path).map(drop)), "opened for writing");
+        ensure!(denied(fs::remove_file(&path)), "removed");
+        std::io::Write::write_all(&mut File::options().append(true).open(&path)?, b", and more")?;
+        ioctl_setflags(&file, plain)?;
+        ensure!(fs::read_to_string(&path)? == "as it is, and more");
+        fs::remove_file(&path)?;
+        Ok(())
+    })
+}
+
+#[test]
+fn preallocated_space_reads_as_zeros_and_is_taken() -> Result<()> {
+    on_fresh("preallocated_space_reads_as_zeros_and_is_taken", |mounted| {
+        let path = mounted.path().join("file");
+        let file = File::options().create_new(true).read(true).write(true).open(&path)?;
+        fallocate(&file, FallocateFlags::KEEP_SIZE, 0, 8 << 20)?;
+        ensure!(file.metadata()?.len() == 0 && file.metadata()?.blocks() >= (8 << 20) / 512);
+        fallocate(&file, FallocateFlags::empty(), 0, 4 << 20)?;
+        ensure!(file.metadata()?.len() == 4 << 20);
+        ensure!(fs::read(&path)?.iter().all(|byte| *byte == 0), "old bytes of the device");
+        file.write_all_at(&[9; 4096], 1 << 20)?;
+        fallocate(&file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, 0, 8 << 20)?;
+        file.sync_all()?;
+        // What lies behind the end of the file is not the hole's.
+        let left = file.metadata()?.blocks();
+        ensure!(left == (4 << 20) / 512, "{left} blocks are left");
+        ensure!(fs::read(&path)?.iter().all(|byte| *byte == 0), "the punched hole is not empty");
+        Ok(())
+    })
+}
+
+#[test]
+fn the_last_block_and_the_last_inode() -> Result<()> {
+    on_fresh("the_last_block_and_the_last_inode", |mounted| {
+        let is_full = |error: &std::io::Error| error.raw_os_error() == Some(Errno::NOSPC.raw_os_error());
+        let before = rustix::fs::statvfs(mounted.path())?;
+        let file = File::create(mounted.path().join("big"))?;
+        let block = vec![5; 1 << 20];
+        let mut length = 0;
+        // Through FUSE the page cache takes what the disk has no room for, and only an fsync tells.
+        let error = loop {
+            match file.write_at(&block, length).and_then(|written| file.sync_data().map(|()| written)) {
+                Ok(written) => length += written as u64,
+                Err(error) => break error,
+            }
+        };
+        ensure!(is_full(&error), "{error}");
+        let left = rustix::fs::statvfs(mounted.path())?;
+        // The kernel's ext4 keeps 4096 clusters for its own emergencies; the last MiB did not fit.
+        ensure!(left.f_bfree < 4096 + 1100, "{} blocks were kept back", left.f_bfree);
+        drop(file);
+        fs::remove_file(mounted.path().join("big"))?;
+
+        let dir = mounted.path().join("many");
+        fs::create_dir(&dir)?;
+        let free = rustix::fs::statvfs(mounted.path())?.f_ffree;
+        let mut made = 0;
+        let error = loop {
+            match File::create(dir.join(made.to_string())) {
+                Ok(_) => made += 1,
+                Err(error) => break error,
+            }
+        };
+        ensure!(is_full(&error) && made == free, "{error} after {made} of {free} inodes");
+        fs::remove_dir_all(&dir)?;
+        let after = rustix::fs::statvfs(mounted.path())?;
+        ensure!(after.f_ffree == before.f_ffree, "{} of {} inodes came back", after.f_ffree, before.f_ffree);
+        Ok(())
+    })
+}
