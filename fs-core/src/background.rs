@@ -13,6 +13,7 @@ use tracing::warn;
 use crate::data::{By, DataPath};
 use crate::error::Result;
 use crate::fs::Filesystem;
+use crate::inode::Inode;
 
 /// How long completions gather before the worker converts them: neighbours merge meanwhile.
 const GATHER: Duration = Duration::from_millis(5);
@@ -119,27 +120,47 @@ impl Filesystem {
         }
         let now = self.vol.env.clock.now();
         let interval = i64::try_from(self.vol.opts.commit_interval.as_secs()).unwrap_or(i64::MAX);
-        self.data.flush_due(Timestamp { sec: now.sec.saturating_sub(interval), ..now });
-        let converted = self.data.convert_all(By::Worker);
+        self.flush_due(Timestamp { sec: now.sec.saturating_sub(interval), ..now });
+        self.step_convert();
         self.vol.journal.commit_running()?;
         self.vol.journal.checkpoint(jbd2::Checkpoint::Some)?;
         self.reap();
-        converted
+        Ok(())
     }
 
     /// One round of the conversion worker: converts what has completed.
     pub fn step_convert(&self) {
-        if let Err(error) = self.data.convert_all(By::Worker) {
-            warn!(%error, "completed writes could not be converted");
+        for inode in self.data.completed.all() {
+            if let Err(error) = self.data.convert(&inode, By::Worker) {
+                warn!(ino = %inode.ino, %error, "completed writes could not be converted");
+            }
+            self.done_with(inode);
         }
-        self.reap();
     }
 
     /// One round of the flusher: writes out files that are in a hurry, and the oldest ones while
     /// more than half of the write-behind is used.
     pub fn step_flush(&self) {
-        self.data.flush_due(Timestamp { sec: i64::MIN, nsec: 0 });
-        self.data.relieve_memory();
-        self.reap();
+        self.flush_due(Timestamp { sec: i64::MIN, nsec: 0 });
+        while let Some(inode) = self.data.relieve_memory() {
+            self.done_with(inode);
+        }
+    }
+
+    /// Writes out the files that became dirty before `before`, and those that were hastened.
+    fn flush_due(&self, before: Timestamp) {
+        for inode in self.data.dirty.due(before) {
+            self.data.flush_all(&inode);
+            self.done_with(inode);
+        }
+    }
+
+    /// Lets an inode leave if only the work that was done on it has kept it.
+    fn done_with(&self, inode: Arc<Inode>) {
+        let ino = inode.ino;
+        drop(inode);
+        if self.leaving.lock().remove(&ino) {
+            self.let_go(ino);
+        }
     }
 }

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use blockdev::{PooledBuf, Timestamp};
+use blockdev::PooledBuf;
 use smallvec::SmallVec;
 
 use super::flight::Writing;
@@ -259,31 +259,26 @@ impl DataPath {
     pub fn throttle(&self, inode: &Arc<Inode>) {
         while self.budget.is_exceeded() {
             let own = self.flush_run(inode, 0..u64::MAX).is_some();
-            if !own && !self.flush_oldest() {
+            if !own && self.flush_oldest().is_none() {
                 self.budget.wait();
             }
         }
     }
 
-    fn flush_oldest(&self) -> bool {
-        let Some(inode) = self.dirty.oldest() else { return false };
-        let flushed = self.flush_run(&inode, 0..u64::MAX).is_some();
-        if !flushed {
-            self.store_times_or_warn(&inode);
+    /// Writes out the first run of the file that has been dirty longest.
+    fn flush_oldest(&self) -> Option<Arc<Inode>> {
+        let inode = self.dirty.oldest()?;
+        if self.flush_run(&inode, 0..u64::MAX).is_some() {
+            return Some(inode);
         }
-        flushed
+        self.store_times_or_warn(&inode);
+        None
     }
 
-    /// Whether the background has data to write out before its time.
-    pub fn relieve_memory(&self) {
-        while self.budget.is_half_used() && self.flush_oldest() {}
-    }
-
-    /// Writes out the files that became dirty before `before`, and those that were hastened.
-    pub fn flush_due(&self, before: Timestamp) {
-        for inode in self.dirty.due(before) {
-            self.flush_all(&inode);
-        }
+    /// Writes out old data if so much is dirty that writers would soon have to help. Gives the
+    /// file; `None` when there is nothing to do.
+    pub fn relieve_memory(&self) -> Option<Arc<Inode>> {
+        if self.budget.is_half_used() { self.flush_oldest() } else { None }
     }
 
     /// Writes out all that is dirty in a file, its times too. Failures wait for its fsync.
@@ -296,6 +291,17 @@ impl DataPath {
         if let Err(error) = self.store_times(inode) {
             tracing::warn!(ino = %inode.ino, %error, "times could not be stored");
         }
+    }
+
+    /// Whether no file has anything to be written out or converted.
+    pub fn is_idle(&self) -> bool {
+        self.dirty.count() == 0 && self.completed.count() == 0
+    }
+
+    /// Whether a file has no data to be written out or converted.
+    pub fn is_settled(&self, inode: &Inode) -> bool {
+        let io = inode.io.lock();
+        io.behind.is_empty() && io.completed.is_empty()
     }
 
     /// Starts the writing out of a file without waiting for it.

@@ -218,22 +218,4 @@ impl DataPath {
         }
         outcome
     }
-
-    /// Stores times that are only in memory.
-    pub fn store_times(&self, inode: &Arc<Inode>) -> Result<()> {
-        if !inode.io.lock().times_dirty {
-            return Ok(());
-        }
-        let tx = tx::start(&self.vol.journal, Credits::blocks(1));
-        let mut core = inode.core.write();
-        {
-            let mut io = inode.io.lock();
-            io.times_dirty = false;
-            self.unlist_clean(&mut io);
-        }
-        let tx = tx?;
-        self.inodes.store(&tx, inode, &mut core)?;
-        drop(core);
-        tx.finish()
-    }
 }

@@ -22,6 +22,7 @@ mod ioend;
 mod place;
 mod read;
 mod stats;
+mod times;
 mod worklist;
 mod write;
 

@@ -11,17 +11,13 @@ use parking_lot::{Condvar, Mutex};
 use crate::inode::Inode;
 use crate::sync::{Rank, hold};
 
-struct Entry {
-    inode: Arc<Inode>,
-    since: Timestamp,
-    /// To be done at the next opportunity, whatever its age.
-    urgent: bool,
-}
-
 #[derive(Default)]
 struct State {
-    entries: BTreeMap<u64, Entry>,
+    /// By ticket, which is the order of coming.
+    entries: BTreeMap<u64, (Timestamp, Arc<Inode>)>,
     next: u64,
+    /// Tickets of files that are to be done at the next opportunity, whatever their age.
+    urgent: Vec<u64>,
     woken: bool,
     stopped: bool,
 }
@@ -40,7 +36,7 @@ impl WorkList {
         let mut state = self.state.lock();
         let ticket = state.next;
         state.next += 1;
-        state.entries.insert(ticket, Entry { inode: inode.clone(), since, urgent: false });
+        state.entries.insert(ticket, (since, inode.clone()));
         ticket
     }
 
@@ -58,28 +54,26 @@ impl WorkList {
 
     /// The file that has waited longest.
     pub fn oldest(&self) -> Option<Arc<Inode>> {
-        Some(self.state.lock().entries.first_key_value()?.1.inode.clone())
+        Some(self.state.lock().entries.first_key_value()?.1.1.clone())
     }
 
-    /// The files that came before `before` or are urgent, oldest first.
+    /// The files that came before `before`, oldest first, and those that were hastened.
     pub fn due(&self, before: Timestamp) -> Vec<Arc<Inode>> {
-        let state = self.state.lock();
-        let due = state.entries.values().filter(|e| e.urgent || e.since < before);
-        due.map(|e| e.inode.clone()).collect()
+        let mut state = self.state.lock();
+        let urgent = std::mem::take(&mut state.urgent);
+        let urgent = urgent.iter().filter_map(|ticket| state.entries.get(ticket));
+        let old = state.entries.values().take_while(|(since, _)| *since < before);
+        old.chain(urgent).map(|(_, inode)| inode.clone()).collect()
     }
 
     /// All files, oldest first.
     pub fn all(&self) -> Vec<Arc<Inode>> {
-        self.state.lock().entries.values().map(|e| e.inode.clone()).collect()
+        self.state.lock().entries.values().map(|(_, inode)| inode.clone()).collect()
     }
 
     /// Asks for a file to be done at the next opportunity, and wakes the worker.
     pub fn hasten(&self, ticket: u64) {
-        let mut state = self.state.lock();
-        if let Some(entry) = state.entries.get_mut(&ticket) {
-            entry.urgent = true;
-        }
-        drop(state);
+        self.state.lock().urgent.push(ticket);
         self.ring();
     }
 

@@ -1,9 +1,7 @@
-//! Direct writes, and what every write does besides: the times, the gap behind the old end.
+//! Direct writes, and what every write does to the gap behind the old end.
 
 use std::sync::Arc;
-use std::time::Duration;
 
-use ext4_format::inode::Time;
 use jbd2::Credits;
 
 use super::DataPath;
@@ -13,9 +11,6 @@ use crate::alloc::Depth;
 use crate::error::{Error, Result};
 use crate::inode::{Core, Inode};
 use crate::tx;
-
-/// How fine times are: a write moves them in memory when they are older than this.
-const GRAIN: Duration = Duration::from_millis(4);
 
 impl DataPath {
     /// Writes `data` to the device and returns when they are there (not yet when a power cut
@@ -33,11 +28,15 @@ impl DataPath {
         if !whole || !inode.core.read().map.has_extents() {
             // Partial blocks are merged with what is there, and indirect mappings hidden from
             // readers until the data are in place, by write-behind.
+            let before = inode.core.read().size;
             {
                 let _shared = inode.lock.read();
                 self.write_behind(inode, at, data, privileged)?;
             }
-            self.flush(inode, at / bs..end.div_ceil(bs))?;
+            if let Err(error) = self.flush(inode, at / bs..end.div_ceil(bs)) {
+                self.shrink_back(inode, before, end);
+                return Err(error);
+            }
             return Ok(data.len());
         }
         let blocks = at / bs..end / bs;
@@ -91,6 +90,17 @@ impl DataPath {
         match error {
             Error::NoSpace if done > 0 => Ok(done),
             error => Err(error),
+        }
+    }
+
+    /// Takes the growth from `before` to `end` bytes back after a write that failed, unless the
+    /// file has grown on since.
+    fn shrink_back(&self, inode: &Inode, before: u64, end: u64) {
+        let _lock = inode.lock.write();
+        wait_clear(inode, &(0..u64::MAX));
+        let mut core = inode.core.write();
+        if core.size == end && inode.io.lock().behind.is_clean() {
+            core.size = before.max(core.disk.size).min(end);
         }
     }
 
@@ -159,25 +169,4 @@ impl DataPath {
         }
         Ok(())
     }
-
-    /// Moves the times of a file that is being written. They stay in memory until something
-    /// stores the inode.
-    pub fn touch(&self, inode: &Arc<Inode>) {
-        let now = self.vol.now();
-        if !is_stale(inode.core.read().disk.mtime, now) {
-            return;
-        }
-        let mut core = inode.core.write();
-        core.disk.mtime = now;
-        core.disk.ctime = now;
-        core.disk.version = core.disk.version.wrapping_add(1);
-        let mut io = inode.io.lock();
-        io.times_dirty = true;
-        self.list_dirty(inode, &mut io);
-    }
-}
-
-fn is_stale(then: Time, now: Time) -> bool {
-    let nanos = |t: Time| i128::from(t.sec) * 1_000_000_000 + i128::from(t.nsec);
-    (nanos(now) - nanos(then)).unsigned_abs() >= GRAIN.as_nanos()
 }

@@ -19,6 +19,7 @@ impl Filesystem {
     pub fn read_plan(&self, ino: Ino, offset: u64, len: u64) -> Result<ReadPlan> {
         self.vol.alive()?;
         let inode = self.regular(ino)?;
+        self.data.touch_read(&inode);
         let _shared = inode.lock.read();
         self.data.plan(&inode, offset..offset.saturating_add(len))
     }

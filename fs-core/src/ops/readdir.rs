@@ -24,6 +24,7 @@ impl Filesystem {
     ) -> Result<()> {
         self.vol.alive()?;
         let inode = self.directory(ino)?;
+        self.data.touch_read(&inode);
         let _lock = inode.lock.read();
         self.entries(&inode).list(cookie, &mut emit)
     }
@@ -38,6 +39,7 @@ impl Filesystem {
     ) -> Result<()> {
         self.vol.alive()?;
         let inode = self.directory(ino)?;
+        self.data.touch_read(&inode);
         let _lock = inode.lock.read();
         self.entries(&inode).list(cookie, &mut |item| {
             let Ok(child) = self.inodes.get(item.ino) else {

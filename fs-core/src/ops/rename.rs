@@ -15,6 +15,7 @@ use smallvec::SmallVec;
 use super::create::Content;
 use super::names::{DROP_LINK_CREDITS, GROWTH_REVOKES, check_name};
 use crate::alloc::ALLOC_INODE_CREDITS;
+use crate::data::By;
 use crate::dir::{Dir, Found, Room};
 use crate::error::{Posix, Result};
 use crate::fs::Filesystem;
@@ -80,6 +81,9 @@ impl Filesystem {
         }
         let parent = self.directory(parent)?;
         let new_parent = self.directory(new_parent)?;
+        if self.vol.opts.auto_da_alloc && !flags.exchange {
+            self.settle_replacement((&parent, name), (&new_parent, new_name))?;
+        }
         let released = self.with_retry(|| {
             let _topology = (parent.ino != new_parent.ino).then(|| self.renaming.lock());
             let _locks = self.lock_parents(&parent, &new_parent)?;
@@ -93,6 +97,28 @@ impl Filesystem {
         })?;
         for ino in released {
             self.let_go(ino);
+        }
+        Ok(())
+    }
+
+    /// Writes out the data of a file that is about to replace another: whoever writes a new
+    /// version aside and renames it finds the old one or the new one after a crash.
+    fn settle_replacement(&self, from: (&Arc<Inode>, &[u8]), to: (&Arc<Inode>, &[u8])) -> Result<()> {
+        if self.data.is_idle() {
+            return Ok(());
+        }
+        let find = |(parent, name): (&Arc<Inode>, &[u8])| {
+            let _lock = parent.lock.read();
+            self.entries(parent).find(name)
+        };
+        let Some(source) = find(from)? else { return Ok(()) };
+        let Some(source) = self.inodes.peek(source.ino).filter(|inode| inode.is_file()) else {
+            return Ok(());
+        };
+        if !self.data.is_settled(&source) && find(to)?.is_some() {
+            // A failure is kept for the file's fsync.
+            let _ = self.data.flush(&source, 0..u64::MAX);
+            self.data.convert(&source, By::Fsync)?;
         }
         Ok(())
     }

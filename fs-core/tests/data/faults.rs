@@ -108,15 +108,24 @@ fn lost_dirty_data_are_reported_once() {
         let bench = Bench::new(&args);
         bench.write(0, &[1; 2 * BLOCK], WriteMode::Cached).unwrap();
         bench.fsync().unwrap();
-        bench.write(2 * BLOCK as u64, &[2; BLOCK + 10], WriteMode::Cached).unwrap();
-        bench.fail(Op::Write);
+        // Without extents the data have to go to their place at once.
+        let delayed = args[1] == "ext4";
+        if !delayed {
+            bench.fail(Op::Write);
+        }
+        let wrote = bench.write(2 * BLOCK as u64, &[2; BLOCK + 10], WriteMode::Cached);
+        assert_eq!(wrote.is_ok(), delayed);
+        if delayed {
+            bench.fail(Op::Write);
+        }
         assert_eq!(bench.fsync(), Err(EIO), "{args:?}");
         assert_eq!(bench.fsync(), Ok(()));
-        let mut expected = vec![0; 3 * BLOCK + 10];
-        expected[..2 * BLOCK].fill(1);
+        let mut expected = vec![1; 2 * BLOCK];
+        expected.resize(if delayed { 3 * BLOCK + 10 } else { 2 * BLOCK }, 0);
         assert_same(&read_all(&bench.fs, bench.ino), &expected, "lost data read as zeros");
         bench.write(2 * BLOCK as u64, &[3; 10], WriteMode::Cached).unwrap();
         bench.fsync().unwrap();
+        expected.resize(expected.len().max(2 * BLOCK + 10), 0);
         expected[2 * BLOCK..2 * BLOCK + 10].fill(3);
         bench.finish(&expected);
     }
