@@ -26,6 +26,9 @@ impl Filesystem {
         // What the copy itself adds to the file is not copied again.
         let size = self.getattr(from)?.size;
         let len = len.min(size.saturating_sub(from_offset));
+        if len > 0 {
+            self.kill_privileges_for(caller, to)?;
+        }
         let mut buf = PooledBuf::take(len.min(CHUNK) as usize);
         let mut copied = 0;
         while copied < len {

@@ -80,6 +80,8 @@ impl Filesystem {
         }
         let end = offset.checked_add(len).filter(|_| len > 0).ok_or(Posix::Invalid)?;
         let depth = Depth::of(self.may_use_reserve(caller));
+        self.may_fallocate(&inode, end, mode)?;
+        self.kill_privileges_for(caller, ino)?;
         // Moved blocks must not have newer data in memory. The kernel keeps writers out meanwhile;
         // another one is met again by the look under the lock.
         loop {
@@ -196,9 +198,8 @@ impl Filesystem {
                 if !keep_size && reached > core.size {
                     core.size = reached;
                     core.disk.size = reached;
-                    core.disk.mtime = self.vol.now();
                 }
-                core.disk.ctime = self.vol.now();
+                self.touch_now(core);
                 allocated
             });
             match outcome {

@@ -71,24 +71,35 @@ impl Filesystem {
         Ok(data.len())
     }
 
-    /// Takes set-user-id and, where it means privilege, set-group-id off a file that somebody
-    /// without privileges changes.
+    /// Takes set-user-id, file capabilities and, where it means privilege, set-group-id off a file
+    /// that somebody without privileges changes.
     ///
     /// # Errors
     /// Those of the journal.
     pub fn kill_privileges(&self, ino: Ino) -> Result<()> {
         let inode = self.regular(ino)?;
-        if inode.core.read().disk.mode & (S_ISUID | S_ISGID) == 0 {
+        let harmless = inode.core.read().disk.mode & (S_ISUID | S_ISGID) == 0;
+        if harmless && self.drop_capabilities_credits(&inode) == Credits::default() {
             return Ok(());
         }
-        let tx = tx::start(&self.vol.journal, Credits::blocks(1))?;
+        let _lock = inode.lock.write();
+        let mut credits = self.drop_capabilities_credits(&inode);
+        credits.blocks += 1;
+        let tx = tx::start(&self.vol.journal, credits)?;
         let mut core = inode.core.write();
         let kept = if core.disk.mode & S_IXGRP != 0 { !(S_ISUID | S_ISGID) } else { !S_ISUID };
         core.disk.mode &= kept;
         core.disk.ctime = self.vol.now();
+        self.drop_capabilities(&tx, &inode, &mut core)?;
         self.inodes.store(&tx, &inode, &mut core)?;
         drop(core);
         tx.finish()
+    }
+
+    /// What every change of a file's content by `caller` does to its privileges when the kernel
+    /// leaves it to us.
+    pub(crate) fn kill_privileges_for(&self, caller: &Caller, ino: Ino) -> Result<()> {
+        if caller.uid == 0 { Ok(()) } else { self.kill_privileges(ino) }
     }
 
     /// Whether `caller` may use the blocks that are set aside.

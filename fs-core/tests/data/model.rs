@@ -7,7 +7,7 @@ use ext4_format::Ino;
 use fs_core::ops::FallocateMode;
 use fs_core::ops::SeekWhence;
 use fs_core::ops::WriteMode;
-use fs_core::types::Caller;
+use fs_core::types::{Caller, SetAttr};
 use fs_core::{Error, Filesystem};
 
 use crate::harness::{assert_same, e2fsck, file, foreign_read, manual, mke2fs, mount, read_all, set_size};
@@ -298,4 +298,29 @@ fn refusals() {
     let dir = fs.write(&root, Ino::ROOT, 0, b"x", WriteMode::Cached);
     assert!(matches!(dir, Err(Error::Posix(_))));
     assert_eq!(dir.unwrap_err().errno(), libc::EISDIR);
+}
+
+#[test]
+fn changes_by_others_take_privileges_away() {
+    let fs = mount(Arc::new(MemDevice::from_image(mke2fs(&["-t", "ext4"]))), manual());
+    let (ino, from) = (file(&fs, "file"), file(&fs, "from"));
+    let (root, other) = (Caller::root(), Caller { uid: 1000, gid: 1000, umask: 0 });
+    fs.write(&root, from, 0, &[1; 5000], WriteMode::Cached).unwrap();
+    fs.write(&root, ino, 0, &[1; 5000], WriteMode::Cached).unwrap();
+    let mode = |fs: &Filesystem| fs.getattr(ino).unwrap().mode & 0o7777;
+    let arm = |fs: &Filesystem, bits: u16| {
+        fs.setattr(ino, &SetAttr { mode: Some(bits), ..SetAttr::default() }).unwrap();
+    };
+    for (how, left) in [(0o6775, 0o775), (0o6765, 0o2765), (0o644, 0o644)] {
+        arm(&fs, how);
+        fs.fallocate(&root, ino, 0, 100, FallocateMode::PunchHole).unwrap();
+        fs.copy_range(&root, (from, 0), (ino, 0), 10).unwrap();
+        assert_eq!(mode(&fs), how);
+        fs.fallocate(&other, ino, 0, 100, FallocateMode::PunchHole).unwrap();
+        assert_eq!(mode(&fs), left);
+        arm(&fs, how);
+        fs.copy_range(&other, (from, 0), (ino, 0), 10).unwrap();
+        assert_eq!(mode(&fs), left);
+    }
+    fs.unmount().unwrap();
 }
