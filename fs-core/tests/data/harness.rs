@@ -15,6 +15,11 @@ use fs_core::types::{Caller, MountOptions, SetAttr};
 /// What blocks hold that nobody wrote. No test writes this byte.
 pub const STALE: u8 = 0xa5;
 
+/// The small number, or with `REXT4_SCALE=long` the large one.
+pub fn pick(small: u64, large: u64) -> u64 {
+    if std::env::var("REXT4_SCALE").is_ok_and(|scale| scale == "long") { large } else { small }
+}
+
 /// Small enough for speed, large enough for several groups of 1 KiB blocks.
 pub const SIZE: u64 = 48 << 20;
 

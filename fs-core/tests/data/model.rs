@@ -10,7 +10,9 @@ use fs_core::ops::WriteMode;
 use fs_core::types::{Caller, SetAttr};
 use fs_core::{Error, Filesystem};
 
-use crate::harness::{assert_same, e2fsck, file, foreign_read, manual, mke2fs, mount, read_all, set_size};
+use crate::harness::{
+    assert_same, e2fsck, file, foreign_read, manual, mke2fs, mount, pick, read_all, set_size,
+};
 
 /// Largest size that the model lets the file have.
 const MAX: u64 = 3 << 20;
@@ -242,9 +244,8 @@ fn run(args: &[&str], block: u64, seed: u64, steps: usize) {
     assert_same(&foreign_read(&dev.snapshot()), &model.bytes, "the end, read by debugfs");
 }
 
-/// More seeds than usual: `REXT4_SEEDS=n`.
 fn seeds() -> u64 {
-    std::env::var("REXT4_SEEDS").ok().and_then(|n| n.parse().ok()).unwrap_or(3)
+    pick(2, 200)
 }
 
 #[test]

@@ -11,7 +11,9 @@ use fs_core::ops::FallocateMode;
 use fs_core::ops::WriteMode;
 use fs_core::types::Caller;
 
-use crate::harness::{assert_same, e2fsck, file, foreign_read, manual, mke2fs, mount, read_all, set_size};
+use crate::harness::{
+    assert_same, e2fsck, file, foreign_read, manual, mke2fs, mount, pick, read_all, set_size,
+};
 
 /// Bytes of a thread: no multiple of a block, so that neighbours meet inside one.
 const SHARE: u64 = 300_001;
@@ -21,7 +23,7 @@ fn env() -> Env {
     Env { workers: Workers::Threads, ..Env::system() }
 }
 
-fn work(fs: &Filesystem, ino: Ino, mine: u64, rounds: usize) -> Vec<u8> {
+fn work(fs: &Filesystem, ino: Ino, mine: u64, rounds: u64) -> Vec<u8> {
     let root = Caller::root();
     let mut dice = Dice::new(mine + 1);
     let mut model = vec![0; SHARE as usize];
@@ -58,7 +60,7 @@ fn work(fs: &Filesystem, ino: Ino, mine: u64, rounds: usize) -> Vec<u8> {
     model
 }
 
-fn stress(args: &[&str], rounds: usize) {
+fn stress(args: &[&str], rounds: u64) {
     let dev = Arc::new(MemDevice::from_image(mke2fs(args)));
     let fs = mount(dev.clone(), env());
     let ino = file(&fs, "file");
@@ -108,15 +110,15 @@ fn stress(args: &[&str], rounds: usize) {
 
 #[test]
 fn threads_share_a_file() {
-    stress(&["-t", "ext4", "-b", "4096"], 150);
+    stress(&["-t", "ext4", "-b", "4096"], pick(150, 5000));
 }
 
 #[test]
 fn threads_share_a_file_of_small_blocks() {
-    stress(&["-t", "ext4", "-b", "1024"], 150);
+    stress(&["-t", "ext4", "-b", "1024"], pick(150, 5000));
 }
 
 #[test]
 fn threads_share_an_indirect_file() {
-    stress(&["-t", "ext3", "-b", "2048"], 100);
+    stress(&["-t", "ext3", "-b", "2048"], pick(100, 3000));
 }

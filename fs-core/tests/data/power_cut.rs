@@ -8,7 +8,7 @@ use fs_core::ops::FallocateMode;
 use fs_core::ops::WriteMode;
 use fs_core::types::Caller;
 
-use crate::harness::{STALE, e2fsck, file, manual, mke2fs, mount, read_all, recover, set_size};
+use crate::harness::{STALE, e2fsck, file, manual, mke2fs, mount, pick, read_all, recover, set_size};
 
 /// What the file held after each operation, and whether it was synced then.
 struct Version {
@@ -77,7 +77,8 @@ fn judge(found: &[u8], allowed: &[Version], what: &str) {
     }
 }
 
-fn cut_everywhere(args: &[&str], seed: u64, block: u64, rounds: usize) {
+fn cut_everywhere(args: &[&str], seed: u64, block: u64) {
+    let rounds = pick(25, 200) as usize;
     let (recorder, versions) = live(args, seed, block, rounds);
     let recording = recorder.recording();
     let marks: Vec<(usize, usize)> = recording
@@ -117,15 +118,15 @@ fn cut_everywhere(args: &[&str], seed: u64, block: u64, rounds: usize) {
 
 #[test]
 fn extents_of_large_blocks() {
-    cut_everywhere(&["-t", "ext4", "-b", "4096"], 1, 4096, 40);
+    cut_everywhere(&["-t", "ext4", "-b", "4096"], 1, 4096);
 }
 
 #[test]
 fn extents_of_small_blocks() {
-    cut_everywhere(&["-t", "ext4", "-b", "1024"], 2, 1024, 40);
+    cut_everywhere(&["-t", "ext4", "-b", "1024"], 2, 1024);
 }
 
 #[test]
 fn indirect_blocks() {
-    cut_everywhere(&["-t", "ext3", "-b", "1024"], 3, 1024, 40);
+    cut_everywhere(&["-t", "ext3", "-b", "1024"], 3, 1024);
 }
