@@ -19,7 +19,7 @@ use crate::fs::Filesystem;
 use crate::inode::Inode;
 use crate::tx;
 use crate::types::{Caller, Entry};
-use crate::xattr::acl;
+use crate::xattr::acl::{self, Inherited};
 
 const S_ISGID: u16 = 0o2000;
 /// Permission bits with set-user-id, set-group-id and sticky.
@@ -28,11 +28,11 @@ const PERMISSIONS: u16 = 0o7777;
 const CRTIME_END: u16 = 24;
 
 /// A file to be made.
-struct Wanted<'a> {
-    name: &'a [u8],
-    kind: FileType,
-    mode: u16,
-    content: Content<'a>,
+pub(super) struct Wanted<'a> {
+    pub kind: FileType,
+    /// Type and permissions asked for.
+    pub mode: u16,
+    pub content: Content<'a>,
 }
 
 /// What a new file holds from the start.
@@ -74,79 +74,96 @@ impl Filesystem {
         check_name(name)?;
         let kind = FileType::from_mode(mode).ok_or(Posix::Invalid)?;
         let parent = self.directory(parent)?;
-        let wanted = Wanted { name, kind, mode, content };
-        self.with_retry(|| {
-            let mut failed = None;
-            let created = self.create_in(caller, &parent, &wanted, &mut failed);
-            if let Some(ino) = failed {
-                self.let_go(ino);
-            }
-            created
-        })
+        let wanted = Wanted { kind, mode, content };
+        self.with_retry(|| self.create_in(caller, &parent, name, &wanted))
     }
 
-    /// One try. What must be deleted after a failure is left in `failed`.
-    fn create_in(
-        &self,
-        caller: &Caller,
-        parent: &Inode,
-        wanted: &Wanted<'_>,
-        failed: &mut Option<Ino>,
-    ) -> Result<Entry> {
-        let &Wanted { name, kind, mode, content } = wanted;
+    fn create_in(&self, caller: &Caller, parent: &Inode, name: &[u8], wanted: &Wanted<'_>) -> Result<Entry> {
         let _lock = parent.lock.write();
         self.alive(parent)?;
         let dir = self.dir(parent, caller);
         let room = dir.room(name)?;
-        self.may_add(parent, kind)?;
-        let inherited = acl::inherit(self.default_acl(parent)?, kind, mode, caller.umask);
-        let mut credits = room.credits() + ALLOC_INODE_CREDITS + 2 + DROP_LINK_CREDITS;
-        credits += self.inherited_credits(&inherited);
-        if content.needs_block() {
-            credits += 1 + extent::allocate_credits(&MapRoot::empty_tree(), 1);
-        }
+        self.may_add(parent, wanted.kind)?;
+        let inherited = self.inherited(caller, parent, wanted)?;
+        let credits = room.credits() + 1 + self.child_credits(&inherited, wanted);
         let tx = tx::start(&self.vol.journal, Credits { blocks: credits, revokes: GROWTH_REVOKES })?;
         let spot = dir.make_room(&tx, room, name)?;
-        let top_level = parent.ino == Ino::ROOT || parent.core.read().disk.has(flag::TOPDIR);
-        let inode_kind = match kind {
-            FileType::Directory => InodeKind::Directory { top_level },
-            _ => InodeKind::Other,
-        };
-        let ino = self.alloc.alloc_inode(&tx, parent.ino, inode_kind)?;
-        let disk = self.new_record(caller, parent, kind, inherited.mode, content);
-        let child = match self.inodes.create(&tx, ino, disk) {
-            Ok(child) => child,
-            Err(error) => {
-                self.alloc.free_inode(&tx, ino, kind == FileType::Directory)?;
-                return Err(error);
-            }
-        };
-        let filled = self
-            .fill(&tx, caller, parent, &child, content)
-            .and_then(|()| self.inherit_acls(&tx, caller, &child, &inherited))
-            .and_then(|()| dir.insert(&tx, &spot, name, ino, kind));
-        if let Err(error) = filled {
-            *failed = Some(ino);
-            let mut core = child.core.write();
-            core.disk.links = 0;
-            self.orphans.add(&tx, &child, &mut core)?;
-            self.inodes.store(&tx, &child, &mut core)?;
+        let child = self.new_child(&tx, caller, parent, wanted, &inherited)?;
+        if let Err(error) = dir.insert(&tx, &spot, name, child.ino, child.kind) {
+            self.abandon(&tx, &child)?;
             return Err(error);
         }
-        let more = i32::from(kind == FileType::Directory);
-        self.entries_changed(&tx, parent, more, self.vol.now())?;
+        self.entries_changed(&tx, parent, i32::from(child.is_dir()), self.vol.now())?;
         tx.finish()?;
         Ok(self.entry(&child))
     }
 
-    pub(super) fn new_record(
+    /// What a new child of `parent` inherits.
+    pub(super) fn inherited(
         &self,
         caller: &Caller,
         parent: &Inode,
-        kind: FileType,
-        mode: u16,
-        content: Content<'_>,
-    ) -> DiskInode {
+        wanted: &Wanted<'_>,
+    ) -> Result<Inherited> {
+        Ok(acl::inherit(self.default_acl(parent)?, wanted.kind, wanted.mode, caller.umask))
+    }
+
+    /// Blocks that [`Filesystem::new_child`] may change, giving it up included.
+    pub(super) fn child_credits(&self, inherited: &Inherited, wanted: &Wanted<'_>) -> u32 {
+        let block = match wanted.content.needs_block() {
+            true => 1 + extent::allocate_credits(&MapRoot::empty_tree(), 1),
+            false => 0,
+        };
+        ALLOC_INODE_CREDITS + 1 + block + self.inherited_credits(inherited) + DROP_LINK_CREDITS
+    }
+
+    /// Makes an inode with all it holds, to be given a name in `parent`.
+    pub(super) fn new_child(
+        &self,
+        handle: &Handle<'_>,
+        caller: &Caller,
+        parent: &Inode,
+        wanted: &Wanted<'_>,
+        inherited: &Inherited,
+    ) -> Result<Arc<Inode>> {
+        let top_level = parent.ino == Ino::ROOT || parent.core.read().disk.has(flag::TOPDIR);
+        let kind = match wanted.kind {
+            FileType::Directory => InodeKind::Directory { top_level },
+            _ => InodeKind::Other,
+        };
+        let ino = self.alloc.alloc_inode(handle, parent.ino, kind)?;
+        let disk = self.new_record(caller, parent, wanted, inherited.mode);
+        let child = match self.inodes.create(handle, ino, disk) {
+            Ok(child) => child,
+            Err(error) => {
+                self.alloc.free_inode(handle, ino, wanted.kind == FileType::Directory)?;
+                return Err(error);
+            }
+        };
+        let filled = self
+            .fill(handle, caller, parent, &child, wanted.content)
+            .and_then(|()| self.inherit_acls(handle, caller, &child, inherited));
+        match filled {
+            Ok(()) => Ok(child),
+            Err(error) => {
+                self.abandon(handle, &child)?;
+                Err(error)
+            }
+        }
+    }
+
+    /// Makes an inode that got no name an orphan, to be deleted when nobody holds it.
+    fn abandon(&self, handle: &Handle<'_>, child: &Inode) -> Result<()> {
+        let mut core = child.core.write();
+        core.disk.links = 0;
+        self.orphans.add(handle, child, &mut core)?;
+        self.inodes.store(handle, child, &mut core)?;
+        self.leaving.lock().insert(child.ino);
+        Ok(())
+    }
+
+    fn new_record(&self, caller: &Caller, parent: &Inode, wanted: &Wanted<'_>, mode: u16) -> DiskInode {
+        let &Wanted { kind, content, .. } = wanted;
         let (above_gid, above_mode, above_flags, above_project) = {
             let core = parent.core.read();
             (core.disk.gid, core.disk.mode, core.disk.flags, core.disk.project)

@@ -12,9 +12,8 @@ use ext4_format::{Corruption, Ino, What};
 use jbd2::{Credits, Handle};
 use smallvec::SmallVec;
 
-use super::create::Content;
+use super::create::{Content, Wanted};
 use super::names::{DROP_LINK_CREDITS, GROWTH_REVOKES, check_name};
-use crate::alloc::ALLOC_INODE_CREDITS;
 use crate::data::By;
 use crate::dir::{Dir, Found, Room};
 use crate::error::{Posix, Result};
@@ -164,22 +163,29 @@ impl Filesystem {
         };
         // Both entries, `..`, the records of both directories and of what moves.
         let mut credits = 6 + DROP_LINK_CREDITS + room.as_ref().map_or(0, Room::credits);
-        if flags.whiteout {
-            credits += ALLOC_INODE_CREDITS + 1;
-        }
+        let whiteout = Wanted {
+            kind: FileType::CharDevice,
+            mode: FileType::CharDevice.mode_bits(),
+            content: Content::Device(0, 0),
+        };
+        let inherited = match flags.whiteout {
+            true => Some(self.inherited(caller, from.parent, &whiteout)?),
+            false => None,
+        };
+        credits += inherited.as_ref().map_or(0, |inherited| self.child_credits(inherited, &whiteout));
         let tx = tx::start(&self.vol.journal, Credits { blocks: credits, revokes: GROWTH_REVOKES })?;
         let now = self.vol.now();
         let spot = room.map(|room| to.dir.make_room(&tx, room, to.name)).transpose()?;
+        let whiteout = inherited
+            .map(|inherited| self.new_child(&tx, caller, from.parent, &whiteout, &inherited))
+            .transpose()?
+            .map(|child| child.ino);
         // Making room may have moved the old entry.
         let found = from.dir.find(from.name)?.ok_or_else(|| self.vanished(from.parent, found.ino))?;
         let moves_dotdot = source.is_dir() && crosses;
         if moves_dotdot {
             self.entries(&source).set_parent(&tx, to.parent.ino)?;
         }
-        let whiteout = match flags.whiteout {
-            true => Some(self.make_whiteout(&tx, caller, from.parent)?),
-            false => None,
-        };
         match (spot, &old) {
             (Some(spot), _) => to.dir.insert(&tx, &spot, to.name, source.ino, source.kind)?,
             (None, Some(old)) => to.dir.repoint(&tx, old, source.ino, source.kind)?,
@@ -314,19 +320,6 @@ impl Filesystem {
         };
         let (first, second) = if a_first { (a, b) } else { (b, a) };
         Ok((first.lock.write(), Some(second.lock.write_ordered())))
-    }
-
-    fn make_whiteout(&self, handle: &Handle<'_>, caller: &Caller, parent: &Inode) -> Result<Ino> {
-        let kind = FileType::CharDevice;
-        let ino = self.alloc.alloc_inode(handle, parent.ino, crate::alloc::InodeKind::Other)?;
-        let disk = self.new_record(caller, parent, kind, kind.mode_bits(), Content::Device(0, 0));
-        match self.inodes.create(handle, ino, disk) {
-            Ok(_) => Ok(ino),
-            Err(error) => {
-                self.alloc.free_inode(handle, ino, false)?;
-                Err(error)
-            }
-        }
     }
 
     fn vanished(&self, parent: &Inode, ino: Ino) -> crate::error::Error {

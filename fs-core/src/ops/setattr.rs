@@ -63,7 +63,7 @@ impl Filesystem {
         if let Some(mode) = change.mode {
             disk.mode = (disk.mode & FileType::MODE_MASK) | (mode & !FileType::MODE_MASK);
         }
-        if change.kill_privileges && kind == FileType::Regular {
+        if change.kill_privileges && kind != FileType::Directory {
             disk.mode &= !S_ISUID;
             if disk.mode & S_IXGRP != 0 {
                 disk.mode &= !S_ISGID;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use ext4_format::Ino;
 use fs_core::error::{Error, Posix};
-use fs_core::ops::SetXattr;
+use fs_core::ops::{RenameFlags, SetXattr};
 use fs_core::types::{Caller, SetAttr};
 
 use crate::rig::Rig;
@@ -202,7 +202,31 @@ fn default_lists_are_inherited_instead_of_the_umask() {
     assert_eq!(names(&rig, sub.ino), ["system.posix_acl_access", "system.posix_acl_default"]);
     assert!(names(&rig, link.ino).is_empty());
     assert_eq!(rig.fs().getxattr(sub.ino, b"system.posix_acl_default").unwrap(), list);
+    // A whiteout is a new file like any other.
+    let flags = RenameFlags { whiteout: true, ..RenameFlags::default() };
+    rig.fs().rename(&caller, (dir, b"file"), (ROOT, b"moved"), flags).unwrap();
+    let whiteout = rig.fs().lookup(dir, b"file").unwrap();
+    assert_eq!(
+        (whiteout.mode, names(&rig, whiteout.ino)),
+        (0o020_000, vec!["system.posix_acl_access".into()])
+    );
     let plain = rig.fs().mknod(&caller, ROOT, b"plain", 0o100_666, (0, 0)).unwrap();
     assert_eq!(plain.mode, 0o100_600);
+    rig.unmount();
+}
+
+#[test]
+fn killing_privileges_takes_mode_bits_and_capabilities() {
+    let Some(mut rig) = Rig::new(16, &["-t", "ext4"]) else { return };
+    let kill = SetAttr { kill_privileges: true, ..SetAttr::default() };
+    let pipe = rig.fs().mknod(&Caller::root(), ROOT, b"pipe", 0o016_555, (0, 0)).unwrap().ino;
+    let locked = rig.fs().mknod(&Caller::root(), ROOT, b"locked", 0o106_645, (0, 0)).unwrap().ino;
+    let dir = rig.fs().mkdir(&Caller::root(), ROOT, b"dir", 0o6755).unwrap().ino;
+    set(&rig, locked, "security.capability", &[1; 20]).unwrap();
+    set(&rig, locked, "security.other", b"stays").unwrap();
+    let mode = |ino| rig.fs().setattr(ino, &kill).unwrap().mode & 0o7777;
+    // Set-group-id without group execution is a mark for mandatory locks, no privilege.
+    assert_eq!((mode(pipe), mode(locked), mode(dir)), (0o555, 0o2645, 0o6755));
+    assert_eq!(names(&rig, locked), ["security.other"]);
     rig.unmount();
 }

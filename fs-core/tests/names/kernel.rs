@@ -79,7 +79,7 @@ fn rig(kind: &[&str], hash: &str) -> Option<Rig> {
 fn the_kernel_reads_what_we_wrote() {
     for (kind, hash) in KINDS {
         let Some(mut rig) = rig(kind, hash) else { return };
-        let count = if kind.contains(&"^dir_index") { 2000 } else { 12_000 };
+        let count = if kind.contains(&"^dir_index") { 1500 } else { 5_000 };
         let dir = rig.mkdir(ROOT, "dir");
         for i in 0..count {
             rig.fs().mknod(&Caller::root(), dir, &name(i), 0o100_600, (0, 0)).unwrap();
@@ -132,7 +132,7 @@ fn the_kernel_reads_what_we_wrote() {
 fn we_read_and_change_what_the_kernel_wrote() {
     for (kind, hash) in KINDS {
         let Some(mut rig) = rig(kind, hash) else { return };
-        let count = if kind.contains(&"^dir_index") { 2000 } else { 12_000 };
+        let count = if kind.contains(&"^dir_index") { 1500 } else { 5_000 };
         rig.unmount();
         {
             let Some(mount) = KernelMount::new(&rig) else { return };
