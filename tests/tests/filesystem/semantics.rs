@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _};
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use rustix::fs::{FallocateFlags, IFlags, SeekFrom, fallocate, ioctl_getflags, ioctl_setflags, seek};
@@ -24,6 +25,16 @@ fn on_fresh(name: &str, action: impl FnOnce(&Mounted) -> Result<()>) -> Result<(
     mounted.unmount()?;
     e2fsck_is_clean(&image)?;
     outcome
+}
+
+/// What is freed may be given out again after the commit that frees it, or after a RELEASE that nobody waits for.
+fn comes_back(what: &str, wanted: u64, free: impl Fn() -> Result<u64>) -> Result<()> {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while free()? < wanted {
+        ensure!(Instant::now() < deadline, "{} of {wanted} {what} came back", free()?);
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
 }
 
 /// cp looks for data with lseek when a file occupies less than its size: what is only in the kernel's page cache, or
@@ -70,12 +81,7 @@ fn an_unlinked_file_lives_until_it_is_closed() -> Result<()> {
         ensure!(free()? < before, "its space was free before it was closed");
         drop(file);
         File::open(mounted.path())?.sync_all()?;
-        // Freed blocks come back with the commit that frees them.
-        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
-        while free()? < before {
-            ensure!(std::time::Instant::now() < deadline, "{} blocks free of {before}", free()?);
-            std::thread::sleep(std::time::Duration::from_millis(50));
-        }
+        comes_back("blocks", before, || Ok(free()?))?;
         Ok(())
     })
 }
@@ -164,8 +170,7 @@ fn the_last_block_and_the_last_inode() -> Result<()> {
         };
         ensure!(is_full(&error) && made == free, "{error} after {made} of {free} inodes");
         fs::remove_dir_all(&dir)?;
-        let after = rustix::fs::statvfs(mounted.path())?;
-        ensure!(after.f_ffree == before.f_ffree, "{} of {} inodes came back", after.f_ffree, before.f_ffree);
+        comes_back("inodes", before.f_ffree, || Ok(rustix::fs::statvfs(mounted.path())?.f_ffree))?;
         Ok(())
     })
 }
