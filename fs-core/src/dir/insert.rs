@@ -1,7 +1,7 @@
 //! Adding an entry: finding out where it would go, making room there, putting it in.
 
 use ext4_format::dirent::{DirBlock, DirBlockMut, NewEntry};
-use ext4_format::inode::{FileType, flag};
+use ext4_format::inode::FileType;
 use ext4_format::{FileBlock, Ino, What};
 use jbd2::{Buffer, Handle};
 
@@ -168,12 +168,5 @@ impl Dir<'_> {
     /// What a second split may cost where the first cannot be trusted to make enough room.
     fn second_split_credits(&self, core: &Core) -> u32 {
         if self.block_size() < 2048 { self.split_credits(core, 3) } else { 0 }
-    }
-
-    /// Drops an index that the volume no longer has the feature for: linear edits outdate it.
-    pub fn forget_stale_index(&self, core: &mut Core) {
-        if !self.settings.indexed {
-            core.disk.flags &= !flag::INDEX;
-        }
     }
 }

@@ -94,7 +94,7 @@ impl Filesystem {
             return Err(error);
         }
         self.entries_changed(&tx, parent, i32::from(child.is_dir()), self.vol.now())?;
-        tx.finish()?;
+        self.finish_names(tx, &[parent])?;
         Ok(self.entry(&child))
     }
 

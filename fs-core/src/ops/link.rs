@@ -59,7 +59,7 @@ impl Filesystem {
             self.touch(&tx, inode, &mut core, now)?;
         }
         self.entries_changed(&tx, parent, 0, now)?;
-        tx.finish()?;
+        self.finish_names(tx, &[parent])?;
         Ok(self.entry(inode))
     }
 }

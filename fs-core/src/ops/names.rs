@@ -12,6 +12,7 @@ use crate::dir::{Dir, Found};
 use crate::error::{Error, Posix, Result};
 use crate::fs::Filesystem;
 use crate::inode::{Core, Inode};
+use crate::tx::Tx;
 use crate::types::{Caller, Entry};
 
 /// The longest name, in bytes.
@@ -96,9 +97,25 @@ impl Filesystem {
     ) -> Result<()> {
         let mut core = dir.core.write();
         core.disk.mtime = now;
+        if !self.dirs.indexed {
+            // Linear edits outdate an index that the volume no longer has the feature for.
+            core.disk.flags &= !flag::INDEX;
+        }
         let loosely = self.counts_subdirectories_loosely(&core);
         core.count_subdirectories(links, loosely);
         self.touch(handle, dir, &mut core, now)
+    }
+
+    /// Ends an operation on the names of `dirs`: it is durable at once where one of them is marked
+    /// synchronous (`chattr +D`, `+S`).
+    pub(super) fn finish_names(&self, tx: Tx<'_>, dirs: &[&Inode]) -> Result<()> {
+        let tid = tx.tid();
+        tx.finish()?;
+        let marks = flag::SYNC | flag::DIRSYNC;
+        if dirs.iter().any(|dir| dir.core.read().disk.flags & marks != 0) {
+            self.vol.journal.commit(tid)?;
+        }
+        Ok(())
     }
 
     /// Stores `inode` with a new change time.

@@ -207,7 +207,7 @@ impl Filesystem {
         } else {
             self.entries_changed(&tx, from.parent, -lost, now)?;
         }
-        tx.finish()?;
+        self.finish_names(tx, &[from.parent, to.parent])?;
         Ok(target.as_ref().map(|target| target.ino).into_iter().chain(whiteout).collect())
     }
 
@@ -248,7 +248,7 @@ impl Filesystem {
         } else {
             self.entries_changed(&tx, from.parent, 0, now)?;
         }
-        tx.finish()
+        self.finish_names(tx, &[from.parent, to.parent])
     }
 
     fn reparent(&self, handle: &Handle<'_>, child: &Inode, parent: &Inode) -> Result<()> {

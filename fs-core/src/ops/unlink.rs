@@ -40,7 +40,7 @@ impl Filesystem {
         dir.remove(&tx, &found)?;
         self.drop_link(&tx, &child, now)?;
         self.entries_changed(&tx, parent, 0, now)?;
-        tx.finish()?;
+        self.finish_names(tx, &[parent])?;
         Ok(child.ino)
     }
 }
