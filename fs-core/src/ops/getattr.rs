@@ -6,7 +6,7 @@ use ext4_format::inode::LINKS_UNCOUNTED;
 use crate::error::Result;
 use crate::fs::Filesystem;
 use crate::inode::{Core, Inode};
-use crate::types::{Attr, StatFs};
+use crate::types::{Attr, Caller, StatFs};
 
 impl Inode {
     /// The attributes as `core` has them.
@@ -39,6 +39,12 @@ impl Filesystem {
         let inode = self.inodes.get(ino)?;
         let core = inode.core.read();
         Ok(inode.attr(&core))
+    }
+
+    /// Whether `caller` could still get a block for data.
+    #[must_use]
+    pub fn has_space(&self, caller: &Caller) -> bool {
+        self.alloc.reserve(1, self.may_use_reserve(caller)).is_ok()
     }
 
     /// Space and inodes of the volume.

@@ -80,6 +80,7 @@ impl Filesystem {
         how: SetXattr,
         kill_sgid: bool,
     ) -> Result<()> {
+        self.may_change_xattrs(ino)?;
         let key = Key::parse(name)?;
         if value.len() > MAX_VALUE {
             return Err(Posix::ArgTooBig.into());
@@ -114,9 +115,19 @@ impl Filesystem {
     /// # Errors
     /// `NoData`, `NotSupported`, `NotPermitted` on immutable and append-only inodes.
     pub fn removexattr(&self, caller: &Caller, ino: Ino, name: &[u8]) -> Result<()> {
+        self.may_change_xattrs(ino)?;
         let key = Key::parse(name)?;
         let how = if key.is_acl() { SetXattr::Any } else { SetXattr::Replace };
         self.change_xattr(caller, ino, key, None, how, None)
+    }
+
+    /// Refuses what the inode's flags forbid, whatever the attribute's name.
+    fn may_change_xattrs(&self, ino: Ino) -> Result<()> {
+        let forbidding = flag::IMMUTABLE | flag::APPEND;
+        match self.inodes.get(ino)?.core.read().disk.flags & forbidding {
+            0 => Ok(()),
+            _ => Err(Posix::NotPermitted.into()),
+        }
     }
 
     /// Sets or removes an attribute, and the bits of the mode that go with it: those to take off

@@ -23,6 +23,9 @@ const MAX_WRITE: u32 = 1 << 20;
 /// Requests that the kernel may have under way on its own account (writeback, read-ahead).
 const MAX_BACKGROUND: u16 = 64;
 
+/// An offset that makes an invalidation leave the cached pages alone.
+const ATTRIBUTES_ONLY: i64 = -1;
+
 /// Adapts [`Service`] to [`fuser::Filesystem`].
 pub struct Door {
     service: Arc<Service>,
@@ -197,8 +200,8 @@ impl fuser::Filesystem for Door {
         self.service.forget(ino.0, nlookup);
     }
 
-    fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: fuser::ReplyAttr) {
-        self.reply_attr(reply, self.service.getattr(ino.0));
+    fn getattr(&self, req: &Request, ino: INodeNo, fh: Option<FileHandle>, reply: fuser::ReplyAttr) {
+        self.reply_attr(reply, self.service.getattr(sender(req), ino.0, fh.is_some()));
     }
 
     fn setattr(
@@ -323,7 +326,7 @@ impl fuser::Filesystem for Door {
     ) {
         let made = self.service.mknod(sender(req), parent.0, name.as_bytes(), mode, umask, 0);
         let opened = made.and_then(|attr| {
-            let opened = self.service.open_created(&attr, flags)?;
+            let opened = self.service.open_created(sender(req), &attr, flags)?;
             Ok((attr, opened))
         });
         match opened {
@@ -374,7 +377,16 @@ impl fuser::Filesystem for Door {
         };
         match self.service.write(sender(req), ino.0, offset, data, how) {
             Ok(taken) => reply.written(taken),
-            Err(code) => reply.error(errno(code)),
+            Err(code) => {
+                reply.error(errno(code));
+                if how.from_cache
+                    && code == libc::ENOSPC
+                    && let Some(notifier) = self.notifier.get()
+                    && let Err(error) = notifier.inval_inode(ino, ATTRIBUTES_ONLY, 0)
+                {
+                    tracing::debug!(node = ino.0, %error, "the writer hears of the full volume at close only");
+                }
+            }
         }
     }
 

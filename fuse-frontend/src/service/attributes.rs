@@ -28,8 +28,16 @@ pub struct Change {
 }
 
 impl Service {
-    /// GETATTR.
-    pub fn getattr(&self, node: u64) -> Answer<Attr> {
+    /// GETATTR. The kernel names the handle only when it asks on behalf of a write or a seek; this
+    /// is where a write through its page cache can still be told that the volume is full
+    /// ([`Service::write`]).
+    pub fn getattr(&self, sender: Sender, node: u64, names_handle: bool) -> Answer<Attr> {
+        if names_handle && self.starved.lock().contains(&node) {
+            if !self.fs.has_space(&self.caller(sender, 0)) {
+                return Err(libc::ENOSPC);
+            }
+            self.starved.lock().remove(&node);
+        }
         self.fs.getattr(inode_of(node)?).map_err(refuse)
     }
 

@@ -4,10 +4,10 @@
 use std::collections::hash_map::Entry;
 
 use blockdev::PooledBuf;
-use fs_core::{Attr, FallocateMode, SeekWhence, WriteMode};
+use fs_core::{Attr, Error, FallocateMode, SeekWhence, WriteMode};
 
 use super::attributes::Change;
-use super::{Answer, Sender, Service, inode_of, node_of, refuse};
+use super::{Answer, Sender, Service, Writers, inode_of, node_of, refuse};
 
 /// Largest read that is answered in one piece, in bytes.
 const MAX_READ: u32 = 1 << 20;
@@ -44,14 +44,14 @@ impl Service {
                 return Err(errno);
             }
         }
-        Ok(self.opened(node, flags))
+        Ok(self.opened(sender, node, flags))
     }
 
     /// The opening half of CREATE, after [`Service::mknod`]; gives the entry's reference back when
     /// it fails.
-    pub fn open_created(&self, entry: &Attr, flags: i32) -> Answer<Opened> {
+    pub fn open_created(&self, sender: Sender, entry: &Attr, flags: i32) -> Answer<Opened> {
         match self.fs.open(entry.ino, open_flags(flags & !libc::O_TRUNC)) {
-            Ok(()) => Ok(self.opened(node_of(entry.ino), flags)),
+            Ok(()) => Ok(self.opened(sender, node_of(entry.ino), flags)),
             Err(error) => {
                 self.forget(node_of(entry.ino), 1);
                 Err(refuse(error))
@@ -64,9 +64,10 @@ impl Service {
         if writes_through_cache(handle) {
             let mut writers = self.cached_writers.lock();
             if let Entry::Occupied(mut open) = writers.entry(node) {
-                *open.get_mut() -= 1;
-                if *open.get() == 0 {
+                open.get_mut().handles -= 1;
+                if open.get().handles == 0 {
                     open.remove();
+                    self.starved.lock().remove(&node);
                 }
             }
         }
@@ -81,10 +82,15 @@ impl Service {
         self.cached_writers.lock().contains_key(&node)
     }
 
-    fn opened(&self, node: u64, flags: i32) -> Opened {
+    fn opened(&self, sender: Sender, node: u64, flags: i32) -> Opened {
         let opened = Opened { handle: u64::from(flags as u32), direct: flags & libc::O_DIRECT != 0 };
         if writes_through_cache(opened.handle) {
-            *self.cached_writers.lock().entry(node).or_insert(0) += 1;
+            let mut all = self.cached_writers.lock();
+            let writers = all.entry(node).or_insert(Writers { handles: 0, opener: sender });
+            writers.handles += 1;
+            if sender.uid == 0 {
+                writers.opener = sender;
+            }
         }
         opened
     }
@@ -102,7 +108,9 @@ impl Service {
         }
     }
 
-    /// WRITE; gives the number of bytes taken.
+    /// WRITE; gives the number of bytes taken. When data of the kernel's page cache find no space
+    /// the writer is long gone; the door then has the kernel forget the file's attributes, so that
+    /// the next write(2) asks for them and is refused in [`Service::getattr`].
     pub fn write(&self, sender: Sender, node: u64, offset: u64, data: &[u8], how: WriteHow) -> Answer<u32> {
         let ino = inode_of(node)?;
         let mode = if how.from_cache {
@@ -112,11 +120,21 @@ impl Service {
         } else {
             WriteMode::Cached
         };
-        let caller = self.caller(sender, 0);
+        let writer = match how.from_cache {
+            true => self.cached_writers.lock().get(&node).map_or(sender, |writers| writers.opener),
+            false => sender,
+        };
+        let caller = self.caller(writer, 0);
         if how.kill_privileges {
             self.fs.kill_privileges(ino).map_err(refuse)?;
         }
-        let taken = self.fs.write(&caller, ino, offset, data, mode).map_err(refuse)?;
+        let taken = match self.fs.write(&caller, ino, offset, data, mode) {
+            Err(Error::NoSpace) if how.from_cache => {
+                self.starved.lock().insert(node);
+                return Err(libc::ENOSPC);
+            }
+            taken => taken.map_err(refuse)?,
+        };
         if how.flags & (libc::O_DSYNC | libc::O_SYNC) != 0 && !how.from_cache {
             self.fs.fsync(ino, how.flags & libc::O_SYNC != libc::O_SYNC).map_err(refuse)?;
         }

@@ -9,7 +9,7 @@ mod files;
 mod ioctl;
 mod names;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -44,15 +44,30 @@ pub struct Sender {
 pub struct Service {
     fs: Arc<Filesystem>,
     fake_root: bool,
-    /// How many handles each file has that write through the kernel's page cache.
-    cached_writers: Mutex<HashMap<u64, u32>>,
+    /// The files with handles that write through the kernel's page cache.
+    cached_writers: Mutex<HashMap<u64, Writers>>,
+    /// Files whose cached data found no space: their next write(2) shall fail.
+    starved: Mutex<HashSet<u64>>,
+}
+
+/// Who writes a file through the kernel's page cache.
+struct Writers {
+    handles: u32,
+    /// The writer with the most rights: pages that are written back say nothing of their writer,
+    /// but whether they may take the last blocks depends on it.
+    opener: Sender,
 }
 
 impl Service {
     /// A service for a mounted volume.
     #[must_use]
     pub fn new(fs: Arc<Filesystem>, options: &Options) -> Service {
-        Service { fs, fake_root: options.fake_root, cached_writers: Mutex::default() }
+        Service {
+            fs,
+            fake_root: options.fake_root,
+            cached_writers: Mutex::default(),
+            starved: Mutex::default(),
+        }
     }
 
     /// Bytes of a block.
