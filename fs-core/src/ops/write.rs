@@ -1,11 +1,14 @@
 //! Writing a file.
 
+use std::sync::Arc;
+
 use ext4_format::Ino;
 use ext4_format::inode::flag;
 use jbd2::Credits;
 
-use crate::error::{Posix, Result};
+use crate::error::{Error, Posix, Result};
 use crate::fs::Filesystem;
+use crate::inode::Inode;
 use crate::tx;
 use crate::types::Caller;
 
@@ -67,8 +70,36 @@ impl Filesystem {
         }
         self.data.throttle(&inode);
         let _shared = inode.lock.read();
-        self.data.write_behind(&inode, offset, data, privileged)?;
-        Ok(data.len())
+        match self.data.write_behind(&inode, offset, data, privileged) {
+            Ok(()) => Ok(data.len()),
+            Err(Error::NoSpace) => self.write_what_fits(&inode, offset, data, privileged),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Takes as much of `data` as there is space for, to the last block.
+    fn write_what_fits(
+        &self,
+        inode: &Arc<Inode>,
+        offset: u64,
+        data: &[u8],
+        privileged: bool,
+    ) -> Result<usize> {
+        let bs = u64::from(self.vol.block_size());
+        let (mut done, mut blocks) = (0, data.len() as u64 / bs / 2);
+        while done < data.len() {
+            // Up to a block's end, so that no block is asked for twice.
+            let at = offset + done as u64;
+            let end = (at / bs + blocks.max(1)) * bs;
+            let upto = data.len().min((end - offset) as usize);
+            match self.data.write_behind(inode, at, &data[done..upto], privileged) {
+                Ok(()) => done = upto,
+                Err(Error::NoSpace) if blocks > 1 => blocks /= 2,
+                Err(Error::NoSpace) if done > 0 => return Ok(done),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(done)
     }
 
     /// Takes set-user-id, file capabilities and, where it means privilege, set-group-id off a file

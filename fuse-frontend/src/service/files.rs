@@ -129,12 +129,13 @@ impl Service {
             self.fs.kill_privileges(ino).map_err(refuse)?;
         }
         let taken = match self.fs.write(&caller, ino, offset, data, mode) {
-            Err(Error::NoSpace) if how.from_cache => {
-                self.starved.lock().insert(node);
-                return Err(libc::ENOSPC);
-            }
+            Err(Error::NoSpace) if how.from_cache => 0,
             taken => taken.map_err(refuse)?,
         };
+        if how.from_cache && taken < data.len() {
+            self.starved.lock().insert(node);
+            return Err(libc::ENOSPC);
+        }
         if how.flags & (libc::O_DSYNC | libc::O_SYNC) != 0 && !how.from_cache {
             self.fs.fsync(ino, how.flags & libc::O_SYNC != libc::O_SYNC).map_err(refuse)?;
         }
