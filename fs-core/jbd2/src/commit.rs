@@ -43,7 +43,8 @@ impl Journal {
     }
 
     /// Returns when `tid` and everything before it is durable. The caller holds no handle.
-    /// Committing a transaction that changed nothing writes nothing and flushes nothing.
+    /// Committing a transaction that changed nothing, or a number that was never given to a handle,
+    /// writes nothing and flushes nothing.
     pub fn commit(&self, tid: Tid) -> Result<()> {
         self.commit_or_drain(tid, false)
     }

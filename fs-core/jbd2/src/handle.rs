@@ -97,10 +97,12 @@ impl<'j> Handle<'j> {
     pub fn create(&self, block: BlockNo) -> Result<Buffer> {
         self.journal.check_alive()?;
         self.journal.check_range(block)?;
-        let (buf, _) = self.journal.cache.get_or_insert(block);
+        let (buf, was_cached) = self.journal.cache.get_or_insert(block);
         let mut slot = buf.lock();
         self.join(&buf, &mut slot)?;
-        slot.data = BlockData::zeroed(self.journal.block_size);
+        if was_cached || slot.load != Load::Absent {
+            slot.data = BlockData::zeroed(self.journal.block_size);
+        }
         slot.load = Load::Ready;
         drop(slot);
         Ok(buf)

@@ -5,8 +5,8 @@ use ext4_format::BlockNo;
 
 use crate::bytes::BlockData;
 
-/// Longest single request, in bytes.
-const MAX_REQUEST: usize = 1 << 20;
+/// Longest single request, in bytes. With blocks of 1 KiB it has as many parts as `IOV_MAX` allows.
+pub(crate) const MAX_REQUEST: usize = 1 << 20;
 
 /// Sorts `blocks` and writes each to its place. Block numbers must be distinct. Does not flush.
 pub(crate) fn write_home(

@@ -207,9 +207,7 @@ impl Journal {
             Load::Unverified => {}
             Load::Absent => {
                 self.counters.loads.add(1);
-                let mut data = BlockData::zeroed(self.block_size);
-                self.dev.read_at(block.0 * self.block_size as u64, data.make_mut())?;
-                slot.data = data;
+                self.dev.read_at(block.0 * self.block_size as u64, slot.data.make_mut())?;
                 slot.load = Load::Unverified;
             }
         }

@@ -19,11 +19,9 @@ use parking_lot::Mutex;
 
 use crate::bytes::BlockData;
 use crate::error::{Error, Result};
+use crate::home::MAX_REQUEST;
 use crate::map::{LogLocation, LogMap};
 use crate::transaction::Snapshot;
-
-/// Longest single request, in bytes.
-const MAX_REQUEST: usize = 1 << 20;
 
 /// The sums a log carries.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
