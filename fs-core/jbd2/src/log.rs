@@ -23,6 +23,9 @@ use crate::home::MAX_REQUEST;
 use crate::map::{LogLocation, LogMap};
 use crate::transaction::Snapshot;
 
+/// Smallest ring that can be worked with; real ones have `JBD2_MIN_JOURNAL_BLOCKS`, 1024.
+const MIN_RING: u32 = 32;
+
 /// The sums a log carries.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum LogChecksum {
@@ -79,6 +82,11 @@ impl Log {
         let (mut sb, block) = read_superblock(&*dev, &map, block_size)?;
         if sb.start().is_some() {
             return Err(Error::NeedsRecovery);
+        }
+        let size = sb.end() - sb.first();
+        if size < MIN_RING {
+            let wrong = Corruption::new(What::JournalSuperBlock, "s_maxlen", size.into(), MIN_RING.into());
+            return Err(wrong.into());
         }
         // The log is empty, so its shape may be chosen anew; the superblock is written with the first commit.
         let features = opts.features.unwrap_or_else(|| present_features(&sb));

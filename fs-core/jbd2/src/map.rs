@@ -24,6 +24,9 @@ pub struct LogLocation {
     pub extents: Vec<LogExtent>,
 }
 
+/// Longest log taken, a hundred times what mke2fs makes: positions in the ring can be added up.
+const MAX_BLOCKS: u32 = 1 << 30;
+
 /// A checked `LogLocation`: gapless from log block 0, inside the device.
 pub(crate) struct LogMap {
     extents: Vec<LogExtent>,
@@ -44,7 +47,8 @@ impl LogMap {
             if extent.len == 0 || end.is_none() {
                 return Err(wrong("start", extent.start.0, device_blocks));
             }
-            len = len.checked_add(extent.len).ok_or_else(|| wrong("len", extent.len.into(), len.into()))?;
+            let more = len.checked_add(extent.len).filter(|len| *len <= MAX_BLOCKS);
+            len = more.ok_or_else(|| wrong("len", extent.len.into(), MAX_BLOCKS.into()))?;
         }
         let mut ranges: Vec<(u64, u64)> =
             location.extents.iter().map(|e| (e.start.0, e.start.0 + u64::from(e.len))).collect();

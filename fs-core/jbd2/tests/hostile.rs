@@ -232,3 +232,11 @@ fn log_superblock_still_parses(forge: &mut Forge) -> bool {
     forge.image.write(at, &bytes);
     SuperBlock::parse(&bytes).is_ok()
 }
+
+#[test]
+fn a_log_too_short_for_any_transaction_is_refused_when_it_is_opened() {
+    let shape = Shape { log_blocks: 30, ..Shape::small() };
+    let dev = std::sync::Arc::new(MemDevice::from_image(shape.image()));
+    let opened = jbd2::Journal::open(dev, shape.block_size, shape.location(), shape.options());
+    assert!(matches!(opened.err(), Some(Error::Corrupt(c)) if c.field == "s_maxlen"));
+}
