@@ -9,6 +9,7 @@ pub mod crashlab;
 pub mod differ;
 pub mod load;
 pub mod manifest;
+pub mod model;
 pub mod oracle;
 pub mod run;
 pub mod scale;

@@ -3,6 +3,7 @@
 
 mod bad_input;
 mod crash;
+mod direct_io;
 mod mounting;
 mod rootless;
 mod round_trip;
