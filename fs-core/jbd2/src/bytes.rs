@@ -1,4 +1,4 @@
-//! The bytes of one block: page aligned, shared, copied on write.
+//! The bytes of one block: sector aligned, shared, copied on write.
 //!
 //! A `BlockData` never changes while anybody else holds a clone of it. That is what makes a
 //! commit's snapshot, a checkpoint's version and a reader's view free: each is one `Arc`.
@@ -9,35 +9,36 @@ use std::sync::Arc;
 
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-const PAGE: usize = 4096;
+const SECTOR: usize = 512;
 
-// Whole pages keep every block at the alignment direct IO wants, without unsafe code. Blocks
-// below a page waste the rest of theirs.
+// Whole sectors keep every block at the alignment direct IO wants of memory, without unsafe
+// code. Page alignment would cost a second page for the counts in front of each block.
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable)]
-#[repr(C, align(4096))]
-struct Page([u8; PAGE]);
+#[repr(C, align(512))]
+struct Sector([u8; SECTOR]);
 
 /// A snapshot of a block's bytes.
 #[derive(Clone)]
 pub struct BlockData {
-    pages: Arc<[Page]>,
+    sectors: Arc<[Sector]>,
     len: usize,
 }
 
 impl BlockData {
     pub(crate) fn zeroed(len: usize) -> BlockData {
-        let pages = std::iter::repeat_n(Page([0; PAGE]), len.div_ceil(PAGE)).collect();
-        BlockData { pages, len }
+        let sectors = std::iter::repeat_n(Sector([0; SECTOR]), len.div_ceil(SECTOR)).collect();
+        BlockData { sectors, len }
     }
 
     /// The bytes for changing; copies them first when a snapshot holds them too.
     pub(crate) fn make_mut(&mut self) -> &mut [u8] {
-        &mut Arc::make_mut(&mut self.pages).as_mut_bytes()[..self.len]
+        &mut Arc::make_mut(&mut self.sectors).as_mut_bytes()[..self.len]
     }
 
-    /// Memory that one block of `len` bytes takes.
+    /// Memory that one block of `len` bytes takes, with its counts and what the allocator loses
+    /// to alignment.
     pub(crate) fn footprint(len: usize) -> usize {
-        len.next_multiple_of(PAGE)
+        len.next_multiple_of(SECTOR) + 2 * SECTOR
     }
 }
 
@@ -45,7 +46,7 @@ impl Deref for BlockData {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        &self.pages.as_bytes()[..self.len]
+        &self.sectors.as_bytes()[..self.len]
     }
 }
 
