@@ -35,6 +35,10 @@ impl DataPath {
             }
             if let Err(error) = self.flush(inode, at / bs..end.div_ceil(bs)) {
                 self.shrink_back(inode, before, end);
+                if matches!(error, Error::NoSpace) {
+                    // The caller hears of it now.
+                    inode.io.lock().failure.take_if(|kept| matches!(kept, Error::NoSpace));
+                }
                 return Err(error);
             }
             return Ok(data.len());
