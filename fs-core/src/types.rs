@@ -88,8 +88,8 @@ pub struct SetAttr {
     pub ctime: Option<Timestamp>,
     /// Birth.
     pub crtime: Option<Timestamp>,
-    /// Take away set-user-id, set-group-id and file capabilities.
-    pub kill_privileges: bool,
+    /// Take away set-user-id, set-group-id and file capabilities, as a change by this caller does.
+    pub kill_privileges: Option<Caller>,
 }
 
 /// What to do when the volume turns out to be damaged.

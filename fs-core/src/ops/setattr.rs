@@ -7,7 +7,7 @@ use crate::error::{Posix, Result};
 use crate::fs::Filesystem;
 use crate::inode::Core;
 use crate::tx;
-use crate::types::{Attr, SetAttr, SetTime};
+use crate::types::{Attr, Caller, SetAttr, SetTime};
 
 const S_ISUID: u16 = 0o4000;
 const S_ISGID: u16 = 0o2000;
@@ -36,7 +36,7 @@ impl Filesystem {
         // The inode's record; an access control list that follows the mode takes its own.
         let mut credits = self.acl_chmod_credits(&inode);
         credits.blocks += 1;
-        if change.kill_privileges {
+        if change.kill_privileges.is_some() {
             let more = self.drop_capabilities_credits(&inode);
             credits.blocks += more.blocks;
             credits.revokes += more.revokes;
@@ -48,7 +48,7 @@ impl Filesystem {
         if change.mode.is_some() {
             self.acl_chmod(&tx, &inode, &mut core)?;
         }
-        if change.kill_privileges {
+        if change.kill_privileges.is_some() {
             self.drop_capabilities(&tx, &inode, &mut core)?;
         }
         self.inodes.store(&tx, &inode, &mut core)?;
@@ -63,11 +63,10 @@ impl Filesystem {
         if let Some(mode) = change.mode {
             disk.mode = (disk.mode & FileType::MODE_MASK) | (mode & !FileType::MODE_MASK);
         }
-        if change.kill_privileges && kind != FileType::Directory {
-            disk.mode &= !S_ISUID;
-            if disk.mode & S_IXGRP != 0 {
-                disk.mode &= !S_ISGID;
-            }
+        if let Some(caller) = &change.kill_privileges
+            && kind != FileType::Directory
+        {
+            disk.mode = without_privileges(disk.mode, disk.gid, caller);
         }
         disk.uid = change.uid.unwrap_or(disk.uid);
         disk.gid = change.gid.unwrap_or(disk.gid);
@@ -83,6 +82,14 @@ impl Filesystem {
         }
         disk.version = disk.version.wrapping_add(1);
     }
+}
+
+/// The mode of a file of group `gid` after a change by `caller`. Set-group-id without group
+/// execution is a mark, no privilege: members of the group keep it.
+pub(super) fn without_privileges(mode: u16, gid: u32, caller: &Caller) -> u16 {
+    let outsider = caller.uid != 0 && caller.gid != gid;
+    let group = if mode & S_IXGRP != 0 || outsider { S_ISGID } else { 0 };
+    mode & !(S_ISUID | group)
 }
 
 /// What append-only inodes allow: setting the times to now.

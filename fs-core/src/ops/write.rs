@@ -6,6 +6,7 @@ use ext4_format::Ino;
 use ext4_format::inode::flag;
 use jbd2::Credits;
 
+use super::setattr::without_privileges;
 use crate::error::{Error, Posix, Result};
 use crate::fs::Filesystem;
 use crate::inode::Inode;
@@ -14,7 +15,6 @@ use crate::types::Caller;
 
 const S_ISUID: u16 = 0o4000;
 const S_ISGID: u16 = 0o2000;
-const S_IXGRP: u16 = 0o010;
 
 /// What kind of write it is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -107,7 +107,7 @@ impl Filesystem {
     ///
     /// # Errors
     /// Those of the journal.
-    pub fn kill_privileges(&self, ino: Ino) -> Result<()> {
+    pub fn kill_privileges(&self, caller: &Caller, ino: Ino) -> Result<()> {
         let inode = self.regular(ino)?;
         let harmless = inode.core.read().disk.mode & (S_ISUID | S_ISGID) == 0;
         if harmless && self.drop_capabilities_credits(&inode) == Credits::default() {
@@ -118,8 +118,7 @@ impl Filesystem {
         credits.blocks += 1;
         let tx = tx::start(&self.vol.journal, credits)?;
         let mut core = inode.core.write();
-        let kept = if core.disk.mode & S_IXGRP != 0 { !(S_ISUID | S_ISGID) } else { !S_ISUID };
-        core.disk.mode &= kept;
+        core.disk.mode = without_privileges(core.disk.mode, core.disk.gid, caller);
         core.disk.ctime = self.vol.now();
         self.drop_capabilities(&tx, &inode, &mut core)?;
         self.inodes.store(&tx, &inode, &mut core)?;
@@ -130,7 +129,7 @@ impl Filesystem {
     /// What every change of a file's content by `caller` does to its privileges when the kernel
     /// leaves it to us.
     pub(crate) fn kill_privileges_for(&self, caller: &Caller, ino: Ino) -> Result<()> {
-        if caller.uid == 0 { Ok(()) } else { self.kill_privileges(ino) }
+        if caller.uid == 0 { Ok(()) } else { self.kill_privileges(caller, ino) }
     }
 
     /// Whether `caller` may use the blocks that are set aside.

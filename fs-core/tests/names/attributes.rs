@@ -218,7 +218,7 @@ fn default_lists_are_inherited_instead_of_the_umask() {
 #[test]
 fn killing_privileges_takes_mode_bits_and_capabilities() {
     let Some(mut rig) = Rig::new(16, &["-t", "ext4"]) else { return };
-    let kill = SetAttr { kill_privileges: true, ..SetAttr::default() };
+    let kill = SetAttr { kill_privileges: Some(Caller::root()), ..SetAttr::default() };
     let pipe = rig.fs().mknod(&Caller::root(), ROOT, b"pipe", 0o016_555, (0, 0)).unwrap().ino;
     let locked = rig.fs().mknod(&Caller::root(), ROOT, b"locked", 0o106_645, (0, 0)).unwrap().ino;
     let dir = rig.fs().mkdir(&Caller::root(), ROOT, b"dir", 0o6755).unwrap().ino;
@@ -228,5 +228,9 @@ fn killing_privileges_takes_mode_bits_and_capabilities() {
     // Set-group-id without group execution is a mark for mandatory locks, no privilege.
     assert_eq!((mode(pipe), mode(locked), mode(dir)), (0o555, 0o2645, 0o6755));
     assert_eq!(names(&rig, locked), ["security.other"]);
+    // Who is not in the group loses the mark too.
+    let outsider = Caller { uid: 1000, gid: 1000, ..Caller::root() };
+    let kill = SetAttr { kill_privileges: Some(outsider), ..SetAttr::default() };
+    assert_eq!(rig.fs().setattr(locked, &kill).unwrap().mode & 0o7777, 0o645);
     rig.unmount();
 }

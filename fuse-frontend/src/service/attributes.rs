@@ -46,8 +46,7 @@ impl Service {
     pub fn setattr(&self, sender: Sender, node: u64, change: &Change) -> Answer<Attr> {
         let owner_changes = change.uid.is_some() || change.gid.is_some();
         let caller = self.caller(sender, 0);
-        let kill_privileges =
-            change.mode.is_none() && (owner_changes || change.size.is_some() && caller.uid != 0);
+        let kills = change.mode.is_none() && (owner_changes || change.size.is_some() && caller.uid != 0);
         let change = SetAttr {
             mode: change.mode.map(|m| m as u16),
             uid: change.uid,
@@ -56,7 +55,7 @@ impl Service {
             atime: change.atime,
             mtime: change.mtime,
             ctime: change.ctime,
-            kill_privileges,
+            kill_privileges: kills.then_some(caller),
             ..SetAttr::default()
         };
         self.fs.setattr(inode_of(node)?, &change).map_err(refuse)

@@ -126,7 +126,7 @@ impl Service {
         };
         let caller = self.caller(writer, 0);
         if how.kill_privileges {
-            self.fs.kill_privileges(ino).map_err(refuse)?;
+            self.fs.kill_privileges(&caller, ino).map_err(refuse)?;
         }
         let taken = match self.fs.write(&caller, ino, offset, data, mode) {
             Err(Error::NoSpace) if how.from_cache => 0,
