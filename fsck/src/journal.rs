@@ -92,7 +92,7 @@ pub fn check(ctx: &Context, judge: &mut Judge<'_>) -> Result<Outcome> {
 
 /// A journal without its feature: the feature comes back when the inode holds a log, else the number goes.
 fn unannounced(ctx: &Context, judge: &mut Judge<'_>) -> Result<Outcome> {
-    let Some(ino) = ctx.sb.journal_ino() else { return Ok(Outcome::AsItWas) };
+    let Some(ino) = Ino::new(ctx.sb.raw().journal_inum.get()) else { return Ok(Outcome::AsItWas) };
     if !judge.ask(Problem::of(Code::JournalUnannounced, ino))? {
         return Ok(Outcome::AsItWas);
     }

@@ -51,16 +51,11 @@ fn check(ctx: &Context, judge: &mut Judge<'_>, ino: Ino) -> Result<()> {
         return Ok(());
     }
     let links = ctx.found.inodes.links(ino);
-    let uncounted = what.is_dir()
-        && ctx.sb.ro_compat().has(RoCompat::DIR_NLINK)
-        && (names > u32::from(MAX_LINKS) || links == LINKS_UNCOUNTED && names > 2);
-    let expected = if uncounted && names > u32::from(MAX_LINKS) {
-        u32::from(LINKS_UNCOUNTED)
-    } else {
-        names.min(u32::from(MAX_LINKS))
-    };
-    let right = u32::from(links) == expected || (uncounted && links == LINKS_UNCOUNTED);
-    if !right && judge.ask(Problem::of(Code::LinkCount, ino).values(links, expected))? {
+    // A directory with too many subdirectories stops counting.
+    let uncounted =
+        what.is_dir() && ctx.sb.ro_compat().has(RoCompat::DIR_NLINK) && names > u32::from(MAX_LINKS);
+    let expected = if uncounted { u32::from(LINKS_UNCOUNTED) } else { names.min(u32::from(u16::MAX)) };
+    if u32::from(links) != expected && judge.ask(Problem::of(Code::LinkCount, ino).values(links, expected))? {
         let mut inode = ctx.read_inode(ino)?;
         inode.links = expected as u16;
         ctx.write_inode(ino, &inode)?;

@@ -146,6 +146,8 @@ problems! {
     InodeDamagedChecksum "inode-damaged-checksum" Clear Stop "Inode {ino} seems to contain garbage: checksum and contents are wrong";
     InodeDtime "inode-dtime" Fix Stop "Inode {ino} is in use, but has a deletion time";
     DeletedNoDtime "deleted-no-dtime" Fix Fix "Deleted inode {ino} has no deletion time";
+    DeletedLowDtime "deleted-low-dtime" Fix Stop "Inode {ino} was part of the orphan list, which does not name it";
+    IsDirectory "is-directory" Fix Stop "Inode {ino} says that it is a special file, but holds a directory";
     InodeMode "inode-mode" Clear Stop "Inode {ino} has a mode that no file has ({found:o})";
     RootNotDir "root-not-dir" Clear Stop "The root inode is not a directory";
     ReservedMode "reserved-mode" Clear Stop "The reserved inode {ino} has a mode ({found:o})";
@@ -210,6 +212,7 @@ problems! {
     DirBlockDamaged "dir-block-damaged" Salvage Stop "Directory {ino}, block {block}, byte {found}: the entry is damaged ({name})";
     DotMissing "dot-missing" Fix Stop "Directory {ino} has no '.'";
     DotInode "dot-inode" Fix Fix "Directory {ino}: '.' names inode {found}";
+    DotTerminator "dot-terminator" Fix Stop "Directory {ino}: '{name}' is not followed by a zero";
     DotDotMissing "dotdot-missing" Fix Stop "Directory {ino} has no '..'";
     DotDotZero "dotdot-zero" Fix Stop "Directory {ino}: '..' names no inode";
     EntryDot "entry-dot" Clear Stop "Directory {ino} has a second entry '{name}'";

@@ -5,7 +5,7 @@ use ext4_format::csum::Csum;
 use ext4_format::features::{self, Compat, Incompat, RoCompat};
 use ext4_format::geometry::Geometry;
 use ext4_format::group_desc::{GroupDesc, GroupFlags};
-use ext4_format::superblock::{SUPERBLOCK_LEN, SuperBlock};
+use ext4_format::superblock::{MAGIC, SUPERBLOCK_LEN, SuperBlock};
 use ext4_format::{BlockNo, GroupNo};
 
 use crate::ask::{Ask, Judge};
@@ -21,6 +21,9 @@ const UNKNOWN: [(Incompat, &str); 3] = [
     (Incompat::JOURNAL_DEV, "journal_dev"),
     (Incompat::DIRDATA, "dirdata"),
 ];
+
+/// Bytes of a device in which an unusual place of a superblock's copy is looked for.
+const SEARCHED: u64 = 256 << 20;
 
 /// Opens the volume on a device.
 ///
@@ -58,6 +61,25 @@ fn parse_at(disk: &Disk, offset: u64) -> std::result::Result<SuperBlock, String>
     SuperBlock::parse(&bytes).map_err(|corruption| corruption.field.to_owned())
 }
 
+/// A copy of the superblock at a byte offset, if there is one and it says that it belongs there.
+fn copy_at(disk: &Disk, offset: u64) -> Option<SuperBlock> {
+    if offset == 1024 || offset.checked_add(1024)? > disk.size() {
+        return None;
+    }
+    let sb = parse_at(disk, offset).ok()?;
+    let group = GroupNo(u32::from(sb.raw().block_group_nr.get()));
+    let geometry = Geometry::new(&sb);
+    let place = geometry.group_first_block(group).0 * u64::from(geometry.block_size);
+    (group.0 > 0 && place == offset).then_some(sb)
+}
+
+/// Takes a copy for the superblock.
+fn adopt(sb: SuperBlock, offset: u64, why: &str, judge: &mut Judge<'_>) -> Result<(SuperBlock, bool)> {
+    let block = BlockNo(offset / u64::from(sb.block_size()));
+    judge.ask(Problem::new(Code::SuperDamaged).at(block).named(why))?;
+    Ok((sb, true))
+}
+
 /// The superblock to believe, and whether it is a copy put in the place of the first.
 fn find_super(disk: &Disk, options: &Options, judge: &mut Judge<'_>) -> Result<(SuperBlock, bool)> {
     if let Some(block) = options.superblock {
@@ -81,17 +103,31 @@ fn find_super(disk: &Disk, options: &Options, judge: &mut Judge<'_>) -> Result<(
     for size in [4096_u64, 1024, 2048, 8192, 16384, 32768, 65536] {
         let per_group = size * 8;
         for group in [1_u64, 3, 5, 7, 9, 25, 27, 49] {
-            let block = per_group * group + u64::from(size == 1024);
-            if block.saturating_mul(size) + 1024 > disk.size() {
-                break;
-            }
-            let Ok(sb) = parse_at(disk, block * size) else { continue };
-            if u64::from(sb.block_size()) == size && sb.blocks_count().0 > block {
-                let problem = Problem::new(Code::SuperDamaged).at(BlockNo(block)).named(&why);
-                judge.ask(problem)?;
-                return Ok((sb, true));
+            let offset = (per_group * group + u64::from(size == 1024)).saturating_mul(size);
+            if let Some(sb) = copy_at(disk, offset) {
+                return adopt(sb, offset, &why, judge);
             }
         }
+    }
+    // Groups of an unusual size: the first copy cannot be far.
+    let mut chunk = vec![0; 1 << 20];
+    for start in (0..disk.size().min(SEARCHED)).step_by(chunk.len()) {
+        let len = chunk.len().min((disk.size() - start) as usize);
+        disk.read_bytes(start, &mut chunk[..len])?;
+        for at in (0..len.saturating_sub(SUPERBLOCK_LEN)).step_by(SUPERBLOCK_LEN) {
+            let magic = chunk[at + 0x38..at + 0x3a] == MAGIC.to_le_bytes();
+            if let Some(sb) = magic.then(|| copy_at(disk, start + at as u64)).flatten() {
+                return adopt(sb, start + at as u64, &why, judge);
+            }
+        }
+    }
+    // No copy: a superblock that is only wrong in its checksum is better than none.
+    let mut bytes = [0; SUPERBLOCK_LEN];
+    disk.read_bytes(1024, &mut bytes)?;
+    let sum = Csum::superblock(&bytes);
+    bytes[SUPERBLOCK_LEN - 4..].copy_from_slice(&sum.to_le_bytes());
+    if let Ok(sb) = SuperBlock::parse(&bytes) {
+        return adopt(sb, 1024, &why, judge);
     }
     Err(Error::Unusable(format!(
         "bad magic number or damaged superblock ({why}), and no copy was found; is this an ext2, ext3 or ext4 volume?"
@@ -147,6 +183,22 @@ fn check_features(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
         !compat.has(Compat::RESIZE_INODE) && ctx.geometry.reserved_gdt_blocks > 0,
         "there are reserved descriptor blocks, but no resize_inode feature",
         &|raw| raw.reserved_gdt_blocks.set(0),
+    )?;
+    let raw = *ctx.sb.raw();
+    fix(raw.rev_level.get() > 1, "the revision is one that does not exist", &|raw| raw.rev_level.set(1))?;
+    fix(
+        !incompat.has(Incompat::BIT64) && !matches!(raw.desc_size.get(), 0 | 32 | 64),
+        "the size of descriptors makes no sense without 64bit",
+        &|raw| raw.desc_size.set(0),
+    )?;
+    let elsewhere = raw.journal_dev.get() != 0 || raw.journal_uuid != [0; 16];
+    fix(
+        raw.journal_inum.get() != 0 && elsewhere,
+        "the journal is named both as an inode and as another device",
+        &|raw| {
+            raw.journal_dev.set(0);
+            raw.journal_uuid = [0; 16];
+        },
     )?;
     fix(
         ctx.sb.reserved_blocks() > ctx.geometry.blocks_count,

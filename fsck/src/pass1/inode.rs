@@ -3,6 +3,7 @@
 //! [`check`] changes a copy of the record and writes it back at the end, with its checksum. What the inode uses
 //! goes into [`Effects`], which the caller joins to the common picture only when the whole inode has been judged.
 
+use ext4_format::dirent::{DirBlock, DirFormat};
 use ext4_format::features::{Compat, Incompat, RoCompat};
 use ext4_format::inode::{BASE_SIZE, BLOCK_AREA, FULL_EXTRA_ISIZE, FileType, Inode, MAX_FAST_SYMLINK, flag};
 use ext4_format::{BlockNo, Ino};
@@ -161,8 +162,14 @@ fn examine(
             s.inode.dtime = ctx.options.now();
             s.dirty = true;
         }
+        let low = s.inode.dtime != 0 && s.inode.dtime < ctx.geometry.inodes_count;
+        if low && ask.ask(Problem::of(Code::DeletedLowDtime, ino))? {
+            s.inode.dtime = ctx.options.now();
+            s.dirty = true;
+        }
         return Ok(());
     }
+    recognise_directory(ctx, ask, s)?;
     let kind = s.inode.file_type();
     if !sum_holds && kind.is_none() && !reserved {
         if ask.ask(Problem::of(Code::InodeDamagedChecksum, ino))? {
@@ -208,6 +215,37 @@ fn examine(
         return Ok(());
     }
     check_sizes(ctx, ask, s, effects)
+}
+
+/// A device, pipe or socket whose block map leads to a directory that names this inode `.` is that directory.
+fn recognise_directory(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject) -> Result<()> {
+    let special = match s.inode.file_type() {
+        None => s.ino.get() >= ctx.first_ino(),
+        Some(kind) => !matches!(kind, FileType::Regular | FileType::Directory | FileType::Symlink),
+    };
+    if !special || s.inode.block[..12].iter().all(|&byte| byte == 0) {
+        return Ok(());
+    }
+    let first = if s.inode.has(flag::EXTENTS) {
+        let node = ext4_format::extent::Node::parse(&s.inode.block).ok();
+        node.and_then(|node| node.extent(0)).filter(|extent| extent.first.0 == 0).map(|extent| extent.start)
+    } else {
+        ext4_format::indirect::pointer(&s.inode.block, 0)
+    };
+    let Some(block) = first.filter(|block| ctx.on_volume(*block, 1) && !ctx.is_metadata(*block, 1)) else {
+        return Ok(());
+    };
+    let Ok(bytes) = ctx.disk.read(block) else { return Ok(()) };
+    let format = DirFormat { tail: false, ..DirFormat::new(&ctx.sb, 0) };
+    let mut entries = DirBlock::new(&bytes, format).entries().map_while(std::result::Result::ok);
+    let dot = entries.next().is_some_and(|entry| entry.name == b"." && entry.ino == Some(s.ino));
+    let dotdot = entries.next().is_some_and(|entry| entry.name == b"..");
+    if dot && dotdot && ask.ask(Problem::of(Code::IsDirectory, s.ino))? {
+        s.inode.mode = s.inode.mode & !FileType::MODE_MASK | FileType::Directory.mode_bits();
+        s.dirty = true;
+        s.store(ctx);
+    }
+    Ok(())
 }
 
 fn check_extra_isize(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject) -> Result<()> {
@@ -329,6 +367,9 @@ fn check_symlink(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject, effects: &mu
         false
     } else if s.inode.is_fast_symlink(&ctx.layout) && !s.inode.has(flag::EXTENTS) {
         size <= MAX_FAST_SYMLINK as u64 && (encrypted || fits(&s.inode.block[..BLOCK_AREA]))
+    } else if !encrypted && size <= MAX_FAST_SYMLINK as u64 {
+        // So short a target is never given a block.
+        false
     } else if size >= u64::from(ctx.geometry.block_size) + u64::from(encrypted) {
         false
     } else {
@@ -422,9 +463,6 @@ fn check_sizes(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject, effects: &mut 
         if s.inode.size > i32::MAX as u64 && !ctx.sb.ro_compat().has(RoCompat::LARGE_FILE) {
             ctx.found.large_file.store(true, std::sync::atomic::Ordering::Relaxed);
         }
-    }
-    if !maps && attribute_block == 0 && effects.ea_blocks == 0 {
-        return Ok(());
     }
     let sectors = (effects.clusters(ctx) + attribute_block) * ctx.cluster_sectors()
         + effects.ea_blocks * u64::from(ctx.geometry.block_size / 512);

@@ -199,7 +199,16 @@ fn resize_damage(ctx: &Context, s: &Subject) -> Result<Option<&'static str>> {
     if used != wanted.len() {
         return Ok(Some("doubly indirect block"));
     }
+    if inode.size != resize_size(ctx) {
+        return Ok(Some("i_size"));
+    }
     Ok((inode.blocks != blocks * ctx.cluster_sectors()).then_some("i_blocks"))
+}
+
+/// The size says how far the doubly indirect block reaches.
+fn resize_size(ctx: &Context) -> u64 {
+    let per_block = u64::from(ctx.geometry.block_size / 4);
+    (per_block * per_block + per_block + 12) * u64::from(ctx.geometry.block_size)
 }
 
 /// Slot in the doubly indirect block, the reserved block it names, and that block's copies.
@@ -250,8 +259,7 @@ fn rebuild_resize(ctx: &Context, s: &mut Subject, effects: &mut Effects) -> Resu
     let now = i64::from(ctx.options.now());
     s.inode.mode = FileType::Regular.mode_bits() | 0o600;
     s.inode.links = 1;
-    let per_block = u64::from(ctx.geometry.block_size / 4);
-    s.inode.size = (per_block * per_block + per_block + 12) * u64::from(ctx.geometry.block_size);
+    s.inode.size = resize_size(ctx);
     s.inode.blocks = blocks * ctx.cluster_sectors();
     for time in [&mut s.inode.atime, &mut s.inode.mtime, &mut s.inode.ctime] {
         time.sec = now;

@@ -33,6 +33,15 @@ fn check_inside(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject, effects: &mut
             return Ok(());
         }
     }
+    let wrong_hash = xattr::entries(&s.record[range.clone()], Home::Inode)
+        .filter_map(std::result::Result::ok)
+        .any(|entry| !hash_holds(ctx, &entry));
+    if wrong_hash && ask.ask(Problem::of(Code::XattrInode, s.ino).named("e_hash"))? {
+        let all = Attributes::read(&s.record[range.clone()], Home::Inode, |ino| value_hash(ctx, ino));
+        if let Ok(all) = all {
+            s.dirty |= all.write(&mut s.record[range.clone()], Home::Inode);
+        }
+    }
     let region = s.record[range.clone()].to_vec();
     let bad = references(ctx, &region, Home::Inode, effects);
     for (index, name, target) in bad {
@@ -89,16 +98,9 @@ fn check_block(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject, effects: &mut 
             }
             return Ok(());
         }
-        let wrong_hash =
-            xattr::entries(&bytes, Home::Block).filter_map(std::result::Result::ok).any(|entry| {
-                let expected = |signed| match entry.value {
-                    Value::Here(value) => xattr::entry_hash(entry.name, value, signed),
-                    Value::InInode { ino, .. } => {
-                        xattr::entry_hash_of_inode(entry.name, value_hash(ctx, ino), signed)
-                    }
-                };
-                entry.hash != 0 && entry.hash != expected(false) && entry.hash != expected(true)
-            });
+        let wrong_hash = xattr::entries(&bytes, Home::Block)
+            .filter_map(std::result::Result::ok)
+            .any(|entry| !hash_holds(ctx, &entry));
         if wrong_hash && ask.ask(Problem::of(Code::XattrHash, s.ino).at(block))? {
             drop_block(s);
             return Ok(());
@@ -138,6 +140,15 @@ fn references(ctx: &Context, region: &[u8], home: Home, effects: &mut Effects) -
         }
     }
     bad
+}
+
+/// Whether an entry's hash, where it has one, is right for signed or unsigned names.
+fn hash_holds(ctx: &Context, entry: &xattr::Entry<'_>) -> bool {
+    let expected = |signed| match entry.value {
+        Value::Here(value) => xattr::entry_hash(entry.name, value, signed),
+        Value::InInode { ino, .. } => xattr::entry_hash_of_inode(entry.name, value_hash(ctx, ino), signed),
+    };
+    entry.hash == 0 || entry.hash == expected(false) || entry.hash == expected(true)
 }
 
 /// The hash of a value that lies in an inode of its own: the kernel keeps it in the access time.

@@ -108,6 +108,16 @@ fn check_entries(
         };
         let (offset, rec_len) = (entry.offset, entry.rec_len);
         let first_block = place.file_block.0 == 0;
+        if first_block && count < 2 && dir.format.entry_size(entry.name.len()) <= rec_len {
+            let end = offset + dirent::HEADER + count + 1;
+            let dots = entry.ino.is_some() && entry.name == &b".."[..count + 1];
+            let problem = Problem::of(Code::DotTerminator, dir.ino).named(entry.name);
+            if dots && bytes[end] != 0 && ask.ask(problem)? {
+                bytes[end] = 0;
+                dirty = true;
+                continue;
+            }
+        }
         let verdict = if first_block && count < 2 {
             check_dots(ctx, ask, dir, &entry, count, said)?
         } else {

@@ -1,0 +1,224 @@
+//! The corpus of planted defects: `corpus.txt` names each, says how it is planted and what exactly must be found.
+//!
+//! Each line is `name | volume | edits | problems | changed`. Edits are separated by `;`, numbers are decimal or 0x:
+//! - `inode WHO OFFSET BYTES`, `block WHO N OFFSET BYTES`, `tree WHO N OFFSET BYTES`, `xattr WHO OFFSET BYTES`,
+//!   `super OFFSET BYTES`, `desc GROUP OFFSET BYTES`, `bitmap GROUP OFFSET BYTES`, `imap GROUP OFFSET BYTES`: bytes (hex) of
+//!   a structure, whose checksum is made right again; with `!` behind the word it is left wrong;
+//! - `entry DIR NAME inode|rec_len|name_len|type|name VALUE`: a field of a directory entry;
+//! - `debugfs COMMAND`: as debugfs -w does it.
+//!
+//! WHO is a path or `<number>`. After -y the volume must be clean for both judges, and only as many files may
+//! have changed or gone as the last column says. `REXT4_BLESS=1` writes what was found into the file, to be reviewed.
+
+mod support;
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::process::Command;
+
+use ext4_format::dirent::{DirBlock, DirFormat};
+use ext4_format::{GroupNo, Ino};
+use fsck::Mode;
+use support::{Kind, Volume, check, e2fsck_of, filled, fix_sum};
+
+const VOLUMES: [(&str, &str); 5] = [
+    ("ext4", "-t ext4 -b 1024 -J size=1 -N 1024 -g 4096"),
+    ("ext3", "-t ext3 -b 1024 -J size=1 -N 1024 -g 4096"),
+    ("plain", "-t ext4 -b 1024 -J size=1 -N 1024 -g 4096 -O ^metadata_csum,^64bit"),
+    ("inline", "-t ext4 -b 1024 -J size=1 -N 1024 -O inline_data"),
+    ("bare", "-t ext4 -b 1024 -N 1024 -O ^has_journal,^resize_inode,^orphan_file,mmp"),
+];
+
+struct Case {
+    name: String,
+    volume: String,
+    edits: Vec<String>,
+    problems: String,
+    changed: String,
+}
+
+fn number(text: &str) -> u64 {
+    match text.strip_prefix("0x") {
+        Some(hex) => u64::from_str_radix(hex, 16).unwrap(),
+        None => text.parse().unwrap_or_else(|_| panic!("{text} is no number")),
+    }
+}
+
+fn hex(text: &str) -> Vec<u8> {
+    (0..text.len() / 2).map(|i| u8::from_str_radix(&text[2 * i..2 * i + 2], 16).unwrap()).collect()
+}
+
+/// The inode that WHO means.
+fn inode_of(volume: &Volume<'_>, who: &str) -> Ino {
+    if let Some(number) = who.strip_prefix('<') {
+        return Ino::new(number.trim_end_matches('>').parse().unwrap()).unwrap();
+    }
+    if who == "/" {
+        return Ino::ROOT;
+    }
+    volume.files().get(who).unwrap_or_else(|| panic!("no {who}")).0
+}
+
+fn edit(image: &mut Vec<u8>, text: &str) {
+    let words: Vec<&str> = text.split_whitespace().collect();
+    if words[0] == "debugfs" {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), &*image).unwrap();
+        let command = text.trim().strip_prefix("debugfs ").unwrap();
+        let output = Command::new("debugfs").args(["-w", "-R", command]).arg(file.path()).output().unwrap();
+        assert!(output.status.success());
+        *image = std::fs::read(file.path()).unwrap();
+        return;
+    }
+    let before = image.clone();
+    let volume = Volume::new(&before).expect("edits start from a readable volume");
+    let size = volume.geometry.block_size as usize;
+    let fix = !words[0].ends_with('!');
+    let (block, kind, start, rest) = match words[0].trim_end_matches('!') {
+        "inode" => {
+            let ino = inode_of(&volume, words[1]);
+            let at = volume.inode_offset(ino).unwrap();
+            let group = volume.geometry.inode_location(ino).unwrap().group;
+            ((at / size) as u64, Kind::InodeTable(group.0), at % size, 2)
+        }
+        "block" => {
+            let ino = inode_of(&volume, words[1]);
+            let inode = volume.inode(ino).unwrap();
+            let block = volume.mapped(&inode).0[number(words[2]) as usize].1;
+            let kind = volume.metadata().into_iter().find(|m| m.0 == block).map_or(Kind::Indirect, |m| m.1);
+            (block, kind, 0, 3)
+        }
+        "tree" => {
+            let ino = inode_of(&volume, words[1]);
+            let inode = volume.inode(ino).unwrap();
+            let block = volume.mapped(&inode).1[number(words[2]) as usize];
+            (block, Kind::Extent(ino, inode.generation), 0, 3)
+        }
+        "xattr" => {
+            let block = volume.inode(inode_of(&volume, words[1])).unwrap().file_acl.0;
+            (block, Kind::Xattr, 0, 2)
+        }
+        "super" => (1024 / size as u64, Kind::Super, 1024 % size, 1),
+        "desc" => {
+            let (block, byte) = volume.geometry.descriptor(GroupNo(number(words[1]) as u32));
+            (block.0, Kind::Descriptors, byte, 2)
+        }
+        "bitmap" | "imap" => {
+            let group = number(words[1]) as u32;
+            let wanted =
+                if words[0].starts_with('b') { Kind::BlockBitmap(group) } else { Kind::InodeBitmap(group) };
+            let block = volume.metadata().into_iter().find(|m| m.1 == wanted).unwrap().0;
+            (block, wanted, 0, 2)
+        }
+        "entry" => {
+            let ino = inode_of(&volume, words[1]);
+            let inode = volume.inode(ino).unwrap();
+            let format = DirFormat { tail: false, ..DirFormat::new(&volume.sb, inode.flags) };
+            let (block, offset) = volume
+                .mapped(&inode)
+                .0
+                .iter()
+                .find_map(|&(_, block, _)| {
+                    let found =
+                        DirBlock::new(volume.block(block)?, format).find(words[2].as_bytes()).ok()??;
+                    Some((block, found.offset))
+                })
+                .unwrap_or_else(|| panic!("no {} in {}", words[2], words[1]));
+            let at = block as usize * size + offset;
+            match words[3] {
+                "inode" => image[at..at + 4].copy_from_slice(&(number(words[4]) as u32).to_le_bytes()),
+                "rec_len" => image[at + 4..at + 6].copy_from_slice(&(number(words[4]) as u16).to_le_bytes()),
+                "name_len" => image[at + 6] = number(words[4]) as u8,
+                "type" => image[at + 7] = number(words[4]) as u8,
+                "name" => image[at + 8..at + 8 + words[4].len() / 2].copy_from_slice(&hex(words[4])),
+                field => panic!("no field {field}"),
+            }
+            let kind = volume.metadata().into_iter().find(|m| m.0 == block).unwrap().1;
+            if fix {
+                fix_sum(image, &before, block, kind);
+            }
+            return;
+        }
+        word => panic!("no edit {word}"),
+    };
+    let at = block as usize * size + start + number(words[rest]) as usize;
+    let bytes = hex(words[rest + 1]);
+    image[at..at + bytes.len()].copy_from_slice(&bytes);
+    if fix {
+        fix_sum(image, &before, block, kind);
+    }
+}
+
+fn cases() -> (PathBuf, String, Vec<Case>) {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/corpus.txt");
+    let text = std::fs::read_to_string(&path).unwrap();
+    let cases = text
+        .lines()
+        .filter(|line| !line.starts_with('#') && !line.trim().is_empty())
+        .map(|line| {
+            let mut parts = line.split('|').map(str::trim);
+            let mut next = || parts.next().unwrap_or_default().to_owned();
+            let (name, volume) = (next(), next());
+            let edits = next().split(';').map(|edit| edit.trim().to_owned()).collect();
+            Case { name, volume, edits, problems: next(), changed: next() }
+        })
+        .collect();
+    (path, text, cases)
+}
+
+#[test]
+fn every_planted_defect_is_found_and_repaired() {
+    let bless = std::env::var_os("REXT4_BLESS").is_some();
+    let only = std::env::var("REXT4_CASE").ok();
+    let (path, text, cases) = cases();
+    assert!(cases.len() >= 150, "only {} kinds of defects", cases.len());
+    let mut bases: HashMap<&str, Vec<u8>> = HashMap::new();
+    for (name, options) in VOLUMES {
+        let Some(base) = filled(options, 16) else { return };
+        let (report, _) = check(&base, Mode::CheckOnly);
+        assert_eq!(report.unwrap().codes(), Vec::<&str>::new(), "{name}");
+        bases.insert(name, base);
+    }
+    let mut failures = Vec::new();
+    let mut blessed =
+        text.lines().filter(|line| line.starts_with('#')).map(|l| format!("{l}\n")).collect::<String>();
+    for case in &cases {
+        if only.as_ref().is_some_and(|only| !case.name.contains(only.as_str())) {
+            continue;
+        }
+        let base = &bases[case.volume.as_str()];
+        let mut image = base.clone();
+        for text in &case.edits {
+            edit(&mut image, text);
+        }
+        let (found, _) = check(&image, Mode::CheckOnly);
+        let problems = match &found {
+            Ok(report) => report.codes().join(" "),
+            Err(error) => format!("ERROR {error}"),
+        };
+        let (repaired, ours) = check(&image, Mode::Yes);
+        let (again, _) = check(&ours, Mode::CheckOnly);
+        let (verdict, words) = e2fsck_of(&ours);
+        let (before, after) = (Volume::new(base).unwrap().files(), Volume::new(&ours).map(|v| v.files()));
+        let after = after.unwrap_or_default();
+        let changed =
+            before.iter().filter(|(path, (_, held))| after.get(*path).is_none_or(|(_, now)| now != held));
+        let changed = changed.count().to_string();
+        let still = again.as_ref().map_or_else(ToString::to_string, |report| report.codes().join(" "));
+        if repaired.is_err() || verdict != 0 || !still.is_empty() {
+            failures.push(format!("{}: {problems}; then {still}; e2fsck {verdict}:\n{words}", case.name));
+        } else if !bless && (problems != case.problems || changed != case.changed) {
+            failures.push(format!("{}: {problems} | {changed}", case.name));
+        }
+        blessed.push_str(&format!(
+            "{} | {} | {} | {problems} | {changed}\n",
+            case.name,
+            case.volume,
+            case.edits.join("; ")
+        ));
+    }
+    if bless && only.is_none() {
+        std::fs::write(path, blessed).unwrap();
+    }
+    assert!(failures.is_empty(), "{} of {}:\n{}", failures.len(), cases.len(), failures.join("\n"));
+}
