@@ -128,6 +128,14 @@ impl Filesystem {
         Ok(())
     }
 
+    /// One round of the commit timer without the rest of it: whatever runs is committed.
+    ///
+    /// # Errors
+    /// Those of the journal.
+    pub fn step_commit(&self) -> Result<()> {
+        Ok(self.vol.journal.commit_running()?)
+    }
+
     /// One round of the conversion worker: converts what has completed.
     pub fn step_convert(&self) {
         for inode in self.data.completed.all() {

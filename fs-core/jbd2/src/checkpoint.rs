@@ -10,6 +10,7 @@ use crate::error::Result;
 use crate::home::write_home;
 use crate::journal::{Journal, Kind};
 use crate::log::Log;
+use crate::mutants::{Mutant, is};
 
 /// How much to write home.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -57,16 +58,24 @@ impl Journal {
         if leaving == 0 {
             return Ok(());
         }
+        let move_tail = || {
+            log.move_tail(|| {
+                let core = self.core.lock();
+                core.space.tail(leaving, core.committed.next())
+            })
+        };
+        if is(Mutant::TailBeforeHomes) {
+            move_tail()?;
+        }
         if !blocks.is_empty() {
             write_home(&*self.dev, self.block_size, &mut blocks)?;
             self.flush()?;
         }
         self.core.lock().space.landed(leaving);
         self.landed.notify_all();
-        log.move_tail(|| {
-            let core = self.core.lock();
-            core.space.tail(leaving, core.committed.next())
-        })?;
+        if !is(Mutant::TailBeforeHomes) {
+            move_tail()?;
+        }
         self.core.lock().space.release(leaving);
         self.admission.notify_all();
         self.counters.checkpoints.add(1);

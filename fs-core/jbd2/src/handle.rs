@@ -14,6 +14,7 @@ use crate::buffer::{Buffer, Load, Slot, WriteGuard};
 use crate::bytes::BlockData;
 use crate::error::{Error, Result};
 use crate::journal::Journal;
+use crate::mutants::{Mutant, is};
 use crate::transaction::Transaction;
 
 /// What an operation may dirty at most.
@@ -148,7 +149,7 @@ impl<'j> Handle<'j> {
         let mut slot = buf.as_ref().map(Buffer::lock);
         let revoke = self.journal.log_holds(block);
         let mut work = self.tx.work.lock();
-        if revoke && !work.revoked.contains(&block) {
+        if revoke && !is(Mutant::NoRevoke) && !work.revoked.contains(&block) {
             if left.revokes == 0 {
                 debug_assert!(false, "no revoke credit left for block {block}");
                 return Err(Error::OutOfCredits { block });

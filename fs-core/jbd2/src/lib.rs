@@ -20,6 +20,7 @@ mod home;
 mod journal;
 mod log;
 mod map;
+pub mod mutants;
 pub mod recovery;
 mod space;
 mod stats;

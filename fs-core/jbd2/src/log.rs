@@ -21,6 +21,7 @@ use crate::bytes::BlockData;
 use crate::error::{Error, Result};
 use crate::home::MAX_REQUEST;
 use crate::map::{LogLocation, LogMap};
+use crate::mutants::{Mutant, is};
 use crate::transaction::Snapshot;
 
 /// Smallest ring that can be worked with; real ones have `JBD2_MIN_JOURNAL_BLOCKS`, 1024.
@@ -146,21 +147,36 @@ impl Log {
         self.leave_empty(start, snapshot.tid)?;
         let (mut blocks, sum) = self.encode(snapshot);
         let commit_at = self.advance(start, blocks.len() as u32);
+        if is(Mutant::CommitBlockFirst) {
+            self.seal(snapshot.tid, commit_at, sum)?;
+            self.write_run(start, &blocks)?;
+            return self.flush();
+        }
         blocks.push(BlockData::zeroed(self.block_size));
         self.write_run(start, &blocks)?;
-        self.flush()?;
+        if !is(Mutant::NoFlushBeforeCommit) {
+            self.flush()?;
+        }
+        self.seal(snapshot.tid, commit_at, sum)?;
+        if is(Mutant::NoFlushAfterCommit) {
+            return Ok(());
+        }
+        self.flush()
+    }
+
+    /// Writes the commit block. Not flushed here.
+    fn seal(&self, tid: Tid, at: u32, sum: u32) -> Result<()> {
         let now = self.clock.now();
         let sec = u64::try_from(now.sec).unwrap_or(0);
-        let mut commit = self.format.commit_block(self.block_size, snapshot.tid, sec, now.nsec);
+        let mut commit = self.format.commit_block(self.block_size, tid, sec, now.nsec);
         if self.compat_sum {
             // h_chksum_type JBD2_CRC32_CHKSUM, h_chksum_size 4, h_chksum[0].
             commit[0x0c..0x0e].copy_from_slice(&[1, 4]);
             commit[0x10..0x14].copy_from_slice(&sum.to_be_bytes());
         }
         let commit = aligned(&commit);
-        let (home, _) = self.map.physical(commit_at);
-        self.dev.write_at(home.0 * self.block_size as u64, &commit[..self.commit_len()])?;
-        self.flush()
+        let (home, _) = self.map.physical(at);
+        Ok(self.dev.write_at(home.0 * self.block_size as u64, &commit[..self.commit_len()])?)
     }
 
     /// Bytes of the commit block written at the end: a sector where the device takes one as it is.

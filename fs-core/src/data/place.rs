@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use ext4_format::FileBlock;
 use jbd2::Credits;
+use jbd2::mutants::{Mutant, is};
 use smallvec::SmallVec;
 
 use super::{DataPath, Place};
@@ -188,6 +189,9 @@ impl DataPath {
                     };
                     let got = extent::allocate(&ctx, tx, &mut core.map, file_block(at)?, len as u32, how)?;
                     let Mapping::Unwritten(start) = got.mapping else { return Ok(()) };
+                    if is(Mutant::WrittenBeforeData) {
+                        extent::convert(&ctx, tx, &mut core.map, at..at + u64::from(got.len), true)?;
+                    }
                     if at + u64::from(got.len) > end_on_disk && !placed.extending {
                         placed.extending = true;
                         inode.io.lock().completed.begin_extending();

@@ -16,6 +16,7 @@ use std::sync::atomic::Ordering;
 use ext4_format::inode::{FileType, Inode as DiskInode};
 use ext4_format::{BlockNo, Corruption, Ino, What};
 use jbd2::Handle;
+use jbd2::mutants::{Mutant, is};
 
 use super::{Core, Inode, OrphanSlot};
 use crate::alloc::Allocator;
@@ -248,7 +249,7 @@ impl Table {
                 }
             });
         };
-        let earlier = Some(self.vol.journal.newest());
+        let earlier = (!is(Mutant::EarlierLifeForgotten)).then(|| self.vol.journal.newest());
         Ok(Arc::new(Inode::new(ino, kind, disk, self.vol.block_size(), earlier)))
     }
 

@@ -39,6 +39,10 @@ struct Args {
     /// Replay one workload, as a failure printed it.
     #[arg(long, requires = "config")]
     workload: Option<Workload>,
+    /// Switch on one deliberate fault after the other and see that each is caught.
+    #[cfg(feature = "mutants")]
+    #[arg(long)]
+    mutants: bool,
     /// Replay one run of the journal alone, as a failure printed it.
     #[arg(long)]
     journal: Option<journal::Run>,
@@ -65,6 +69,10 @@ fn main() -> Result<()> {
     let court = Court { kernel_every, recut_every: 40, density };
     if let Some(workload) = &args.workload {
         return replay(configs[0], workload, args.state, args.seed, court);
+    }
+    #[cfg(feature = "mutants")]
+    if args.mutants {
+        return mutants::hunt(args.seed, court);
     }
     let lab = Lab {
         seed: args.seed,
@@ -206,6 +214,68 @@ impl Lab {
         });
         let (done, tally) = sum.into_inner();
         report(what, done, runs, tally, begun.elapsed(), self.failures.lock().len());
+    }
+}
+
+/// The lab tested: every deliberate fault has to be caught.
+#[cfg(feature = "mutants")]
+mod mutants {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+    use std::time::Instant;
+
+    use anyhow::{Context, Result, anyhow, ensure};
+    use blockdev::sim::Dice;
+    use jbd2::mutants::{ALL, activate};
+    use tests::crashlab::judge::Court;
+    use tests::crashlab::{subject, workload};
+
+    /// Workloads after which a fault counts as not caught.
+    const PATIENCE: u64 = 20_000;
+
+    pub fn hunt(seed: u64, court: Court) -> Result<()> {
+        let court = Court { kernel_every: 0, ..court };
+        let config = subject::config("4k").context("the first kind of volume")?;
+        let base = config.base()?;
+        let mut escaped = vec![];
+        for mutant in ALL {
+            activate(Some(mutant));
+            let begun = Instant::now();
+            let mut states = 0;
+            let mut dice = Dice::new(seed);
+            let caught = (0..PATIENCE).find_map(|index| {
+                let attempt = || -> Result<u64> {
+                    if index % 4 == 3 {
+                        let run = super::journal_run(seed, index);
+                        return run.record().context("journal alone")?.judge_all(court.density);
+                    }
+                    let workload =
+                        workload::sample(1 + dice.below(3) as usize, config.block.into(), &mut dice);
+                    let run = config.run(&base, &workload, index).with_context(|| workload.to_string())?;
+                    let judged = court.judge_all(config, &run, index);
+                    let tally =
+                        judged.map_err(|(state, why)| why.context(format!("{workload} at {state}")))?;
+                    Ok(tally.states)
+                };
+                match catch_unwind(AssertUnwindSafe(attempt)) {
+                    Ok(Ok(judged)) => {
+                        states += judged;
+                        None
+                    }
+                    Ok(Err(why)) => Some((index + 1, why)),
+                    Err(_) => Some((index + 1, anyhow!("panicked"))),
+                }
+            });
+            activate(None);
+            let seconds = begun.elapsed().as_secs_f64();
+            match caught {
+                Some((workloads, why)) => {
+                    println!("| {mutant:?} | {seconds:.2} s | {workloads} | {states} | {why:#} |");
+                }
+                None => escaped.push(mutant),
+            }
+        }
+        ensure!(escaped.is_empty(), "not caught: {escaped:?}");
+        Ok(())
     }
 }
 

@@ -5,7 +5,7 @@ use std::ops::AddAssign;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
-use blockdev::sim::{CrashState, Dice, Image, Recorder, StateName};
+use blockdev::sim::{CrashState, Dice, Image, MemDevice, Recorder, StateName};
 use fs_core::Filesystem;
 
 use super::epochs::{Density, epoch_at, for_each_state};
@@ -90,11 +90,14 @@ impl Court {
         let (recovering, tree) = recover(&state.image)?;
         promise.check(&tree, block).map_err(anyhow::Error::msg)?;
         let recovered = recovering.snapshot();
+        checked(&recovered, fsck::Mode::CheckOnly).context("fsck.rext4 after our recovery")?;
         if hear_kernel {
-            for (judge, heard) in ["the kernel", "e2fsck"].iter().zip(kernel::opinions(&state.image)?) {
-                agree(judge, &tree, &heard)?;
-            }
-            let dir = tempfile::tempdir()?;
+            let by_fsck = checked(&state.image, fsck::Mode::Yes).context("fsck.rext4's own replay")?;
+            agree("fsck.rext4", &tree, &recover(&by_fsck)?.1)?;
+            let (by_kernel, by_e2fsck) = kernel::opinions(&state.image)?;
+            agree("the kernel", &tree, &by_kernel)?;
+            agree("e2fsck", &tree, &recover(&by_e2fsck)?.1)?;
+            let dir = kernel::scratch()?;
             let disk = dir.path().join("disk");
             kernel::save(&recovered, &disk)?;
             kernel::is_clean(&disk).context("e2fsck after our recovery")?;
@@ -119,6 +122,22 @@ fn recover(image: &Image) -> Result<(Recorder, Tree)> {
     ensure!(fs.is_writable(), "mounted read-only");
     fs.unmount().context("unmount")?;
     Ok((recorder, tree))
+}
+
+/// A disk after fsck.rext4, which may find nothing but a journal to replay and orphans to clear.
+fn checked(image: &Image, mode: fsck::Mode) -> Result<Image> {
+    let disk = Arc::new(MemDevice::from_image(image.clone()));
+    let options = fsck::Options {
+        mode,
+        force: true,
+        memory: 64 << 20,
+        threads: 1,
+        now: 1_700_000_000,
+        ..fsck::Options::default()
+    };
+    let report = fsck::check(disk.clone(), &options)?;
+    ensure!(report.count == 0, "{:?}", report.findings);
+    Ok(disk.snapshot())
 }
 
 fn agree(who: &str, ours: &Tree, theirs: &Tree) -> Result<()> {

@@ -13,6 +13,7 @@ pub mod epochs;
 pub mod journal;
 pub mod judge;
 pub mod kernel;
+pub mod meddler;
 pub mod model;
 pub mod observe;
 pub mod ops;

@@ -15,6 +15,7 @@ use fs_core::types::{Caller, MountOptions, SetAttr};
 use mkfs::{Kind, Options};
 use parking_lot::Mutex;
 
+use super::meddler::Meddler;
 use super::model::{Model, Promise, symlink_target};
 use super::ops::{CELL, Falloc, Op, Persist, Way, Workload, parent};
 use super::workload;
@@ -97,7 +98,7 @@ impl Config {
         options.discard = false;
         mkfs::format(&*disk, &options).context("mkfs")?;
         let recorder = Recorder::new(disk.snapshot());
-        let mut subject = Subject::mount(recorder.clone(), Model::new(self.block.into()), 0)?;
+        let mut subject = Subject::mount(recorder.clone(), Model::new(self.block.into()), 0, false)?;
         for op in workload::START {
             subject.apply(op)?;
         }
@@ -111,7 +112,9 @@ impl Config {
     /// Runs a workload on a copy of `base` and records it.
     pub fn run(&self, base: &Image, workload: &Workload, seed: u64) -> Result<Recorded> {
         let recorder = Recorder::with_whole(base.clone(), SUPERBLOCK);
-        let mut subject = Subject::mount(recorder.clone(), workload::start(self.block.into()), seed)?;
+        // An indirect map keeps its handle open across the data's IO: a commit there would wait for itself.
+        let meddle = self.kind == Kind::Ext4;
+        let mut subject = Subject::mount(recorder.clone(), workload::start(self.block.into()), seed, meddle)?;
         subject.next_epoch();
         for step in &workload.0 {
             subject.apply(step.op()).with_context(|| format!("{:?}", step.op()))?;
@@ -140,9 +143,12 @@ struct Subject {
 }
 
 impl Subject {
-    fn mount(recorder: Recorder, model: Model, seed: u64) -> Result<Subject> {
-        let fs =
-            Filesystem::mount(Arc::new(recorder.clone()), mount_options(), env(seed)).context("mount")?;
+    fn mount(recorder: Recorder, model: Model, seed: u64, meddle: bool) -> Result<Subject> {
+        let device = Arc::new(Meddler::new(recorder.clone(), seed));
+        let fs = Filesystem::mount(device.clone(), mount_options(), env(seed)).context("mount")?;
+        if meddle {
+            device.meddle_with(&fs);
+        }
         Ok(Subject { fs, recorder, model, promises: vec![], dice: Dice::new(seed) })
     }
 
@@ -166,7 +172,8 @@ impl Subject {
         match self.dice.below(8) {
             0 => self.fs.step_convert(),
             1 => self.fs.step_flush(),
-            2 => drop(self.fs.tick()),
+            2 => drop(self.fs.step_commit()),
+            3 => drop(self.fs.tick()),
             _ => {}
         }
     }

@@ -1,0 +1,78 @@
+//! A device that lets the journal commit in the middle of file data's way to the disk, where another
+//! thread's fsync might: what a commit must not depend on shows up then.
+
+use std::sync::{Arc, OnceLock, Weak};
+
+use blockdev::sim::{Dice, Recorder};
+use blockdev::{BlockDevice, DeviceGeometry, Result};
+use fs_core::Filesystem;
+use parking_lot::Mutex;
+
+use super::ops::CELL;
+
+/// A recorder with a commit before some of the data writes.
+pub struct Meddler {
+    inner: Recorder,
+    fs: OnceLock<Weak<Filesystem>>,
+    dice: Mutex<Dice>,
+}
+
+impl Meddler {
+    /// Does nothing until it knows the filesystem.
+    #[must_use]
+    pub fn new(inner: Recorder, seed: u64) -> Meddler {
+        Meddler { inner, fs: OnceLock::new(), dice: Mutex::new(Dice::new(seed)) }
+    }
+
+    /// From here on, one data write in two finds a commit before it.
+    pub fn meddle_with(&self, fs: &Arc<Filesystem>) {
+        self.fs.get_or_init(|| Arc::downgrade(fs));
+    }
+
+    /// Only file data begin with a cell of one tag: the journal must not be entered from its own writes.
+    fn before(&self, bytes: &[u8]) {
+        let cell = &bytes[..bytes.len().min(CELL as usize)];
+        let is_data = (1..128).contains(&cell[0]) && cell.iter().all(|byte| *byte == cell[0]);
+        if !is_data || !self.dice.lock().one_in(2) {
+            return;
+        }
+        if let Some(fs) = self.fs.get().and_then(Weak::upgrade) {
+            // A failed commit aborts the journal, which the workload notices by itself.
+            drop(fs.step_commit());
+        }
+    }
+}
+
+impl BlockDevice for Meddler {
+    fn geometry(&self) -> DeviceGeometry {
+        self.inner.geometry()
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        self.inner.read_at(offset, buf)
+    }
+
+    fn write_at(&self, offset: u64, buf: &[u8]) -> Result<()> {
+        self.before(buf);
+        self.inner.write_at(offset, buf)
+    }
+
+    fn write_vectored_at(&self, offset: u64, bufs: &[&[u8]]) -> Result<()> {
+        if let Some(first) = bufs.first() {
+            self.before(first);
+        }
+        self.inner.write_vectored_at(offset, bufs)
+    }
+
+    fn flush(&self) -> Result<()> {
+        self.inner.flush()
+    }
+
+    fn discard(&self, offset: u64, len: u64) -> Result<()> {
+        self.inner.discard(offset, len)
+    }
+
+    fn write_zeroes(&self, offset: u64, len: u64) -> Result<()> {
+        self.inner.write_zeroes(offset, len)
+    }
+}
