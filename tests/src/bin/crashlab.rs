@@ -87,7 +87,7 @@ fn main() -> Result<()> {
         lab.filesystem(config, court)?;
     }
     let failures = lab.failures.into_inner();
-    ensure!(failures.is_empty(), "{} failures:\n{}", failures.len(), failures.join("\n"));
+    ensure!(failures.is_empty(), "{} failures, above", failures.len());
     Ok(())
 }
 
