@@ -1,11 +1,12 @@
 //! `make crash` and `make crash-long`: the crash lab from the command line.
 
 use std::num::NonZero;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use blockdev::sim::{Change, Dice, Event, StateName};
+use blockdev::sim::{Change, Dice, Event, Image, StateName};
 use clap::Parser;
 use jbd2::LogChecksum;
 use parking_lot::Mutex;
@@ -18,9 +19,13 @@ use tests::crashlab::{journal, kernel, workload};
 /// Makes every disk that a power cut could have left behind, recovers it and judges it.
 #[derive(Parser)]
 struct Args {
-    /// Sampled long workloads after the exhaustive short ones.
+    /// All sequences of two operations on every kind of volume, and then samples of three and more until the
+    /// time is over.
     #[arg(long)]
     long: bool,
+    /// Where a long session notes how far it is, and goes on from.
+    #[arg(long, requires = "long")]
+    progress: Option<PathBuf>,
     /// Minutes after which no new workload is begun.
     #[arg(long, default_value_t = 10.0)]
     minutes: f64,
@@ -81,10 +86,15 @@ fn main() -> Result<()> {
         failures: Mutex::new(vec![]),
     };
     if args.config.is_none() {
-        lab.journal(if args.long { u64::MAX } else { 100 }, density);
+        lab.journal(if args.long { 2000 } else { 100 }, density);
     }
-    for config in configs {
-        lab.filesystem(config, court)?;
+    for config in &configs {
+        // The first kind meets every sequence of two; the others, without --long, one in eight.
+        let share = if args.long || config.name == configs[0].name { 1 } else { 8 };
+        lab.short(config, court, share)?;
+    }
+    if args.long {
+        lab.sampled(&configs, court, args.progress.as_deref())?;
     }
     let failures = lab.failures.into_inner();
     ensure!(failures.is_empty(), "{} failures, above", failures.len());
@@ -141,6 +151,31 @@ fn describe(event: &Event, block: u64) -> String {
     }
 }
 
+/// Sampled workloads between two notes of the progress.
+const BATCH: u64 = 2000;
+
+/// How far the long sessions of one seed have come: two numbers in a file.
+#[derive(Default)]
+struct Session {
+    workloads: u64,
+    states: u64,
+}
+
+impl Session {
+    fn read(path: Option<&Path>) -> Result<Session> {
+        let Some(text) = path.filter(|path| path.exists()).map(std::fs::read_to_string).transpose()? else {
+            return Ok(Session::default());
+        };
+        let (workloads, states) = text.trim().split_once(' ').context("the progress file is damaged")?;
+        Ok(Session { workloads: workloads.parse()?, states: states.parse()? })
+    }
+
+    fn write(&self, path: Option<&Path>) -> Result<()> {
+        let Some(path) = path else { return Ok(()) };
+        Ok(std::fs::write(path, format!("{} {}\n", self.workloads, self.states))?)
+    }
+}
+
 /// A session of the lab.
 struct Lab {
     seed: u64,
@@ -152,37 +187,66 @@ struct Lab {
 
 impl Lab {
     fn journal(&self, runs: u64, density: Density) {
-        self.in_parallel("journal alone", runs, |index| {
+        let _ = self.in_parallel("journal alone", runs, |index| {
             let states = journal_run(self.seed, index).record()?.judge_all(density)?;
             Ok(Tally { states, ..Tally::default() })
         });
     }
 
-    /// Every sequence of one and of two operations.
-    fn filesystem(&self, config: &Config, court: Court) -> Result<()> {
+    /// Every sequence of one operation, and one in `share` of those of two.
+    fn short(&self, config: &Config, court: Court, share: usize) -> Result<()> {
         let base = config.base().with_context(|| format!("{}: making the volume", config.name))?;
-        for length in [1, 2] {
-            let workloads = workload::all(length, config.block.into());
-            self.in_parallel(
-                &format!("{} sequences of {length}", config.name),
-                workloads.len() as u64,
-                |index| {
-                    let workload = &workloads[index as usize];
-                    let line = format!("--config {} --workload {workload} --seed {}", config.name, self.seed);
-                    let run = config
-                        .run(&base, workload, self.seed)
-                        .with_context(|| format!("replay with {line}"))?;
-                    court
-                        .judge_all(config, &run, index)
-                        .map_err(|(state, why)| why.context(format!("replay with {line} --state {state}")))
-                },
-            );
+        for (length, share) in [(1, 1), (2, share)] {
+            let workloads: Vec<_> =
+                workload::all(length, config.format()).into_iter().step_by(share).collect();
+            let what = format!("{} sequences of {length}", config.name);
+            self.in_parallel(&what, workloads.len() as u64, |index| {
+                self.one(config, &base, &workloads[index as usize], self.seed, index, court)
+            });
         }
         Ok(())
     }
 
+    /// Sequences of three to twelve operations, drawn by the seed, until the time is over.
+    fn sampled(&self, configs: &[&Config], court: Court, progress: Option<&Path>) -> Result<()> {
+        let bases: Vec<_> = configs.iter().map(|config| config.base()).collect::<Result<_>>()?;
+        let mut session = Session::read(progress)?;
+        while Instant::now() < self.until && self.failures.lock().len() < self.most {
+            let from = session.workloads;
+            let (done, tally) = self.in_parallel("sampled sequences", BATCH, |index| {
+                let which = (from + index) as usize % configs.len();
+                let seed = self.seed ^ (from + index) << 8;
+                let mut dice = Dice::new(seed);
+                let length = if dice.one_in(4) { 4 + dice.below(9) } else { 3 };
+                let workload = workload::sample(length as usize, configs[which].format(), &mut dice);
+                self.one(configs[which], &bases[which], &workload, seed, index, court)
+            });
+            session.workloads += done;
+            session.states += tally.states;
+            session.write(progress)?;
+        }
+        println!("all sessions: {} sampled sequences, {} distinct states", session.workloads, session.states);
+        Ok(())
+    }
+
+    fn one(
+        &self,
+        config: &Config,
+        base: &Image,
+        workload: &Workload,
+        seed: u64,
+        salt: u64,
+        court: Court,
+    ) -> Result<Tally> {
+        let line = format!("--config {} --workload {workload} --seed {seed}", config.name);
+        let run = config.run(base, workload, seed).with_context(|| format!("replay with {line}"))?;
+        court
+            .judge_all(config, &run, salt)
+            .map_err(|(state, why)| why.context(format!("replay with {line} --state {state}")))
+    }
+
     /// Runs `0..runs` on all processors until the time is over or too much has failed, and reports.
-    fn in_parallel(&self, what: &str, runs: u64, run: impl Fn(u64) -> Result<Tally> + Sync) {
+    fn in_parallel(&self, what: &str, runs: u64, run: impl Fn(u64) -> Result<Tally> + Sync) -> (u64, Tally) {
         let begun = Instant::now();
         let (next, sum) = (AtomicU64::new(0), Mutex::new((0, Tally::default())));
         let work = || {
@@ -214,6 +278,7 @@ impl Lab {
         });
         let (done, tally) = sum.into_inner();
         report(what, done, runs, tally, begun.elapsed(), self.failures.lock().len());
+        (done, tally)
     }
 }
 
@@ -248,8 +313,7 @@ mod mutants {
                         let run = super::journal_run(seed, index);
                         return run.record().context("journal alone")?.judge_all(court.density);
                     }
-                    let workload =
-                        workload::sample(1 + dice.below(3) as usize, config.block.into(), &mut dice);
+                    let workload = workload::sample(1 + dice.below(3) as usize, config.format(), &mut dice);
                     let run = config.run(&base, &workload, index).with_context(|| workload.to_string())?;
                     let judged = court.judge_all(config, &run, index);
                     let tally =
@@ -293,7 +357,7 @@ fn journal_run(seed: u64, index: u64) -> journal::Run {
 
 fn report(what: &str, done: u64, of: u64, tally: Tally, took: Duration, failures: usize) {
     let seconds = took.as_secs_f64();
-    let of = if of == u64::MAX || of == done { String::new() } else { format!(" of {of}") };
+    let of = if of == done { String::new() } else { format!(" of {of}") };
     println!(
         "{what}: {done}{of} workloads, {} distinct states ({} heard by the kernel and e2fsck), {} cuts in recovery, \
          {seconds:.0} s, {:.0} states/s, {failures} failures so far",

@@ -247,6 +247,15 @@ impl Promise {
     }
 }
 
+/// What a kind of volume can do.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Format {
+    /// Block size in bytes.
+    pub block: u64,
+    /// Whether files are mapped by extents; without, fallocate only punches.
+    pub extents: bool,
+}
+
 /// The model of one run.
 pub struct Model {
     now: Namespace,
@@ -262,8 +271,7 @@ pub struct Model {
     entries_changed: BTreeMap<String, usize>,
     /// Per node: the version that made it.
     born: BTreeMap<NodeId, usize>,
-    /// Block size, for the operations that need alignment.
-    block: u64,
+    format: Format,
     next_node: NodeId,
     next_tag: u8,
 }
@@ -271,7 +279,7 @@ pub struct Model {
 impl Model {
     /// A model of an empty filesystem, all of it durable.
     #[must_use]
-    pub fn new(block: u64) -> Model {
+    pub fn new(format: Format) -> Model {
         Model {
             now: Namespace::default(),
             contents: BTreeMap::new(),
@@ -281,7 +289,7 @@ impl Model {
             changed: BTreeMap::new(),
             entries_changed: BTreeMap::new(),
             born: BTreeMap::new(),
-            block,
+            format,
             next_node: 0,
             next_tag: 1,
         }
@@ -342,8 +350,9 @@ impl Model {
             }
             Op::Append { file, .. } => now.is_file(file),
             Op::Fallocate { file, how, at, len } => {
-                let aligned = |cells: u64| (cells * CELL).is_multiple_of(self.block);
+                let aligned = |cells: u64| (cells * CELL).is_multiple_of(self.format.block);
                 now.is_file(file)
+                    && (self.format.extents || how == Falloc::Punch)
                     && match how {
                         Falloc::Collapse => aligned(at) && aligned(len) && at + len < self.size(file),
                         Falloc::Insert => aligned(at) && aligned(len) && at < self.size(file),

@@ -16,7 +16,7 @@ use mkfs::{Kind, Options};
 use parking_lot::Mutex;
 
 use super::meddler::Meddler;
-use super::model::{Model, Promise, symlink_target};
+use super::model::{Format, Model, Promise, symlink_target};
 use super::ops::{CELL, Falloc, Op, Persist, Way, Workload, parent};
 use super::workload;
 
@@ -84,6 +84,12 @@ pub fn mount_options() -> MountOptions {
 }
 
 impl Config {
+    /// What the model has to know of it.
+    #[must_use]
+    pub fn format(&self) -> Format {
+        Format { block: self.block.into(), extents: self.kind == Kind::Ext4 }
+    }
+
     /// A clean volume that holds [`workload::START`], on a disk full of stale bytes.
     pub fn base(&self) -> Result<Image> {
         // A journal cannot be smaller than 1024 blocks, so that is most of the volume.
@@ -98,7 +104,7 @@ impl Config {
         options.discard = false;
         mkfs::format(&*disk, &options).context("mkfs")?;
         let recorder = Recorder::new(disk.snapshot());
-        let mut subject = Subject::mount(recorder.clone(), Model::new(self.block.into()), 0, false)?;
+        let mut subject = Subject::mount(recorder.clone(), Model::new(self.format()), 0, false)?;
         for op in workload::START {
             subject.apply(op)?;
         }
@@ -114,7 +120,7 @@ impl Config {
         let recorder = Recorder::with_whole(base.clone(), SUPERBLOCK);
         // An indirect map keeps its handle open across the data's IO: a commit there would wait for itself.
         let meddle = self.kind == Kind::Ext4;
-        let mut subject = Subject::mount(recorder.clone(), workload::start(self.block.into()), seed, meddle)?;
+        let mut subject = Subject::mount(recorder.clone(), workload::start(self.format()), seed, meddle)?;
         subject.next_epoch();
         for step in &workload.0 {
             subject.apply(step.op()).with_context(|| format!("{:?}", step.op()))?;

@@ -2,7 +2,7 @@
 
 use blockdev::sim::Dice;
 
-use super::model::Model;
+use super::model::{Format, Model};
 use super::ops::{Op, Persist, Step, Way, Workload, catalogue};
 
 /// What is on the disk, durable, when a workload begins.
@@ -19,8 +19,8 @@ pub const START: &[Op] = &[
 
 /// The model after [`START`], everything durable.
 #[must_use]
-pub fn start(block: u64) -> Model {
-    let mut model = Model::new(block);
+pub fn start(format: Format) -> Model {
+    let mut model = Model::new(format);
     for op in START {
         model.begin(op);
     }
@@ -30,8 +30,8 @@ pub fn start(block: u64) -> Model {
 
 /// Whether every step of a workload succeeds, and every persistence point has something to act on.
 #[must_use]
-pub fn possible(workload: &Workload, block: u64) -> bool {
-    let mut model = start(block);
+pub fn possible(workload: &Workload, format: Format) -> bool {
+    let mut model = start(format);
     workload.0.iter().all(|step| {
         let possible = model.possible(step.op()) && sensible(step);
         if possible {
@@ -63,7 +63,7 @@ const BETWEEN: [Persist; 2] = [Persist::No, Persist::Fsync];
 /// Every sequence of `length` operations (one or two) that is possible: with each persistence point after
 /// the last operation, and nothing or an fsync (a syncfs where there is nothing to fsync) in between.
 #[must_use]
-pub fn all(length: usize, block: u64) -> Vec<Workload> {
+pub fn all(length: usize, format: Format) -> Vec<Workload> {
     let mut open = vec![Workload(vec![])];
     for position in 1..=length {
         let thens: &[Persist] = if position == length { &LAST } else { &BETWEEN };
@@ -77,7 +77,7 @@ pub fn all(length: usize, block: u64) -> Vec<Workload> {
                     }
                     let mut workload = shorter.clone();
                     workload.0.push(step);
-                    if possible(&workload, block) {
+                    if possible(&workload, format) {
                         longer.push(workload);
                     }
                 }
@@ -90,8 +90,8 @@ pub fn all(length: usize, block: u64) -> Vec<Workload> {
 
 /// A sequence of `length` operations drawn by the dice.
 #[must_use]
-pub fn sample(length: usize, block: u64, dice: &mut Dice) -> Workload {
-    let mut model = start(block);
+pub fn sample(length: usize, format: Format, dice: &mut Dice) -> Workload {
+    let mut model = start(format);
     let mut steps = vec![];
     while steps.len() < length {
         let op = dice.below(catalogue().len() as u64) as usize;
