@@ -1,0 +1,82 @@
+//! The filesystem under power cuts: every sequence of one operation, promise by promise (docs/DURABILITY.md),
+//! and a few of two. `make crash` goes through all of them on every kind of volume.
+
+use tests::crashlab::epochs::Density;
+use tests::crashlab::judge::{Court, Tally};
+use tests::crashlab::ops::{Persist, Workload};
+use tests::crashlab::subject::{self, Config};
+use tests::crashlab::{kernel, workload};
+
+/// Judges the workloads that `wanted` picks; debug builds check the order of locks meanwhile.
+fn judge(config: &str, length: usize, share: usize, wanted: impl Fn(&Workload) -> bool) -> Tally {
+    let config: &Config = subject::config(config).unwrap();
+    let base = config.base().unwrap();
+    let density = Density { exhaustive: 3, sampled: 2, seed: 1 };
+    let kernel_every = if kernel::available() {
+        100
+    } else {
+        assert!(std::env::var_os("CI").is_none(), "the kernel's opinion needs root and loop devices");
+        eprintln!("SKIPPED: the kernel's opinion needs root and loop devices");
+        0
+    };
+    let court = Court { kernel_every, recut_every: 40, density };
+    let mut tally = Tally::default();
+    for (salt, workload) in workload::all(length, config.format()).iter().filter(|w| wanted(w)).enumerate() {
+        if salt % share != 0 {
+            continue;
+        }
+        let run = config.run(&base, workload, 1).unwrap_or_else(|why| panic!("{workload}: {why:#}"));
+        let judged = court.judge_all(config, &run, salt as u64);
+        tally += judged.unwrap_or_else(|(state, why)| panic!("{workload} at {state}: {why:#}"));
+    }
+    eprintln!("{}: {tally:?}", config.name);
+    assert!(tally.states > 50, "{tally:?}");
+    tally
+}
+
+fn ends_in(workload: &Workload, persist: Persist) -> bool {
+    workload.0.last().is_some_and(|step| step.then == persist)
+}
+
+#[test]
+fn fsync_makes_content_names_and_attributes_durable() {
+    judge("4k", 1, 1, |workload| ends_in(workload, Persist::Fsync));
+}
+
+#[test]
+fn fdatasync_makes_content_size_and_birth_durable() {
+    judge("1k", 1, 1, |workload| ends_in(workload, Persist::Fdatasync));
+}
+
+#[test]
+fn fsync_of_a_directory_makes_its_entries_durable() {
+    judge("wrap", 1, 1, |workload| ends_in(workload, Persist::FsyncParent));
+}
+
+#[test]
+fn syncfs_makes_everything_durable() {
+    judge("ext3", 1, 1, |workload| ends_in(workload, Persist::Sync));
+}
+
+#[test]
+fn two_operations_in_a_row_keep_their_promises() {
+    judge("4k", 2, 400, |_| true);
+    judge("wrap", 2, 400, |_| true);
+}
+
+/// Each of these was broken once, and found by the lab.
+#[test]
+fn what_the_lab_has_found_stays_found() {
+    let regressions: [&str; 5] = [
+        // An inode that was forgotten and read again did not know that it had to be committed.
+        "0f", "0d",
+        // A zeroed range swallowed dirty data together with the size they would have brought.
+        "21n,40f",
+        // Data written after a collapse reached blocks that the disk still showed elsewhere in the file.
+        "41n,20f", "42n,22f",
+    ];
+    let regressions: Vec<Workload> = regressions.iter().map(|text| text.parse().unwrap()).collect();
+    let length_two: Vec<_> = regressions.iter().filter(|w| w.0.len() == 2).collect();
+    judge("4k", 1, 1, |workload| regressions.contains(workload) || ends_in(workload, Persist::Sync));
+    judge("4k", 2, 1, |workload| length_two.contains(&workload));
+}
