@@ -51,7 +51,8 @@ impl Filesystem {
             let core = inode.core.read();
             (self.max_size(&core.map), core.disk.flags, core.map.has_extents())
         };
-        if flags & flag::IMMUTABLE != 0 {
+        // What an open handle left in the kernel's page cache was written before the flag was set.
+        if flags & flag::IMMUTABLE != 0 && mode != WriteMode::Writeback {
             return Err(Posix::NotPermitted.into());
         }
         if offset >= limit {
