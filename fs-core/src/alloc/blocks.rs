@@ -135,21 +135,20 @@ impl Allocator {
         }
         let found =
             group.blocks.as_ref().and_then(|map| fits.iter().find_map(|fit| fit.find(&map.runs, want)));
+        let mut given_up = None;
         if let Some((index, len)) = found {
             self.mark_blocks(handle, no, group, index..index + len, true)?;
             if let Some(map) = &mut group.blocks {
                 map.runs.set(index..index + len, false);
             }
-            if let Some(stream) = stream {
-                self.keep_window(group, stream, index + len);
-            }
+            given_up = stream.and_then(|stream| self.keep_window(no, group, stream, index + len));
         }
         self.orders.set(no.0, group.longest());
         drop(locked);
-        let Some((index, len)) = found else { return Ok(None) };
-        if let Some(stream) = stream {
-            self.note_window(stream.owner, no);
+        if let Some((owner, elsewhere)) = given_up {
+            self.give_up(owner, elsewhere);
         }
+        let Some((index, len)) = found else { return Ok(None) };
         Ok(Some(Run { start: BlockNo(self.vol.geo.group_first_block(no).0 + u64::from(index)), len }))
     }
 }

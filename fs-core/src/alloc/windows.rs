@@ -49,34 +49,34 @@ impl Allocator {
         });
     }
 
-    /// Keeps what is free from `from` on for `stream`.
-    pub(super) fn keep_window(&self, group: &mut Group, stream: Stream, from: u32) {
-        let Group { windows, blocks: Some(map), .. } = group else { return };
+    /// Keeps what is free in group `no` from `from` on for `stream`. Gives the window that has to
+    /// be given up for it once the group's lock is free: an older one of the same file elsewhere,
+    /// or the oldest of all.
+    pub(super) fn keep_window(
+        &self,
+        no: GroupNo,
+        group: &mut Group,
+        stream: Stream,
+        from: u32,
+    ) -> Option<(Ino, GroupNo)> {
+        let Group { windows, blocks: Some(map), .. } = group else { return None };
         let len = map.runs.run_at(from, stream.ahead);
-        if len > 0 {
-            map.runs.set(from..from + len, false);
-            windows.push(Window { owner: stream.owner, blocks: from..from + len });
+        if len == 0 {
+            return None;
         }
-    }
-
-    /// Notes that `owner` may have a window in `no`; an older one of it elsewhere, or the oldest
-    /// of all, is given up. The caller holds no group's lock.
-    pub(super) fn note_window(&self, owner: Ino, no: GroupNo) {
-        let given_up = {
-            let mut all = self.windows.lock();
-            if all.back() == Some(&(owner, no)) {
-                return;
-            }
-            let before = all.iter().position(|(o, _)| *o == owner).and_then(|at| all.remove(at));
-            all.push_back((owner, no));
-            match before {
-                Some((_, elsewhere)) if elsewhere != no => before,
-                None if all.len() > MAX_WINDOWS => all.pop_front(),
-                _ => None,
-            }
-        };
-        if let Some((owner, no)) = given_up {
-            self.give_up(owner, no);
+        map.runs.set(from..from + len, false);
+        windows.push(Window { owner: stream.owner, blocks: from..from + len });
+        // Listed before the lock is free, so that whoever gives up all misses none.
+        let mut all = self.windows.lock();
+        if all.back() == Some(&(stream.owner, no)) {
+            return None;
+        }
+        let before = all.iter().position(|(owner, _)| *owner == stream.owner).and_then(|at| all.remove(at));
+        all.push_back((stream.owner, no));
+        match before {
+            Some((_, elsewhere)) if elsewhere != no => before,
+            None if all.len() > MAX_WINDOWS => all.pop_front(),
+            _ => None,
         }
     }
 
@@ -100,7 +100,8 @@ impl Allocator {
         !all.is_empty()
     }
 
-    fn give_up(&self, owner: Ino, no: GroupNo) {
+    /// Gives up `owner`'s window in group `no`. The caller holds no group's lock.
+    pub(super) fn give_up(&self, owner: Ino, no: GroupNo) {
         let mut group = self.lock(no);
         match group.blocks {
             Some(_) => self.open_window(&mut group, owner),

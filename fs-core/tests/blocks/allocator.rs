@@ -459,11 +459,13 @@ fn live(rig: &Rig, everybody: &Mutex<BTreeSet<u64>>, mut dice: Dice) {
                 let tx = handle(rig, ALLOC_CREDITS);
                 let goal = BlockNo(dice.roll(rig.vol.geo.blocks_count));
                 let want = 1 + dice.roll(400) as u32;
+                let owner = Ino::new(20 + dice.roll(9) as u32).unwrap();
+                let stream = (dice.roll(2) == 0).then_some(Stream { owner, ahead: 100 });
                 let request = BlockRequest {
                     goal,
                     want,
                     continues: false,
-                    stream: None,
+                    stream,
                     depth: Depth::Ordinary,
                     reserved: None,
                 };
