@@ -141,7 +141,9 @@ impl DataPath {
         let before = io.behind.bytes();
         io.behind.cut(size);
         self.budget.moved(before, io.behind.bytes());
-        io.release_promise(size.div_ceil(self.block_size())..u64::MAX);
+        let block = size / self.block_size();
+        let kept = io.behind.status(block, 1).0;
+        io.release_promise(block + u64::from(kept)..u64::MAX);
         self.unlist_clean(&mut io);
     }
 
@@ -202,7 +204,9 @@ impl DataPath {
         if let Err(error) = &outcome {
             tracing::warn!(ino = %inode.ino, ?run, %error, "dirty data were lost");
             io.failure = Some(error.echo());
-            // The size that callers were shown stays; the lost blocks read as zeros.
+            // The size that callers were shown stays; the lost blocks read as zeros, and none
+            // of them lies beyond it.
+            io.completed.take_overhang();
             let end = (run.end * bs).min(size);
             self.join(inode, &mut io, &[], end);
         }

@@ -94,7 +94,12 @@ impl DataPath {
         loop {
             match self.place_missing(inode, &blocks, account, &mut placed) {
                 Err(Error::NoSpace) if self.alloc.retry_after_commit(&mut tries)? => {}
-                Err(e) => return Err(e),
+                Err(e) => {
+                    if placed.extending {
+                        inode.io.lock().completed.end_extending();
+                    }
+                    return Err(e);
+                }
                 Ok(()) => return Ok(placed),
             }
         }
@@ -137,22 +142,22 @@ impl DataPath {
             true => self.place_unwritten(inode, blocks, account, placed, &tx, &mut core, record + step),
             false => self.place_indirect(inode, blocks, account, placed, &tx, &core),
         };
-        if placed.runs.is_empty() {
-            drop(core);
-            tx.finish()?;
-            return outcome;
-        }
         // Blocks that have a place are written even if the next ones could not be placed.
+        let outcome = if placed.runs.is_empty() { outcome } else { Ok(()) };
         if !core.map.has_extents() {
             drop(core);
-            placed.handle = Some(tx);
-            return Ok(());
+            if !placed.runs.is_empty() {
+                placed.handle = Some(tx);
+            }
+            return outcome;
         }
+        // Stored in any case: a change of the tree that failed may have got as far as its root.
         core.datasync_tid = Some(tx.tid());
         self.inodes.store(&tx, inode, &mut core)?;
         inode.io.lock().times_dirty = false;
         drop(core);
-        tx.finish()
+        tx.finish()?;
+        outcome
     }
 
     /// Extents: maps the holes of `blocks` as unwritten, while the handle has `needed` credits.

@@ -356,3 +356,22 @@ fn the_last_block_is_given_out() {
         e2fsck(&dev.snapshot(), &format!("{args:?} {mode:?} full"));
     }
 }
+
+#[test]
+fn space_promised_to_what_was_cut_off_comes_back() {
+    let fs = mount(Arc::new(MemDevice::from_image(mke2fs(&["-t", "ext4", "-b", "4096"]))), manual());
+    let ino = file(&fs, "file");
+    for (at, size) in [(4100, 4100), (4100, 4200), (0, 0), (8192, 1)] {
+        let before = fs.statfs().unwrap().blocks_available;
+        fs.write(&Caller::root(), ino, at, &[1; 9000], WriteMode::Cached).unwrap();
+        assert!(fs.statfs().unwrap().blocks_available < before);
+        set_size(&fs, ino, size).unwrap();
+        set_size(&fs, ino, 0).unwrap();
+        let attr = fs.getattr(ino).unwrap();
+        assert_eq!((attr.sectors, fs.statfs().unwrap().blocks_available), (0, before), "{at} {size}");
+    }
+    fs.write(&Caller::root(), ino, 4100, &[1; 9000], WriteMode::Cached).unwrap();
+    set_size(&fs, ino, 4100).unwrap();
+    assert_eq!(fs.getattr(ino).unwrap().sectors, 0);
+    fs.unmount().unwrap();
+}
