@@ -109,14 +109,12 @@ problems! {
     // Before pass 1: the volume as a whole.
     SuperDamaged "super-damaged" Fix Stop "The superblock is damaged ({name}); the copy in block {block} is used";
     SuperFeatures "super-features" Fix Stop "Superblock: {name}";
-    BackupSuper "backup-super" Fix Fix "The copy of the superblock in group {group} differs ({name})";
     SizeBeyondDevice "size-beyond-device" Tell Stop "The superblock says {expected} blocks, the device has {found}; one of them is likely corrupt";
     DescChecksum "desc-checksum" Fix Fix "Group {group}: descriptor checksum is {found:x}, should be {expected:x}";
     DescFromBackup "desc-from-backup" Fix Stop "Group descriptors are damaged (group {group}: {name}); the copy in block {block} is used";
     BlockBitmapPlace "block-bitmap-place" Relocate Stop "Group {group}: block bitmap at {found} is not on a sane place";
     InodeBitmapPlace "inode-bitmap-place" Relocate Stop "Group {group}: inode bitmap at {found} is not on a sane place";
     InodeTablePlace "inode-table-place" Relocate Stop "Group {group}: inode table at {found} is not on a sane place. WARNING: severe data loss possible";
-    MetadataOverlap "metadata-overlap" Relocate Stop "Group {group}: block {block} of its {name} is used by other metadata";
     ItableUnused "itable-unused" Fix Fix "Group {group}: {found} unused inodes at the end of the table, which holds an inode in use at {expected}";
     JournalReplay "journal-replay" Replay Fix "The journal holds transactions that were not written home";
     JournalSkipped "journal-skipped" Tell Fix "Warning: journal recovery is skipped because nothing may be written";
@@ -175,7 +173,6 @@ problems! {
     LargeFileFeature "large-file-feature" Fix Fix "The volume holds large files, but lacks the large_file feature";
     InodeSize "inode-size" Fix Stop "Inode {ino}: size is {found}, should be {expected}";
     InodeBlocks "inode-blocks" Fix Stop "Inode {ino}: block count is {found}, should be {expected}";
-    InodeTime "inode-time" Fix Stop "Inode {ino}: a timestamp is beyond what the format means";
     ExtentHeader "extent-header" Clear Stop "Inode {ino} has an invalid extent tree ({name})";
     ExtentNode "extent-node" Clear Stop "Inode {ino}: extent block {block} is invalid ({name})";
     ExtentNodeChecksum "extent-node-checksum" Fix Stop "Inode {ino}: extent block {block} passes every check, but its checksum does not match";
@@ -183,7 +180,6 @@ problems! {
     ExtentInvalid "extent-invalid" Clear Stop "Inode {ino} has an invalid extent (file block {found}, block {block}: {name})";
     ExtentOrder "extent-order" Clear Stop "Inode {ino} has an extent out of order (file block {found}, at least {expected} expected)";
     ExtentIndexStart "extent-index-start" Fix Fix "Inode {ino}: an index starts at file block {found}, its node {block} at {expected}";
-    ExtentDeep "extent-deep" Fix Stop "Inode {ino}: the extent tree has depth {found}, more than {expected} is never needed";
     ExtentHugeBlock "extent-beyond-max" Clear Stop "Inode {ino} has an extent past the largest file block";
     ExtentDirHole "extent-dir-hole" Fix Stop "Directory {ino}: file block {found} should be at {expected}";
     ExtentUnwrittenDir "extent-unwritten-dir" Fix Stop "Directory {ino} has an unwritten extent at file block {found}";
@@ -191,7 +187,6 @@ problems! {
     BlockPointer "block-pointer" Clear Stop "Inode {ino}: file block {found} points to {block}, which is not on the volume";
     IndirectPointer "indirect-pointer" Clear Stop "Inode {ino}: indirect block {block} is not on the volume, on metadata, or used twice";
     DirectoryTooBig "directory-too-big" Truncate Stop "Directory {ino} maps file block {found}, which is too far";
-    FileTooBig "file-too-big" Truncate Stop "Inode {ino} maps file block {found}, past the largest file";
     XattrPlace "xattr-place" Clear Stop "Inode {ino}: the attribute block {block} is not on the volume";
     XattrBlock "xattr-block" Clear Stop "Inode {ino}: the attribute block {block} is damaged ({name})";
     XattrChecksum "xattr-checksum" Fix Stop "Inode {ino}: the attribute block {block} passes every check, but its checksum does not match";
@@ -226,7 +221,6 @@ problems! {
     EntryType "entry-type" Fix Fix "Directory {ino}: the entry '{name}' has file type {found}, should be {expected}";
     EntryDuplicate "entry-duplicate" Fix Stop "Directory {ino} has the name '{name}' twice";
     EntryEaInode "entry-ea-inode" Clear Stop "Directory {ino}: the entry '{name}' names attribute inode {found}";
-    EntryCasefold "entry-casefold" Rebuild Stop "Directory {ino}: the stored hash of '{name}' is wrong";
     IndexRoot "index-root" Rebuild Stop "Directory {ino}: the root of the index is invalid ({name})";
     IndexNode "index-node" Rebuild Stop "Directory {ino}: index block {found} is invalid ({name})";
     IndexChecksum "index-checksum" Fix Stop "Directory {ino}: index block {found} has a wrong checksum";
@@ -238,7 +232,6 @@ problems! {
     // Pass 3: connectivity.
     RootMissing "root-missing" Create Stop "The root directory is missing";
     LostFoundMissing "lost-found-missing" Create Fix "/lost+found is missing";
-    LostFoundNotDir "lost-found-not-dir" Fix Stop "/lost+found is not a directory (inode {ino})";
     DirUnconnected "dir-unconnected" Reconnect Stop "Directory {ino} is not connected to the tree";
     DotDotWrong "dotdot-wrong" Fix Stop "Directory {ino}: '..' names {found}, should be {expected}";
 
@@ -259,7 +252,6 @@ problems! {
     GroupUsedDirs "group-used-dirs" Fix Fix "Group {group}: {found} directories counted, should be {expected}";
     FreeBlocks "free-blocks" Fix Mild "The volume counts {found} free blocks, should be {expected}";
     FreeInodes "free-inodes" Fix Mild "The volume counts {found} free inodes, should be {expected}";
-    QuotaUsage "quota-usage" Fix Fix "The {name} quota file does not match what is used";
     StateError "state-error" Fix Fix "The volume was marked as holding errors";
 }
 

@@ -1,6 +1,7 @@
 //! From a device to a volume that can be checked: the superblock or a copy of it, the group descriptors or copies
 //! of them, and what these say about themselves.
 
+use ext4_format::bitmap::Bits;
 use ext4_format::csum::Csum;
 use ext4_format::features::{self, Compat, Incompat, RoCompat};
 use ext4_format::geometry::Geometry;
@@ -293,51 +294,79 @@ fn distrusted(desc: GroupDesc) -> GroupDesc {
     GroupDesc { flags, itable_unused: 0, ..desc }
 }
 
-/// Gives bitmaps and tables on impossible places new ones: blocks that no group's metadata use. Their contents are
-/// made in pass 5; a relocated inode table starts empty.
+/// Gives bitmaps and tables on impossible places new ones: blocks that no other metadata use. The contents of bitmaps
+/// are made in pass 5; a relocated inode table starts empty.
 fn relocate(disk: &Disk, geometry: &Geometry, descs: &mut [GroupDesc], judge: &mut Judge<'_>) -> Result<()> {
     let table = u64::from(geometry.inode_table_blocks());
-    let broken: Vec<usize> = (0..descs.len()).filter(|&at| !places_hold(geometry, &descs[at])).collect();
-    if broken.is_empty() {
-        return Ok(());
-    }
     let taken = crate::map::BlockMap::new(geometry);
-    for (at, desc) in descs.iter().enumerate() {
-        let group = GroupNo(at as u32);
-        let head = geometry.head(group);
-        taken.claim(geometry.group_first_block(group), head.len().into(), |_| ());
-        for (block, len) in [(desc.block_bitmap, 1), (desc.inode_bitmap, 1), (desc.inode_table, table)] {
-            if geometry.contains_blocks(block, len) {
-                taken.claim(block, len, |_| ());
-            }
-        }
+    for group in geometry.groups() {
+        taken.claim(geometry.group_first_block(group), geometry.head(group).len().into(), |_| ());
     }
-    for at in broken {
+    // Clusters may be shared by neighbours among the metadata, so overlaps are told block by block only.
+    let exact = geometry.cluster_ratio == 1;
+    let bitmaps: Vec<(GroupNo, Option<BlockNo>)> = descs
+        .iter()
+        .enumerate()
+        .map(|(at, desc)| {
+            let real =
+                !desc.flags.has(GroupFlags::BLOCK_UNINIT) && geometry.contains_blocks(desc.block_bitmap, 1);
+            (GroupNo(at as u32), real.then_some(desc.block_bitmap))
+        })
+        .collect();
+    let mut broken: Vec<(GroupNo, Code, &mut BlockNo, u64)> = Vec::new();
+    for (at, desc) in descs.iter_mut().enumerate() {
         let group = GroupNo(at as u32);
-        let desc = &mut descs[at];
-        let pieces = [
+        let before = broken.len();
+        for (code, place, len) in [
             (Code::BlockBitmapPlace, &mut desc.block_bitmap, 1),
             (Code::InodeBitmapPlace, &mut desc.inode_bitmap, 1),
             (Code::InodeTablePlace, &mut desc.inode_table, table),
-        ];
-        for (code, place, len) in pieces {
-            if geometry.contains_blocks(*place, len) {
-                continue;
-            }
-            let fix = judge.ask(Problem::of_group(code, group).values(place.0, 0_u32))?;
-            let clusters = len.div_ceil(u64::from(geometry.cluster_ratio));
-            let goal = geometry.group_first_block(group);
-            let Some(free) = taken.find_free(goal, clusters).filter(|_| fix) else {
-                return Err(Error::Unusable(format!("group {group} has no place for its metadata")));
-            };
-            taken.claim(free, len, |_| ());
-            *place = free;
-            let zeros = vec![0; disk.block_size()];
-            for ahead in 0..len {
-                disk.write(BlockNo(free.0 + ahead), &zeros)?;
+        ] {
+            let holds = geometry.contains_blocks(*place, len) && !(exact && taken.any(*place, len));
+            if holds {
+                taken.claim(*place, len, |_| ());
+            } else {
+                broken.push((group, code, place, len));
             }
         }
-        *desc = distrusted(*desc);
+        if broken.len() > before {
+            desc.flags = distrusted(GroupDesc { flags: desc.flags, ..GroupDesc::default() }).flags;
+            desc.itable_unused = 0;
+        }
+    }
+    if broken.is_empty() {
+        return Ok(());
+    }
+    // What the other groups' bitmaps say is in use must not be overwritten; a group without a bitmap is left alone.
+    let blind: Vec<GroupNo> = broken.iter().filter(|b| b.1 == Code::BlockBitmapPlace).map(|b| b.0).collect();
+    for (group, bitmap) in bitmaps {
+        if blind.contains(&group) {
+            taken.claim(geometry.group_first_block(group), geometry.blocks_in_group(group).into(), |_| ());
+        } else if let Some(bitmap) = bitmap {
+            let bytes = disk.read(bitmap)?;
+            for run in Bits::new(&bytes, geometry.clusters_in_group(group)).set_runs(0..u32::MAX) {
+                let first =
+                    geometry.group_first_block(group).0 + u64::from(run.start * geometry.cluster_ratio);
+                taken.claim(BlockNo(first), u64::from(run.len() as u32 * geometry.cluster_ratio), |_| ());
+            }
+        }
+    }
+    for (group, code, place, len) in broken {
+        let fix = judge.ask(Problem::of_group(code, group).values(place.0, 0_u32))?;
+        let clusters = len.div_ceil(u64::from(geometry.cluster_ratio));
+        let goal = geometry.group_first_block(group);
+        if !fix && geometry.contains_blocks(*place, len) {
+            continue;
+        }
+        let Some(free) = taken.find_free(goal, clusters).filter(|_| fix) else {
+            return Err(Error::Unusable(format!("group {group} has no place for its metadata")));
+        };
+        taken.claim(free, len, |_| ());
+        *place = free;
+        let zeros = vec![0; disk.block_size()];
+        for ahead in 0..len {
+            disk.write(BlockNo(free.0 + ahead), &zeros)?;
+        }
     }
     Ok(())
 }

@@ -101,6 +101,8 @@ pub fn check(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject, effects: &mut Ef
             return internal(ctx, ask, s, effects);
         }
         let wrong = inode.mode != 0
+            || inode.links != 0
+            || inode.size != 0
             || inode.blocks != 0
             || inode.flags != 0
             || inode.file_acl.0 != 0
