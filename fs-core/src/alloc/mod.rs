@@ -177,7 +177,8 @@ impl Allocator {
             first_ino: sb.first_ino().max(1),
             flex,
             group_inodes,
-            overhead: u64::from(geo.first_data_block) + zone.blocks(),
+            // As the kernel counts it, which leaves the multi-mount block out.
+            overhead: u64::from(geo.first_data_block) + zone.blocks() - u64::from(sb.mmp_block().is_some()),
             zone,
             waiting: RankedMutex::new(Rank::Leaf, VecDeque::new()),
             windows: RankedMutex::new(Rank::Leaf, VecDeque::new()),

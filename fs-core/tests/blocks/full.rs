@@ -55,6 +55,37 @@ fn fill(options: &str, size: &str) {
 }
 
 #[test]
+fn the_kernel_counts_the_same_space() {
+    if !judges_present() {
+        return;
+    }
+    for options in [
+        "-t ext4 -b 4096",
+        "-t ext4 -b 1024",
+        "-t ext4 -b 1024 -O meta_bg,^resize_inode -m 1",
+        "-t ext4 -b 4096 -O sparse_super2,mmp",
+        "-t ext3 -b 1024",
+        "-t ext2 -b 4096",
+    ] {
+        let image = format(options, "300M");
+        let Some(kernel) = image.kernel_statfs() else { return };
+        let open = OpenOptions { exclusive: false, read_only: true, ..OpenOptions::default() };
+        let dev = blockdev::open(&image.path, &open).unwrap();
+        let how = MountOptions { read_only: true, ..MountOptions::default() };
+        let ours = Filesystem::mount(dev, how, Env::system()).unwrap().statfs().unwrap();
+        let ours = [
+            ours.block_size.into(),
+            ours.blocks,
+            ours.blocks_free,
+            ours.blocks_available,
+            ours.files,
+            ours.files_free,
+        ];
+        assert_eq!(kernel, ours, "{options}");
+    }
+}
+
+#[test]
 fn accepted_data_survive_a_full_volume() {
     if !judges_present() {
         return;

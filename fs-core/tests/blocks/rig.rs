@@ -72,6 +72,22 @@ impl Image {
         self.listed("  Free inodes: ")
     }
 
+    /// What `stat -f` says of it under a read-only mount by the kernel: block size, blocks, free,
+    /// available, inodes, free inodes. `None`, loudly, where nobody may mount.
+    pub fn kernel_statfs(&self) -> Option<Vec<u64>> {
+        let at = TempDir::new().unwrap();
+        let mounted = Command::new("mount").args(["-o", "loop,ro"]).arg(&self.path).arg(at.path()).output();
+        if !mounted.is_ok_and(|out| out.status.success()) {
+            assert!(std::env::var_os("CI").is_none(), "a loop mount is refused");
+            eprintln!("SKIPPED: a loop mount is refused");
+            return None;
+        }
+        let said = Command::new("stat").args(["-f", "-c", "%s %b %f %a %c %d"]).arg(at.path()).output();
+        run(Command::new("umount").arg(at.path()));
+        let text = String::from_utf8(said.unwrap().stdout).unwrap();
+        Some(text.split_whitespace().map(|number| number.parse().unwrap()).collect())
+    }
+
     fn listed(&self, label: &str) -> Vec<u64> {
         let text = run(Command::new("dumpe2fs").arg(&self.path));
         let lists = text.lines().filter_map(|line| line.strip_prefix(label));
