@@ -1,6 +1,7 @@
 //! The filesystem under power cuts: every sequence of one operation, promise by promise (docs/DURABILITY.md),
 //! and a few of two. `make crash` goes through all of them on every kind of volume.
 
+use blockdev::sim::Dice;
 use tests::crashlab::epochs::Density;
 use tests::crashlab::judge::{Court, Tally};
 use tests::crashlab::ops::{Persist, Workload};
@@ -19,7 +20,7 @@ fn judge(config: &str, length: usize, share: usize, wanted: impl Fn(&Workload) -
         eprintln!("SKIPPED: the kernel's opinion needs root and loop devices");
         0
     };
-    let court = Court { kernel_every, recut_every: 40, density };
+    let court = Court { kernel_every, recut_every: 40, density, may_be_flagged: false };
     let mut tally = Tally::default();
     for (salt, workload) in workload::all(length, config.format()).iter().filter(|w| wanted(w)).enumerate() {
         if salt % share != 0 {
@@ -79,4 +80,21 @@ fn what_the_lab_has_found_stays_found() {
     let length_two: Vec<_> = regressions.iter().filter(|w| w.0.len() == 2).collect();
     judge("4k", 1, 1, |workload| regressions.contains(workload) || ends_in(workload, Persist::Sync));
     judge("4k", 2, 1, |workload| length_two.contains(&workload));
+}
+
+#[test]
+fn failing_devices_take_nothing_that_was_durable() {
+    let density = Density { exhaustive: 3, sampled: 2, seed: 1 };
+    let court = Court { kernel_every: 0, recut_every: 0, density, may_be_flagged: true };
+    let config = subject::config("4k").unwrap();
+    let base = config.base().unwrap();
+    let mut tally = Tally::default();
+    for seed in 0..60 {
+        let workload = workload::sample(3, config.format(), &mut Dice::new(seed));
+        let run = config.run_on_failing(&base, &workload, seed).unwrap();
+        let judged = court.judge_all(config, &run, seed);
+        tally += judged.unwrap_or_else(|(state, why)| panic!("seed {seed}: {workload} at {state}: {why:#}"));
+    }
+    eprintln!("failing devices: {tally:?}");
+    assert!(tally.states > 200, "{tally:?}");
 }

@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use tests::crashlab::epochs::Density;
 use tests::crashlab::judge::{Court, Tally};
 use tests::crashlab::ops::Workload;
-use tests::crashlab::subject::{self, CONFIGS, Config};
+use tests::crashlab::subject::{self, CONFIGS, Config, Recorded};
 use tests::crashlab::{journal, kernel, workload};
 
 /// Makes every disk that a power cut could have left behind, recovers it and judges it.
@@ -38,6 +38,9 @@ struct Args {
     /// Only this kind of volume, and not the journal alone.
     #[arg(long)]
     config: Option<String>,
+    /// With --workload: on a device that fails as the seed says.
+    #[arg(long, requires = "workload")]
+    failing: bool,
     /// One in how many states the kernel and e2fsck judge, too; 0 for none.
     #[arg(long, default_value_t = 50)]
     kernel_every: u64,
@@ -71,9 +74,10 @@ fn main() -> Result<()> {
         eprintln!("SKIPPED: the kernel's opinion needs root and loop devices");
     }
     let density = Density { exhaustive: 4, sampled: 4, ..density };
-    let court = Court { kernel_every, recut_every: 40, density };
+    let court = Court { kernel_every, recut_every: 40, density, may_be_flagged: false };
     if let Some(workload) = &args.workload {
-        return replay(configs[0], workload, args.state, args.seed, court);
+        let run = run(configs[0], &configs[0].base()?, workload, args.seed, args.failing)?;
+        return replay(configs[0], workload, &run, args.state, of_kind(court, args.failing));
     }
     #[cfg(feature = "mutants")]
     if args.mutants {
@@ -92,6 +96,7 @@ fn main() -> Result<()> {
         // The first kind meets every sequence of two; the others, without --long, one in eight.
         let share = if args.long || config.name == configs[0].name { 1 } else { 8 };
         lab.short(config, court, share)?;
+        lab.failing(config, court, if args.long { 20_000 } else { 500 })?;
     }
     if args.long {
         lab.sampled(&configs, court, args.progress.as_deref())?;
@@ -114,22 +119,21 @@ fn replay_journal(run: &journal::Run, state: Option<StateName>, density: Density
 fn replay(
     config: &Config,
     workload: &Workload,
+    run: &Recorded,
     state: Option<StateName>,
-    seed: u64,
     court: Court,
 ) -> Result<()> {
     for step in &workload.0 {
         println!("{step}: {:?}, then {:?}", step.op(), step.then);
     }
-    let run = config.run(&config.base()?, workload, seed)?;
     for (i, event) in run.recording.events().iter().enumerate() {
         println!("{i:>4} {}", describe(event, u64::from(config.block)));
     }
     match state {
-        Some(state) => court.judge_one(config, &run, state)?,
+        Some(state) => court.judge_one(config, run, state)?,
         None => println!(
             "{:?}",
-            court.judge_all(config, &run, seed).map_err(|(name, why)| why.context(name.to_string()))?
+            court.judge_all(config, run, 0).map_err(|(name, why)| why.context(name.to_string()))?
         ),
     }
     println!("kept its promise");
@@ -176,6 +180,31 @@ impl Session {
     }
 }
 
+/// A run on a sound device, or on a failing one.
+fn run(config: &Config, base: &Image, workload: &Workload, seed: u64, failing: bool) -> Result<Recorded> {
+    match failing {
+        true => config.run_on_failing(base, workload, seed),
+        false => config.run(base, workload, seed),
+    }
+}
+
+/// The court for runs on sound or on failing devices. The kernel is not asked about the latter: what it does
+/// with a volume that says it holds errors is its own affair.
+fn of_kind(court: Court, failing: bool) -> Court {
+    match failing {
+        true => Court { kernel_every: 0, may_be_flagged: true, ..court },
+        false => court,
+    }
+}
+
+/// One workload and how it is run.
+#[derive(Clone, Copy)]
+struct Case<'a> {
+    workload: &'a Workload,
+    seed: u64,
+    failing: bool,
+}
+
 /// A session of the lab.
 struct Lab {
     seed: u64,
@@ -201,7 +230,8 @@ impl Lab {
                 workload::all(length, config.format()).into_iter().step_by(share).collect();
             let what = format!("{} sequences of {length}", config.name);
             self.in_parallel(&what, workloads.len() as u64, |index| {
-                self.one(config, &base, &workloads[index as usize], self.seed, index, court)
+                let case = Case { workload: &workloads[index as usize], seed: self.seed, failing: false };
+                self.one(config, &base, case, index, court)
             });
         }
         Ok(())
@@ -219,7 +249,8 @@ impl Lab {
                 let mut dice = Dice::new(seed);
                 let length = if dice.one_in(4) { 4 + dice.below(9) } else { 3 };
                 let workload = workload::sample(length as usize, configs[which].format(), &mut dice);
-                self.one(configs[which], &bases[which], &workload, seed, index, court)
+                let case = Case { workload: &workload, seed, failing: false };
+                self.one(configs[which], &bases[which], case, index, court)
             });
             session.workloads += done;
             session.states += tally.states;
@@ -229,20 +260,28 @@ impl Lab {
         Ok(())
     }
 
-    fn one(
-        &self,
-        config: &Config,
-        base: &Image,
-        workload: &Workload,
-        seed: u64,
-        salt: u64,
-        court: Court,
-    ) -> Result<Tally> {
-        let line = format!("--config {} --workload {workload} --seed {seed}", config.name);
-        let run = config.run(base, workload, seed).with_context(|| format!("replay with {line}"))?;
-        court
+    /// Short sequences on devices that begin to fail.
+    fn failing(&self, config: &Config, court: Court, runs: u64) -> Result<()> {
+        let base = config.base().with_context(|| format!("{}: making the volume", config.name))?;
+        self.in_parallel(&format!("{} on failing devices", config.name), runs, |index| {
+            let seed = self.seed ^ index << 8;
+            let mut dice = Dice::new(!seed);
+            let workload = workload::sample(1 + dice.below(3) as usize, config.format(), &mut dice);
+            self.one(config, &base, Case { workload: &workload, seed, failing: true }, index, court)
+        });
+        Ok(())
+    }
+
+    fn one(&self, config: &Config, base: &Image, case: Case<'_>, salt: u64, court: Court) -> Result<Tally> {
+        let Case { workload, seed, failing } = case;
+        let mut line = format!("replay with --config {} --workload {workload} --seed {seed}", config.name);
+        if failing {
+            line.push_str(" --failing");
+        }
+        let run = run(config, base, workload, seed, failing).with_context(|| line.clone())?;
+        of_kind(court, failing)
             .judge_all(config, &run, salt)
-            .map_err(|(state, why)| why.context(format!("replay with {line} --state {state}")))
+            .map_err(|(state, why)| why.context(format!("{line} --state {state}")))
     }
 
     /// Runs `0..runs` on all processors until the time is over or too much has failed, and reports.

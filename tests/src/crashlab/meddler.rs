@@ -3,16 +3,16 @@
 
 use std::sync::{Arc, OnceLock, Weak};
 
-use blockdev::sim::{Dice, Recorder};
+use blockdev::sim::Dice;
 use blockdev::{BlockDevice, DeviceGeometry, Result};
 use fs_core::Filesystem;
 use parking_lot::Mutex;
 
 use super::ops::CELL;
 
-/// A recorder with a commit before some of the data writes.
+/// A device with a commit before some of the data writes.
 pub struct Meddler {
-    inner: Recorder,
+    inner: Arc<dyn BlockDevice>,
     fs: OnceLock<Weak<Filesystem>>,
     dice: Mutex<Dice>,
 }
@@ -20,7 +20,7 @@ pub struct Meddler {
 impl Meddler {
     /// Does nothing until it knows the filesystem.
     #[must_use]
-    pub fn new(inner: Recorder, seed: u64) -> Meddler {
+    pub fn new(inner: Arc<dyn BlockDevice>, seed: u64) -> Meddler {
         Meddler { inner, fs: OnceLock::new(), dice: Mutex::new(Dice::new(seed)) }
     }
 

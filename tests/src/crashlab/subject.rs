@@ -6,8 +6,8 @@
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
-use blockdev::sim::{Dice, Fill, Image, MemDevice, Recorder, Recording};
-use blockdev::{Chance, Clock, Env, Timestamp, Workers};
+use blockdev::sim::{Dice, Fault, FaultDevice, Fill, Image, MemDevice, Recorder, Recording, When};
+use blockdev::{BlockDevice, Chance, Clock, Env, Timestamp, Workers};
 use ext4_format::Ino;
 use fs_core::Filesystem;
 use fs_core::ops::{FallocateMode, OpenFlags, RenameFlags, SetXattr, WriteMode};
@@ -17,7 +17,7 @@ use parking_lot::Mutex;
 
 use super::meddler::Meddler;
 use super::model::{Format, Model, Promise, symlink_target};
-use super::ops::{CELL, Falloc, Op, Persist, Way, Workload, parent};
+use super::ops::{CELL, Falloc, Op, Persist, Step, Way, Workload, parent};
 use super::workload;
 
 /// A kind of volume to run workloads on.
@@ -104,7 +104,8 @@ impl Config {
         options.discard = false;
         mkfs::format(&*disk, &options).context("mkfs")?;
         let recorder = Recorder::new(disk.snapshot());
-        let mut subject = Subject::mount(recorder.clone(), Model::new(self.format()), 0, false)?;
+        let device = Arc::new(recorder.clone());
+        let mut subject = Subject::mount(recorder.clone(), device, Model::new(self.format()), 0, false)?;
         for op in workload::START {
             subject.apply(op)?;
         }
@@ -118,17 +119,40 @@ impl Config {
     /// Runs a workload on a copy of `base` and records it.
     pub fn run(&self, base: &Image, workload: &Workload, seed: u64) -> Result<Recorded> {
         let recorder = Recorder::with_whole(base.clone(), SUPERBLOCK);
-        // An indirect map keeps its handle open across the data's IO: a commit there would wait for itself.
-        let meddle = self.kind == Kind::Ext4;
-        let mut subject = Subject::mount(recorder.clone(), workload::start(self.format()), seed, meddle)?;
-        subject.next_epoch();
+        let mut subject = self.subject(recorder.clone(), Arc::new(recorder.clone()), seed)?;
         for step in &workload.0 {
-            subject.apply(step.op()).with_context(|| format!("{:?}", step.op()))?;
-            subject
-                .persist(step.op(), step.then)
-                .with_context(|| format!("{:?} {:?}", step.then, step.op()))?;
+            subject.step(step)?;
         }
         Ok(Recorded { recording: recorder.recording(), promises: subject.promises })
+    }
+
+    /// Runs a workload on a device one of whose requests fails, or all from one on, until the first
+    /// operation fails, and records it. Where the fault strikes nothing this is a run like any other.
+    pub fn run_on_failing(&self, base: &Image, workload: &Workload, seed: u64) -> Result<Recorded> {
+        let recorder = Recorder::with_whole(base.clone(), SUPERBLOCK);
+        let below = recorder.clone();
+        let failing = FaultDevice::with_failed_flush(recorder.clone(), seed, move || below.flush_failed());
+        let failing = Arc::new(failing);
+        let mut subject = self.subject(recorder.clone(), failing.clone(), seed)?;
+        let mut dice = Dice::new(seed);
+        let kind = *dice.pick(&[blockdev::Op::Write, blockdev::Op::Flush]);
+        // 5 is EIO.
+        failing.arm(Fault { op: kind, when: When::Nth(dice.below(6)), sticky: dice.one_in(2), errno: 5 });
+        for step in &workload.0 {
+            if let Err(error) = subject.step(step) {
+                ensure!(failing.struck() > 0, error);
+                break;
+            }
+        }
+        Ok(Recorded { recording: recorder.recording(), promises: subject.promises })
+    }
+
+    fn subject(&self, recorder: Recorder, device: Arc<dyn BlockDevice>, seed: u64) -> Result<Subject> {
+        // An indirect map keeps its handle open across the data's IO: a commit there would wait for itself.
+        let meddle = self.kind == Kind::Ext4;
+        let mut subject = Subject::mount(recorder, device, workload::start(self.format()), seed, meddle)?;
+        subject.next_epoch();
+        Ok(subject)
     }
 }
 
@@ -149,13 +173,24 @@ struct Subject {
 }
 
 impl Subject {
-    fn mount(recorder: Recorder, model: Model, seed: u64, meddle: bool) -> Result<Subject> {
-        let device = Arc::new(Meddler::new(recorder.clone(), seed));
+    fn mount(
+        recorder: Recorder,
+        device: Arc<dyn BlockDevice>,
+        model: Model,
+        seed: u64,
+        meddle: bool,
+    ) -> Result<Subject> {
+        let device = Arc::new(Meddler::new(device, seed));
         let fs = Filesystem::mount(device.clone(), mount_options(), env(seed)).context("mount")?;
         if meddle {
             device.meddle_with(&fs);
         }
         Ok(Subject { fs, recorder, model, promises: vec![], dice: Dice::new(seed) })
+    }
+
+    fn step(&mut self, step: &Step) -> Result<()> {
+        self.apply(step.op()).with_context(|| format!("{:?}", step.op()))?;
+        self.persist(step.op(), step.then).with_context(|| format!("{:?} {:?}", step.then, step.op()))
     }
 
     fn next_epoch(&mut self) {
