@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use ext4_format::{BlockNo, GroupNo, Ino};
 use fs_core::alloc::{
     ALLOC_CREDITS, ALLOC_INODE_CREDITS, Allocator, BlockRequest, Depth, FREE_INODE_CREDITS, InodeKind, Run,
-    Stream,
+    Stream, TrimRange,
 };
 use fs_core::error::Error;
 use fs_core::tx::{self, Tx};
@@ -225,6 +225,39 @@ fn a_goal_is_met_and_a_run_is_not_cut_needlessly() {
     drop(tx);
     let after = rig.alloc.counts();
     assert_eq!((after.reserved, after.free_blocks), (0, before.free_blocks - 50));
+}
+
+#[test]
+fn a_trim_spares_what_is_used_or_freed_lately() {
+    if !judges_present() {
+        return;
+    }
+    let image = format("-t ext4 -b 1024 -m 0", "40M");
+    let rig = Rig::open(&image.path);
+    let size = u64::from(rig.vol.block_size());
+    let run = {
+        let tx = handle(&rig, 2 * ALLOC_CREDITS);
+        let goal = BlockNo(rig.vol.geo.group_first_block(GroupNo(2)).0 + 300);
+        let request = BlockRequest { want: 100, ..BlockRequest::one(goal, Depth::Ordinary) };
+        rig.alloc.alloc_blocks(&tx, request).unwrap()
+    };
+    let content = vec![0xa5; (run.len as usize) * size as usize];
+    rig.vol.dev.write_at(run.start.0 * size, &content).unwrap();
+    rig.commit();
+    free(&rig, run.start.0 + 50, 50);
+    let all = TrimRange { start: BlockNo(0), len: u64::MAX, least: 1 };
+    let free_now = rig.alloc.counts().free_blocks;
+    assert_eq!(rig.alloc.trim(all).unwrap(), free_now - 50, "what was freed lately must survive a crash");
+    let mut found = vec![0; content.len()];
+    rig.vol.dev.read_at(run.start.0 * size, &mut found).unwrap();
+    assert_eq!(found, content);
+    rig.commit();
+    assert_eq!(rig.alloc.trim(all).unwrap(), free_now);
+    let short = TrimRange { start: BlockNo(run.start.0 + 60), len: 20, least: 21 };
+    assert_eq!(rig.alloc.trim(short).unwrap(), 0);
+    assert_eq!(rig.alloc.trim(TrimRange { least: 20, ..short }).unwrap(), 20);
+    let rest: u64 = exhaust(&rig, 500, Depth::Pool).iter().map(|run| u64::from(run.len)).sum();
+    assert_eq!(rest, free_now, "nothing is held back any more");
 }
 
 #[test]
