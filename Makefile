@@ -49,6 +49,7 @@ test: setup tools
 test-long: setup tools all
 	$(CARGO) build --release --locked -p tests --bins
 	REXT4_SCALE=long $(CARGO) test --release --locked -p tests -p mkfs --no-fail-fast -- --test-threads=1
+	REXT4_DAMAGE_IMAGES=10000 $(CARGO) test --release --locked -p fsck --test damage -- --nocapture
 
 bench: setup all
 	$(CARGO) run -q --release --locked -p tests --bin bench -- $(BENCH)

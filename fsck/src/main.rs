@@ -3,6 +3,7 @@
 mod cli;
 mod terminal;
 
+use std::io::Write;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -58,43 +59,40 @@ fn run(cli: &Cli) -> anyhow::Result<u8> {
     let mut terminal = Terminal::new(cli)?;
     let report = fsck::check_with(device, &options, &mut terminal).map_err(anyhow::Error::new)?;
     terminal.finish();
-    if cli.json {
-        println!("{}", report.json());
-    } else {
-        tell(cli, &name, &report);
-    }
+    let mut text = if cli.json { report.json() + "\n" } else { told(cli, &name, &report) };
     if cli.timing {
-        println!("time: {:.2} s", started.elapsed().as_secs_f64());
+        text += &format!("time: {:.2} s\n", started.elapsed().as_secs_f64());
     }
     if let Some(undo) = &options.undo
         && report.changed
     {
-        println!("to undo: rext4-undo {} {name}", undo.display());
+        text += &format!("to undo: rext4-undo {} {name}\n", undo.display());
     }
+    // A reader that has gone away changes nothing about the verdict.
+    let _ = std::io::stdout().write_all(text.as_bytes());
     Ok(report.exit_code())
 }
 
-fn tell(cli: &Cli, name: &str, report: &Report) {
+fn told(cli: &Cli, name: &str, report: &Report) -> String {
     let usage = &report.usage;
     if report.skipped {
-        println!(
-            "{name}: clean, {}/{} files, {}/{} blocks",
+        return format!(
+            "{name}: clean, {}/{} files, {}/{} blocks\n",
             usage.inodes, usage.inodes_total, usage.blocks, usage.blocks_total
         );
-        return;
     }
     if cli.journal_only() {
-        return;
+        return String::new();
     }
-    print!("{}", report.summary());
+    let mut text = report.summary();
     if report.changed && report.count > 0 {
-        println!("\n{name}: ***** FILE SYSTEM WAS MODIFIED *****");
+        text += &format!("\n{name}: ***** FILE SYSTEM WAS MODIFIED *****\n");
     }
     if report.left > 0 {
-        println!("\n{name}: ********** WARNING: Filesystem still has errors **********");
+        text += &format!("\n{name}: ********** WARNING: Filesystem still has errors **********\n");
     }
-    println!(
-        "{name}: {}/{} files ({:.1}% non-contiguous), {}/{} blocks",
+    text += &format!(
+        "{name}: {}/{} files ({:.1}% non-contiguous), {}/{} blocks\n",
         usage.inodes,
         usage.inodes_total,
         100.0 * usage.fragmented as f64 / (usage.inodes.max(1)) as f64,
@@ -102,7 +100,8 @@ fn tell(cli: &Cli, name: &str, report: &Report) {
         usage.blocks_total
     );
     if cli.verbose {
-        println!("{:>12} directories", usage.directories);
-        println!("{:>12} problems found, {} left", report.count, report.left);
+        text += &format!("{:>12} directories\n", usage.directories);
+        text += &format!("{:>12} problems found, {} left\n", report.count, report.left);
     }
+    text
 }

@@ -88,6 +88,14 @@ impl BlockMap {
         chunk.map_or(0, |chunk| chunk[(cluster % CHUNK / 64) as usize].load(Relaxed))
     }
 
+    /// Clusters outside the set.
+    #[must_use]
+    pub fn free_count(&self) -> u64 {
+        let total = (self.end - self.first).div_ceil(self.ratio);
+        let words = self.chunks.iter().filter_map(OnceLock::get).flat_map(|chunk| chunk.iter());
+        total.saturating_sub(words.map(|word| u64::from(word.load(Relaxed).count_ones())).sum())
+    }
+
     /// The first run of `clusters` clusters outside the set, looked for from `from` on and then from the start.
     #[must_use]
     pub fn find_free(&self, from: BlockNo, clusters: u64) -> Option<BlockNo> {

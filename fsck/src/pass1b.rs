@@ -45,7 +45,17 @@ pub fn run(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
         if !judge.ask(problem)? {
             continue;
         }
-        clone(ctx, ino, &users)?;
+        let free = ctx.found.blocks.free_count();
+        // A tree of its own takes a block for every few hundred extents.
+        let needed =
+            shared.len() as u64 + pass1::extents_of(ctx, &ctx.read_inode(ino)?).len() as u64 / 64 + 8;
+        if needed <= free {
+            clone(ctx, ino, &users)?;
+        } else if judge.ask(Problem::of(Code::CloneNoRoom, ino).values(needed, free))? {
+            ctx.write_record(ino, &mut vec![0; ctx.geometry.inode_size])?;
+            ctx.found.inodes.set(ino, Use::Free, 0);
+            crate::context::lock(&ctx.found.dirs).remove(&ino.get());
+        }
         for cluster in shared {
             if let Some(users) = users.get_mut(&cluster) {
                 *users = users.saturating_sub(1);

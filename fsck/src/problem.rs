@@ -198,6 +198,7 @@ problems! {
     EaInodeRefs "ea-inode-refs" Fix Stop "Attribute inode {ino} has a reference count of {found}, should be {expected}";
     InlineData "inline-data" Truncate Stop "Inode {ino}: the inline data are damaged ({name})";
     MultiplyClaimed "multiply-claimed" Clone Stop "Inode {ino} shares {found} block(s) with other inodes or metadata";
+    CloneNoRoom "clone-no-room" Clear Stop "Inode {ino} needs {found} blocks of its own, and {expected} are free";
     QuotaInode "quota-inode" Clear Stop "The quota inode {ino} is invalid";
 
     // Pass 2: directories.

@@ -52,8 +52,8 @@ impl Ui for Terminal {
             return;
         }
         match &self.bar {
-            Some(bar) => bar.suspend(|| println!("{line}")),
-            None => println!("{line}"),
+            Some(bar) => bar.suspend(|| put(line)),
+            None => put(line),
         }
     }
 
@@ -96,4 +96,9 @@ impl Ui for Terminal {
             bar.set_position(done);
         }
     }
+}
+
+/// A line on the standard output; a reader that has gone away is no reason to stop.
+fn put(line: &str) {
+    let _ = writeln!(io::stdout(), "{line}");
 }

@@ -6,8 +6,9 @@ use ext4_format::csum::Csum;
 use ext4_format::features::{self, Compat, Incompat, RoCompat};
 use ext4_format::geometry::Geometry;
 use ext4_format::group_desc::{GroupDesc, GroupFlags};
-use ext4_format::superblock::{MAGIC, SUPERBLOCK_LEN, SuperBlock};
+use ext4_format::superblock::{MAGIC, RawSuperBlock, SUPERBLOCK_LEN, SuperBlock};
 use ext4_format::{BlockNo, GroupNo};
+use zerocopy::FromBytes;
 
 use crate::ask::{Ask, Judge};
 use crate::context::{Context, lock};
@@ -74,6 +75,26 @@ fn copy_at(disk: &Disk, offset: u64) -> Option<SuperBlock> {
     (group.0 > 0 && place == offset).then_some(sb)
 }
 
+/// The first superblock with its checksum and its derived fields computed anew, if that makes it a sound one.
+fn mended(disk: &Disk) -> Result<Option<SuperBlock>> {
+    let mut bytes = [0; SUPERBLOCK_LEN];
+    disk.read_bytes(1024, &mut bytes)?;
+    let Ok(mut raw) = RawSuperBlock::read_from_bytes(&bytes[..]) else { return Ok(None) };
+    if !RoCompat(raw.feature_ro_compat.get()).has(RoCompat::BIGALLOC) {
+        raw.log_cluster_size = raw.log_block_size;
+        raw.clusters_per_group = raw.blocks_per_group;
+    }
+    let wide = Incompat(raw.feature_incompat.get()).has(Incompat::BIT64);
+    let high = if wide { u64::from(raw.blocks_count_hi.get()) << 32 } else { 0 };
+    let blocks = (high | u64::from(raw.blocks_count_lo.get())).checked_sub(raw.first_data_block.get().into());
+    let groups = blocks.map(|blocks| blocks.div_ceil(u64::from(raw.blocks_per_group.get().max(1))));
+    let inodes = groups.and_then(|groups| groups.checked_mul(raw.inodes_per_group.get().into()));
+    if let Some(inodes) = inodes.and_then(|inodes| u32::try_from(inodes).ok()) {
+        raw.inodes_count.set(inodes);
+    }
+    Ok(SuperBlock::from_raw(raw).ok())
+}
+
 /// Takes a copy for the superblock.
 fn adopt(sb: SuperBlock, offset: u64, why: &str, judge: &mut Judge<'_>) -> Result<(SuperBlock, bool)> {
     let block = BlockNo(offset / u64::from(sb.block_size()));
@@ -122,12 +143,8 @@ fn find_super(disk: &Disk, options: &Options, judge: &mut Judge<'_>) -> Result<(
             }
         }
     }
-    // No copy: a superblock that is only wrong in its checksum is better than none.
-    let mut bytes = [0; SUPERBLOCK_LEN];
-    disk.read_bytes(1024, &mut bytes)?;
-    let sum = Csum::superblock(&bytes);
-    bytes[SUPERBLOCK_LEN - 4..].copy_from_slice(&sum.to_le_bytes());
-    if let Ok(sb) = SuperBlock::parse(&bytes) {
+    // No copy: a superblock that is wrong only in what follows from its other fields is better than none.
+    if let Some(sb) = mended(disk)? {
         return adopt(sb, 1024, &why, judge);
     }
     Err(Error::Unusable(format!(

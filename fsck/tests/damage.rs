@@ -2,7 +2,7 @@
 //! checker must end, e2fsck must find its repair clean, and what e2fsck keeps of the files must be kept here, too.
 //!
 //! `REXT4_DAMAGE_IMAGES` sets how many images (10 000 in the long tests), `REXT4_DAMAGE_SEED` the first seed; a failure
-//! names its own.
+//! names its own. `REXT4_DAMAGE_KEEP` is a file that gets the damaged image, `REXT4_DAMAGE_VERBOSE` tells more.
 
 mod support;
 
@@ -75,6 +75,9 @@ fn flipped_bytes_are_repaired() {
     for seed in first..first + count {
         let (base, places, files) = &bases[seed as usize % bases.len()];
         let image = damage(base, places, seed);
+        if let Some(path) = std::env::var_os("REXT4_DAMAGE_KEEP") {
+            std::fs::write(path, &image).unwrap();
+        }
         let (report, ours) = check(&image, Mode::Yes);
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), &image).unwrap();

@@ -101,9 +101,11 @@ fn check_entries(
                 if !ask.ask(problem.named(corruption.field).values(at as u64, 0_u32))? {
                     return Ok(dirty);
                 }
-                salvage(bytes, at, format);
                 dirty = true;
-                continue;
+                if salvage(bytes, at, format) {
+                    continue;
+                }
+                break;
             }
         };
         let (offset, rec_len) = (entry.offset, entry.rec_len);
@@ -191,8 +193,9 @@ fn apply(bytes: &mut [u8], offset: usize, format: DirFormat, dir: &Directory, ve
     true
 }
 
-/// Makes a damaged record at `at` a free one that reaches to the next record that makes sense, or to the end.
-fn salvage(bytes: &mut [u8], at: usize, format: DirFormat) {
+/// Makes a damaged record at `at` a free one that reaches to the next record that makes sense, or to the end. False
+/// when there was no room for a record, and the one in front took the rest.
+fn salvage(bytes: &mut [u8], at: usize, format: DirFormat) -> bool {
     let (len, usable) = (bytes.len(), format.usable(bytes.len()));
     let rest = usable - at;
     if rest < 12 {
@@ -204,7 +207,7 @@ fn salvage(bytes: &mut [u8], at: usize, format: DirFormat) {
             .map_or(0, |entry| entry.offset);
         let rec_len = dirent::encode_rec_len(usable - front, len);
         bytes[front + 4..front + 6].copy_from_slice(&rec_len.to_le_bytes());
-        return;
+        return false;
     }
     let reaches_end = |start: usize| {
         let mut entries = DirBlock::new(bytes, format).entries_from(start);
@@ -214,6 +217,7 @@ fn salvage(bytes: &mut [u8], at: usize, format: DirFormat) {
     let end = next.unwrap_or(usable);
     bytes[at..at + 12].fill(0);
     bytes[at + 4..at + 6].copy_from_slice(&dirent::encode_rec_len(end - at, len).to_le_bytes());
+    true
 }
 
 /// The first two records of a directory.
