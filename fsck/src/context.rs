@@ -8,7 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use ext4_format::csum::Csum;
 use ext4_format::geometry::Geometry;
 use ext4_format::group_desc::GroupDesc;
-use ext4_format::inode::{Inode, InodeLayout};
+use ext4_format::inode::{BASE_SIZE, Inode, InodeLayout};
 use ext4_format::superblock::{RawSuperBlock, SuperBlock};
 use ext4_format::{BlockNo, GroupNo, Ino};
 
@@ -186,10 +186,18 @@ impl Context {
     /// As [`Context::write_record`].
     pub fn write_inode(&self, ino: Ino, inode: &Inode) -> Result<()> {
         let mut record = self.read_record(ino)?;
-        if usize::from(inode.extra_isize) <= record.len() - ext4_format::inode::BASE_SIZE {
-            inode.encode_into(&mut record, &self.layout);
-        }
+        self.encode(inode, &mut record);
         self.write_record(ino, &mut record)
+    }
+
+    /// Writes the fields of an inode into a record. An extra size that makes no sense keeps its fields as they are.
+    pub fn encode(&self, inode: &Inode, record: &mut [u8]) {
+        if usize::from(inode.extra_isize) <= record.len() - BASE_SIZE {
+            inode.encode_into(record, &self.layout);
+        } else {
+            let layout = InodeLayout { inode_size: BASE_SIZE as u16, ..self.layout };
+            Inode { extra_isize: 0, ..inode.clone() }.encode_into(&mut record[..BASE_SIZE], &layout);
+        }
     }
 
     /// The first inode that files may have.

@@ -124,3 +124,53 @@ fn flipped_bytes_are_repaired() {
     assert!(unclean.len() as f64 <= 0.005 * count as f64, "seeds {unclean:?}");
     assert!(kept >= 0.99, "{kept}");
 }
+
+/// Whole metadata blocks replaced by noise, by zeros or by each other: nothing is promised about what is saved, but
+/// the check ends, does not panic, and ends clean where it says so.
+#[test]
+fn hostile_blocks_do_no_harm() {
+    let count = setting("REXT4_DAMAGE_IMAGES", 60) / 2;
+    let first = setting("REXT4_DAMAGE_SEED", 1);
+    for options in VARIANTS {
+        let Some(base) = filled(options, 8) else { return };
+        let places = Volume::new(&base).unwrap().metadata();
+        for seed in first..first + count / VARIANTS.len() as u64 {
+            let mut rng = Rng::new(seed ^ 0x5eed);
+            let mut image = base.clone();
+            for _ in 0..1 + rng.below(12) {
+                let (block, kind) = places[rng.below(places.len())];
+                let other = places[rng.below(places.len())].0 as usize * 1024;
+                let at = block as usize * 1024;
+                match rng.below(4) {
+                    0 => image[at..at + 1024].fill(0),
+                    1 => image[at..at + 1024].iter_mut().for_each(|byte| *byte = rng.next() as u8),
+                    2 => image.copy_within(other..other + 1024, at),
+                    _ => {
+                        let (from, to) = (rng.below(1024), rng.below(1024));
+                        image[at + from.min(to)..at + from.max(to)].fill(0xff);
+                    }
+                }
+                if rng.below(2) == 0 {
+                    fix_sum(&mut image, &base, block, kind);
+                }
+            }
+            if rng.below(8) == 0 {
+                image.truncate(rng.below(image.len()));
+            }
+            if let Some(path) = std::env::var_os("REXT4_DAMAGE_KEEP") {
+                std::fs::write(path, &image).unwrap();
+            }
+            let started = std::time::Instant::now();
+            let _ = check(&image, Mode::CheckOnly);
+            if let (Ok(report), repaired) = check(&image, Mode::Yes)
+                && report.left == 0
+            {
+                let again = check(&repaired, Mode::CheckOnly).0;
+                assert!(again.is_ok_and(|report| report.left == 0), "{options} seed {seed}");
+            }
+            if started.elapsed().as_secs() > 20 {
+                eprintln!("{options} seed {seed} took {:?}", started.elapsed());
+            }
+        }
+    }
+}

@@ -108,8 +108,8 @@ impl Subject {
 
     /// Brings the record in line with the decoded form, as far as the record can be believed.
     fn store(&mut self, ctx: &Context) {
-        if self.dirty && usize::from(self.inode.extra_isize) <= self.record.len() - BASE_SIZE {
-            self.inode.encode_into(&mut self.record, &ctx.layout);
+        if self.dirty {
+            ctx.encode(&self.inode, &mut self.record);
         }
     }
 

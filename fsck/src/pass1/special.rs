@@ -103,6 +103,7 @@ pub fn check(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject, effects: &mut Ef
         let wrong = inode.mode != 0
             || inode.links != 0
             || inode.size != 0
+            || inode.dtime != 0
             || inode.blocks != 0
             || inode.flags != 0
             || inode.file_acl.0 != 0
@@ -119,6 +120,17 @@ pub fn check(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject, effects: &mut Ef
 fn internal(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject, effects: &mut Effects) -> Result<bool> {
     map(ctx, ask, s, effects)?;
     effects.what = Some(Use::Internal);
+    // The journal and the orphan file are used to their last block.
+    let whole = ctx.sb.journal_ino() == Some(s.ino) || ctx.sb.orphan_file() == Some(s.ino);
+    let size = effects.last.map_or(0, |last| last + 1) * u64::from(ctx.geometry.block_size);
+    if whole
+        && !s.cleared
+        && s.inode.size != size
+        && ask.ask(Problem::of(Code::InodeSize, s.ino).values(s.inode.size, size))?
+    {
+        s.inode.size = size;
+        s.dirty = true;
+    }
     let sectors = effects.clusters(ctx) * ctx.cluster_sectors();
     if s.inode.mode != 0
         && s.inode.blocks != sectors

@@ -319,7 +319,12 @@ fn check_entry(
     }
     if !said.seen.insert(fingerprint(entry.name)) {
         if ask.ask(problem(Code::EntryDuplicate))? {
-            return Ok(Verdict::Rename(unique_name(entry.name, said)));
+            let renamed = unique_name(entry.name, said);
+            if renamed.is_none() {
+                said.names.pop();
+                said.children.remove(&target);
+            }
+            return Ok(renamed.map_or(Verdict::Clear, Verdict::Rename));
         }
         return Ok(Verdict::Fine);
     }
@@ -349,19 +354,19 @@ fn fingerprint(name: &[u8]) -> u64 {
     hasher.finish()
 }
 
-/// Another name of the same length: its end becomes a counter.
-fn unique_name(name: &[u8], said: &mut Said) -> Vec<u8> {
-    for n in 0..100_000_u32 {
-        let tail = format!("~{n}");
+/// Another name of the same length: its last letters become a counter. `None` when all are taken.
+fn unique_name(name: &[u8], said: &mut Said) -> Option<Vec<u8>> {
+    const DIGITS: &[u8; 36] = b"0123456789abcdefghijklmnopqrstuvwxyz";
+    let places = name.len().min(4);
+    (0..36_usize.pow(places as u32)).find_map(|n| {
         let mut new = name.to_vec();
-        let keep = name.len().saturating_sub(tail.len());
-        new.truncate(keep);
-        new.extend_from_slice(&tail.as_bytes()[tail.len() - (name.len() - keep)..]);
-        if new != b"." && new != b".." && said.seen.insert(fingerprint(&new)) {
-            return new;
+        let mut rest = n;
+        for place in new.iter_mut().rev().take(places) {
+            *place = DIGITS[rest % 36];
+            rest /= 36;
         }
-    }
-    name.to_vec()
+        said.seen.insert(fingerprint(&new)).then_some(new)
+    })
 }
 
 /// The two parts of an inline directory: behind the parent's number in `i_block`, and the rest in an attribute.
