@@ -11,7 +11,7 @@ TOOLS   := mkfs fsck mount
 export RUST_LIB_BACKTRACE ?= 0
 DATADIR := $(DESTDIR)$(PREFIX)/share/doc/rext4
 
-.PHONY: help all demo test test-long bench crash crash-long lint install uninstall clean setup tools
+.PHONY: help all demo test test-long bench crash crash-long crash-mutants lint install uninstall clean setup tools
 
 help:
 	@echo 'make all         build mkfs.rext4, fsck.rext4 and mount.rext4 in $(RELEASE)'
@@ -19,7 +19,8 @@ help:
 	@echo 'make test        every test, small sizes (minutes)'
 	@echo 'make test-long   the same and more with full sizes (hours; REXT4_MINUTES bounds the endless ones)'
 	@echo 'make crash       crash lab: every power cut of short workloads (minutes)'
-	@echo 'make crash-long  crash lab, sampled long workloads (hours, resumable)'
+	@echo 'make crash-long  crash lab, sampled long workloads (hours, resumable; REXT4_MINUTES)'
+	@echo 'make crash-mutants  the crash lab tested: every deliberate fault must be caught (minutes)'
 	@echo 'make bench       the benchmark against the kernel and fuse2fs (BENCH="--only ... --json ...")'
 	@echo 'make lint        formatting and clippy'
 	@echo 'make install     PREFIX=$(PREFIX) DESTDIR=$(DESTDIR); helpers for mount(8) in $(HELPERS)'
@@ -54,11 +55,16 @@ test-long: setup tools all
 bench: setup all
 	$(CARGO) run -q --release --locked -p tests --bin bench -- $(BENCH)
 
-crash: setup all
-	$(CARGO) run -q --release --locked -p tests --bin crashlab
+crash: setup
+	$(CARGO) run -q --release --locked -p tests --bin crashlab -- $(CRASH)
 
-crash-long: setup all
-	$(CARGO) run -q --release --locked -p tests --bin crashlab -- --long
+crash-long: setup
+	$(CARGO) run -q --release --locked -p tests --bin crashlab -- --long \
+	    --minutes $(or $(REXT4_MINUTES),240) --progress $(TARGET)/crashlab.progress $(CRASH)
+
+# Deliberate faults in the filesystem, each of which the lab has to catch.
+crash-mutants: setup
+	$(CARGO) run -q --release --locked -p tests --features mutants --bin crashlab -- --mutants
 
 lint:
 	$(CARGO) fmt --all --check

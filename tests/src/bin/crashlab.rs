@@ -57,6 +57,9 @@ struct Args {
     /// The state to judge; all states of the run without it.
     #[arg(long)]
     state: Option<StateName>,
+    /// Write the state's disk to a file, to be looked at.
+    #[arg(long, requires_all = ["workload", "state"])]
+    save: Option<PathBuf>,
 }
 
 fn main() -> Result<()> {
@@ -77,6 +80,9 @@ fn main() -> Result<()> {
     let court = Court { kernel_every, recut_every: 40, density, may_be_flagged: false };
     if let Some(workload) = &args.workload {
         let run = run(configs[0], &configs[0].base()?, workload, args.seed, args.failing)?;
+        if let (Some(path), Some(state)) = (&args.save, args.state) {
+            kernel::save(&run.recording.build(state).image, path)?;
+        }
         return replay(configs[0], workload, &run, args.state, of_kind(court, args.failing));
     }
     #[cfg(feature = "mutants")]

@@ -116,7 +116,9 @@ impl Court {
             agree("fsck.rext4", &tree, &self.recover(&by_fsck)?.1)?;
             let (by_kernel, by_e2fsck) = kernel::opinions(&state.image)?;
             agree("the kernel", &tree, &by_kernel)?;
-            agree("e2fsck", &tree, &self.recover(&by_e2fsck)?.1)?;
+            if let Some(by_e2fsck) = by_e2fsck {
+                agree("e2fsck", &tree, &self.recover(&by_e2fsck)?.1)?;
+            }
             let dir = kernel::scratch()?;
             let disk = dir.path().join("disk");
             kernel::save(&recovered, &disk)?;

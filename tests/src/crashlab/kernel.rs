@@ -50,7 +50,10 @@ fn load(path: &Path) -> Result<Image> {
 
 /// Lets the kernel and e2fsck recover a copy each; both must end clean. Returns the tree that the kernel
 /// shows, and the disk that e2fsck has made.
-pub fn opinions(image: &Image) -> Result<(Tree, Image)> {
+///
+/// e2fsck has no opinion where it cut an orphan that goes on living and has its attributes in a block of
+/// their own: it frees that block with the rest (seen in 1.47.0), and corrects the file's block count after it.
+pub fn opinions(image: &Image) -> Result<(Tree, Option<Image>)> {
     let dir = scratch()?;
     let disk = dir.path().join("disk");
     save(image, &disk)?;
@@ -62,11 +65,14 @@ pub fn opinions(image: &Image) -> Result<(Tree, Image)> {
     let replayed = output(tool("e2fsck").arg("-fy").arg(&disk))?;
     let text = both(&replayed);
     ensure!(matches!(replayed.status.code(), Some(0 | 1)), "e2fsck -fy: {}\n{text}", replayed.status);
+    if text.contains("Truncating orphaned inode") && text.contains("i_blocks is") {
+        return Ok((by_kernel, None));
+    }
     if let Some(fixed) = text.lines().find(|line| line.contains("FIXED") || line.contains("Fix? yes")) {
         bail!("e2fsck had to repair more than the journal and the orphans: {fixed}\n{text}");
     }
     is_clean(&disk).context("after e2fsck's replay")?;
-    Ok((by_kernel, load(&disk)?))
+    Ok((by_kernel, Some(load(&disk)?)))
 }
 
 /// e2fsck finds nothing on a disk that has been recovered.
