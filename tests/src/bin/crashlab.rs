@@ -99,10 +99,13 @@ fn main() -> Result<()> {
         lab.journal(if args.long { 2000 } else { 100 }, density);
     }
     for config in &configs {
+        lab.short(config, court, 1, 1)?;
+        lab.failing(config, court, if args.long { 20_000 } else { 200 })?;
+    }
+    for config in &configs {
         // The first kind meets every sequence of two; the others, without --long, one in eight.
         let share = if args.long || config.name == configs[0].name { 1 } else { 8 };
-        lab.short(config, court, share)?;
-        lab.failing(config, court, if args.long { 20_000 } else { 500 })?;
+        lab.short(config, court, 2, share)?;
     }
     if args.long {
         lab.sampled(&configs, court, args.progress.as_deref())?;
@@ -228,18 +231,15 @@ impl Lab {
         });
     }
 
-    /// Every sequence of one operation, and one in `share` of those of two.
-    fn short(&self, config: &Config, court: Court, share: usize) -> Result<()> {
+    /// One in `share` of the sequences of `length` operations.
+    fn short(&self, config: &Config, court: Court, length: usize, share: usize) -> Result<()> {
         let base = config.base().with_context(|| format!("{}: making the volume", config.name))?;
-        for (length, share) in [(1, 1), (2, share)] {
-            let workloads: Vec<_> =
-                workload::all(length, config.format()).into_iter().step_by(share).collect();
-            let what = format!("{} sequences of {length}", config.name);
-            self.in_parallel(&what, workloads.len() as u64, |index| {
-                let case = Case { workload: &workloads[index as usize], seed: self.seed, failing: false };
-                self.one(config, &base, case, index, court)
-            });
-        }
+        let workloads: Vec<_> = workload::all(length, config.format()).into_iter().step_by(share).collect();
+        let what = format!("{} sequences of {length}", config.name);
+        self.in_parallel(&what, workloads.len() as u64, |index| {
+            let case = Case { workload: &workloads[index as usize], seed: self.seed, failing: false };
+            self.one(config, &base, case, index, court)
+        });
         Ok(())
     }
 
