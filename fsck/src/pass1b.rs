@@ -4,7 +4,6 @@
 use std::collections::HashMap;
 
 use ext4_format::extent::Extent;
-use ext4_format::inode::flag;
 use ext4_format::{BlockNo, FileBlock, Ino};
 
 use crate::alloc;
@@ -73,12 +72,10 @@ fn shared_clusters(ctx: &Context, ino: Ino) -> Result<Vec<u64>> {
     claims.extend(effects.xattr_block.map(|(block, _)| (block.0, 1)));
     for (start, len) in claims {
         if ctx.found.multiple.any(BlockNo(start), len) {
-            let ratio = u64::from(ctx.geometry.cluster_ratio);
             let first = ctx.found.blocks.cluster(start);
             let last = ctx.found.blocks.cluster(start + len - 1);
             let is_shared = |cluster: &u64| ctx.found.multiple.has(ctx.found.blocks.block(*cluster));
             shared.extend((first..=last).filter(is_shared));
-            debug_assert!(ratio > 0);
         }
     }
     if ctx.geometry.cluster_ratio > 1 {
@@ -142,7 +139,6 @@ fn clone(ctx: &Context, ino: Ino, users: &HashMap<u64, u32>) -> Result<()> {
             }
         }
     }
-    debug_assert!(inode.has(flag::EXTENTS) || all.iter().all(|extent| !extent.unwritten));
     alloc::set_extents(ctx, ino, &mut inode, &all)?;
     ctx.write_inode(ino, &inode)
 }

@@ -2,7 +2,7 @@
 
 use ext4_format::Ino;
 use ext4_format::features::RoCompat;
-use ext4_format::inode::{Inode, LINKS_UNCOUNTED, MAX_LINKS};
+use ext4_format::inode::{LINKS_UNCOUNTED, MAX_LINKS};
 
 use crate::ask::{Ask, Judge};
 use crate::context::Context;
@@ -32,23 +32,20 @@ fn check(ctx: &Context, judge: &mut Judge<'_>, ino: Ino) -> Result<()> {
     if what == Use::Attribute {
         return check_attribute(ctx, judge, ino);
     }
-    let unattached = names == 0 || (what.is_dir() && names == 1);
-    if names == 0 && !what.is_dir() {
+    if names == 0 && what.is_dir() {
+        // Pass 3 was not allowed to connect it.
+        return Ok(());
+    }
+    if names == 0 {
         let inode = ctx.read_inode(ino)?;
-        let empty = inode.size == 0 && inode.blocks == 0;
-        if empty && judge.ask(Problem::of(Code::ZeroUnattached, ino))? {
-            return free(ctx, ino, &inode);
+        if inode.size == 0 && inode.blocks == 0 {
+            return if judge.ask(Problem::of(Code::ZeroUnattached, ino))? { free(ctx, ino) } else { Ok(()) };
         }
-        if !empty && judge.ask(Problem::of(Code::InodeUnattached, ino))? {
-            pass3::reconnect_file(ctx, ino)?;
-        }
-        names = ctx.found.inodes.names(ino);
-        if names == 0 {
+        if !judge.ask(Problem::of(Code::InodeUnattached, ino))? {
             return Ok(());
         }
-    } else if unattached && names == 0 {
-        // A directory that pass 3 was not allowed to connect.
-        return Ok(());
+        pass3::reconnect_file(ctx, ino)?;
+        names = ctx.found.inodes.names(ino);
     }
     let links = ctx.found.inodes.links(ino);
     // A directory with too many subdirectories stops counting.
@@ -69,14 +66,10 @@ fn check_attribute(ctx: &Context, judge: &mut Judge<'_>, ino: Ino) -> Result<()>
     if referred {
         return Ok(());
     }
-    let inode = ctx.read_inode(ino)?;
-    if judge.ask(Problem::of(Code::ZeroUnattached, ino))? {
-        free(ctx, ino, &inode)?;
-    }
-    Ok(())
+    if judge.ask(Problem::of(Code::EaInodeUnused, ino))? { free(ctx, ino) } else { Ok(()) }
 }
 
-fn free(ctx: &Context, ino: Ino, _: &Inode) -> Result<()> {
+fn free(ctx: &Context, ino: Ino) -> Result<()> {
     for (start, len) in crate::pass1::effects_of(ctx, ino)?.claims {
         ctx.found.blocks.release(ext4_format::BlockNo(start), len);
     }

@@ -229,7 +229,7 @@ fn repair(ctx: &mut Context, judge: &mut Judge<'_>, group: GroupNo) -> Result<()
         ctx.disk.write(desc.inode_bitmap, &truth.inodes)?;
         if desc.flags.has(GroupFlags::INODE_UNINIT) {
             // What stands behind the inodes in use was never written.
-            zero_table(ctx, group, &desc, truth.used_inodes)?;
+            zero_table(ctx, &desc, truth.used_inodes)?;
             desc.flags.0 &= !GroupFlags::INODE_UNINIT.0;
         }
         ctx.csum.set_inode_bitmap(&truth.inodes, &mut desc);
@@ -238,7 +238,7 @@ fn repair(ctx: &mut Context, judge: &mut Judge<'_>, group: GroupNo) -> Result<()
     Ok(())
 }
 
-fn zero_table(ctx: &Context, _: GroupNo, desc: &GroupDesc, used: u32) -> Result<()> {
+fn zero_table(ctx: &Context, desc: &GroupDesc, used: u32) -> Result<()> {
     let per_block = ctx.geometry.block_size / ctx.geometry.inode_size as u32;
     let zeros = vec![0; ctx.disk.block_size()];
     let touched = used.div_ceil(per_block);

@@ -239,6 +239,7 @@ problems! {
     // Pass 4: links.
     InodeUnattached "inode-unattached" Reconnect Stop "Inode {ino} has no name";
     ZeroUnattached "zero-unattached" Clear Fix "Inode {ino} is empty and has no name";
+    EaInodeUnused "ea-inode-unused" Clear Stop "Attribute inode {ino} is not referred to";
     LinkCount "link-count" Fix Stop "Inode {ino}: link count is {found}, should be {expected}";
 
     // Pass 5: bitmaps and counts.

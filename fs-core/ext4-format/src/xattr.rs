@@ -364,8 +364,8 @@ pub struct Attributes {
 }
 
 impl Attributes {
-    /// Reads a region. `value_hash` gives the hash of a value in an inode of its own (its `ctime` seconds field on
-    /// disk); it is asked only for such values.
+    /// Reads a region. `value_hash` gives the hash of a value in an inode of its own (the seconds of its access
+    /// time); it is asked only for such values.
     ///
     /// # Errors
     /// A damaged region.

@@ -128,7 +128,7 @@ fn check_entries(
         if verdict == Verdict::Fine && !(first_block && count < 2) && entry.ino.is_some() {
             index.name(ctx, dir, place, &entry);
         }
-        dirty |= apply(bytes, offset, format, dir, verdict);
+        dirty |= apply(bytes, offset, format, verdict);
         // A new record may have been put in front of the rest of this one.
         let now = DirBlock::new(bytes, format).entries_from(offset).next();
         at = offset + now.and_then(std::result::Result::ok).map_or(rec_len, |entry| entry.rec_len);
@@ -153,7 +153,7 @@ enum Verdict {
     Dot(usize, Ino),
 }
 
-fn apply(bytes: &mut [u8], offset: usize, format: DirFormat, dir: &Directory, verdict: Verdict) -> bool {
+fn apply(bytes: &mut [u8], offset: usize, format: DirFormat, verdict: Verdict) -> bool {
     match verdict {
         Verdict::Fine => return false,
         Verdict::Clear => bytes[offset..offset + 4].fill(0),
@@ -168,13 +168,6 @@ fn apply(bytes: &mut [u8], offset: usize, format: DirFormat, dir: &Directory, ve
                 u16::from_le_bytes([bytes[offset + 4], bytes[offset + 5]]),
                 bytes.len(),
             );
-            let is_dot = |e: &DirEntry<'_>| e.name.iter().all(|&b| b == b'.') && e.name.len() == count + 1;
-            let misplaced = DirBlock::new(bytes, format)
-                .entries_from(offset)
-                .next()
-                .and_then(std::result::Result::ok)
-                .is_some_and(|entry| entry.ino.is_some() && !is_dot(&entry));
-            debug_assert!(!misplaced || rec_len >= 12, "{}", dir.ino);
             bytes[offset..offset + 4].copy_from_slice(&ino.get().to_le_bytes());
             bytes[offset + 6] = count as u8 + 1;
             bytes[offset + 7] = if format.filetype { FileType::Directory.dirent_code() } else { 0 };

@@ -38,7 +38,7 @@ pub struct Index {
 
 impl Index {
     /// The index that the directory's flag promises.
-    pub fn new(_: &Context, dir: &Directory) -> Index {
+    pub fn new(dir: &Directory) -> Index {
         Index { indexed: dir.inode.has(flag::INDEX), ..Index::none() }
     }
 

@@ -114,7 +114,7 @@ fn check(ctx: &Context, ask: &mut dyn Ask, ino: Ino, said: &mut Said) -> Result<
         return block::check_inline(ctx, ask, &Directory { ino, inode, format }, record, said);
     }
     let dir = Directory { ino, inode, format };
-    let mut index = htree::Index::new(ctx, &dir);
+    let mut index = htree::Index::new(&dir);
     let blocks = dir.inode.size / u64::from(ctx.geometry.block_size);
     let mut next = 0;
     let mut buf = Vec::new();
