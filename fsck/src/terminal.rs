@@ -21,7 +21,10 @@ const PASSES: [&str; 5] = [
 pub struct Terminal {
     quiet: bool,
     pass: u8,
+    device: String,
     descriptor: Option<File>,
+    /// Pass and percentage that were last written to the descriptor.
+    told: (u8, u64),
     bar: Option<ProgressBar>,
     wants_bar: bool,
     started: Instant,
@@ -34,8 +37,18 @@ impl Terminal {
             Some(fd) if fd > 0 => Some(File::options().write(true).open(format!("/proc/self/fd/{fd}"))?),
             _ => None,
         };
-        let wants_bar = !cli.json && descriptor.is_none() && io::stderr().is_terminal();
-        Ok(Terminal { quiet: cli.json, pass: 0, descriptor, bar: None, wants_bar, started: Instant::now() })
+        let asked = cli.progress == Some(0);
+        let wants_bar = !cli.json && descriptor.is_none() && (asked || io::stderr().is_terminal());
+        Ok(Terminal {
+            quiet: cli.json,
+            pass: 0,
+            device: cli.device.display().to_string(),
+            descriptor,
+            told: (0, 0),
+            bar: None,
+            wants_bar,
+            started: Instant::now(),
+        })
     }
 
     /// Takes the bar away.
@@ -85,8 +98,12 @@ impl Ui for Terminal {
                 self.say(title);
             }
         }
-        if let Some(file) = &mut self.descriptor {
-            let _ = writeln!(file, "{pass} {done} {of}");
+        let percent = done * 100 / of.max(1);
+        if let Some(file) = &mut self.descriptor
+            && self.told != (pass, percent)
+        {
+            self.told = (pass, percent);
+            let _ = writeln!(file, "{pass} {done} {of} {}", self.device);
         }
         if self.wants_bar && self.started.elapsed().as_secs() >= 1 {
             let bar = self.bar.get_or_insert_with(|| {
