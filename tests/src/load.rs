@@ -58,7 +58,9 @@ impl Storm {
                         while Instant::now() < deadline {
                             match storm_step(&mut rng, dirs) {
                                 Ok(()) => done.fetch_add(1, Ordering::Relaxed),
-                                Err((_, error)) if may_vanish && is_gone(&error) => return Ok(()),
+                                Err((_, error)) if may_vanish && (is_gone(&error) || !root.exists()) => {
+                                    return Ok(());
+                                }
                                 Err((_, error)) if self.is_expected(&error) => continue,
                                 Err((what, error)) => bail!("{what}: {error}"),
                             };
@@ -227,7 +229,10 @@ impl<'a> Keeper<'a> {
 
     fn run(mut self, stop: &AtomicBool) -> Result<Promises> {
         match self.steps(stop) {
-            Err(error) if !is_gone(&error) => bail!("in {}: {error}", self.dir.display()),
+            // Once the dead mount is taken away, its mount point shows: there is nothing below it.
+            Err(error) if !is_gone(&error) && self.root.exists() => {
+                bail!("in {}: {error}", self.dir.display())
+            }
             _ => Ok(self.promises),
         }
     }

@@ -305,22 +305,29 @@ fn refusals() {
 fn changes_by_others_take_privileges_away() {
     let fs = mount(Arc::new(MemDevice::from_image(mke2fs(&["-t", "ext4"]))), manual());
     let (ino, from) = (file(&fs, "file"), file(&fs, "from"));
-    let (root, other) = (Caller::root(), Caller { uid: 1000, gid: 1000, umask: 0 });
+    let other = |gid| Caller { uid: 1000, gid, umask: 0 };
+    let (root, member, outsider) = (Caller::root(), other(0), other(1000));
     fs.write(&root, from, 0, &[1; 5000], WriteMode::Cached).unwrap();
     fs.write(&root, ino, 0, &[1; 5000], WriteMode::Cached).unwrap();
     let mode = |fs: &Filesystem| fs.getattr(ino).unwrap().mode & 0o7777;
     let arm = |fs: &Filesystem, bits: u16| {
         fs.setattr(ino, &SetAttr { mode: Some(bits), ..SetAttr::default() }).unwrap();
     };
-    for (how, left) in [(0o6775, 0o775), (0o6765, 0o2765), (0o644, 0o644)] {
+    let cases = [
+        (&member, 0o6775, 0o775),
+        (&member, 0o6765, 0o2765),
+        (&outsider, 0o6765, 0o765),
+        (&outsider, 0o644, 0o644),
+    ];
+    for (other, how, left) in cases {
         arm(&fs, how);
         fs.fallocate(&root, ino, 0, 100, FallocateMode::PunchHole).unwrap();
         fs.copy_range(&root, (from, 0), (ino, 0), 10).unwrap();
         assert_eq!(mode(&fs), how);
-        fs.fallocate(&other, ino, 0, 100, FallocateMode::PunchHole).unwrap();
+        fs.fallocate(other, ino, 0, 100, FallocateMode::PunchHole).unwrap();
         assert_eq!(mode(&fs), left);
         arm(&fs, how);
-        fs.copy_range(&other, (from, 0), (ino, 0), 10).unwrap();
+        fs.copy_range(other, (from, 0), (ino, 0), 10).unwrap();
         assert_eq!(mode(&fs), left);
     }
     fs.unmount().unwrap();
