@@ -50,7 +50,12 @@ pub fn check(ctx: &Context, judge: &mut Judge<'_>) -> Result<Outcome> {
     let location = match locate_log(ctx, ino) {
         Ok(location) => location,
         Err(why) => {
-            return discard(ctx, judge, Problem::of(Code::JournalInode, ino).named(why), Some(ino));
+            let problem = Problem::of(Code::JournalInode, ino).named(why);
+            if ino != Ino::JOURNAL && locate_log(ctx, Ino::JOURNAL).is_ok() {
+                return renumber(ctx, judge, problem);
+            }
+            // Whatever else the number names is not to be destroyed for it.
+            return discard(ctx, judge, problem, Some(ino).filter(|ino| ino.get() < ctx.first_ino()));
         }
     };
     let Some(first) = location.extents.first().map(|extent| extent.start) else {
@@ -88,6 +93,17 @@ pub fn check(ctx: &Context, judge: &mut Judge<'_>) -> Result<Outcome> {
         return Ok(Outcome::AsItWas);
     }
     replay(ctx, judge, &location, first)
+}
+
+/// The number of the journal's inode is wrong, and the journal is where it always is.
+fn renumber(ctx: &Context, judge: &mut Judge<'_>, problem: Problem) -> Result<Outcome> {
+    if !judge.ask(problem)? {
+        return Ok(Outcome::AsItWas);
+    }
+    let mut sb = *lock(&ctx.next_sb);
+    let _ = sb.edit(|raw| raw.journal_inum.set(Ino::JOURNAL.get()));
+    ctx.disk.write_bytes(1024, &sb.encode())?;
+    Ok(Outcome::Reopen)
 }
 
 /// A journal without its feature: the feature comes back when the inode holds a log, else the number goes.

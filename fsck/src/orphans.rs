@@ -61,8 +61,17 @@ fn walk_file(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
         true => ctx.read_inode(ino)?,
         false => Inode::decode_damaged(&[], &ctx.layout),
     };
-    if inode.links == 0 || inode.file_type() != Some(ext4_format::inode::FileType::Regular) {
-        if judge.ask(Problem::of(Code::OrphanFileInode, ino).named("not a regular file"))? {
+    let regular = inode.links > 0 && inode.file_type() == Some(ext4_format::inode::FileType::Regular);
+    // A file without one block of the right kind is some other file, which must not be written to.
+    let mut any = false;
+    for extent in pass1::extents_of(ctx, &inode).into_iter().filter(|_| regular) {
+        for ahead in 0..u64::from(extent.len) {
+            any = any || orphan::check(&ctx.disk.read(BlockNo(extent.start.0 + ahead))?).is_ok();
+        }
+    }
+    if !any {
+        let why = if regular { "no orphan blocks" } else { "not a regular file" };
+        if judge.ask(Problem::of(Code::OrphanFileInode, ino).named(why))? {
             let mut sb = lock(&ctx.next_sb);
             sb.set_orphan_present(false);
             let _ = sb.edit(|raw| {

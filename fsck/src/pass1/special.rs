@@ -66,7 +66,8 @@ pub fn check(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject, effects: &mut Ef
         return Ok(true);
     }
     let journal = ctx.sb.journal_ino().filter(|_| compat.has(Compat::HAS_JOURNAL));
-    if journal == Some(ino) {
+    if journal == Some(ino) && (ino.get() < ctx.first_ino() || s.inode.file_type() == Some(FileType::Regular))
+    {
         if s.inode.file_type() != Some(FileType::Regular) && ask.ask(Problem::of(Code::JournalMode, ino))? {
             s.inode.mode = FileType::Regular.mode_bits() | 0o600;
             s.dirty = true;
