@@ -66,8 +66,17 @@ impl Walk<'_> {
     fn leaf(&mut self, bytes: &mut [u8], end: u64) -> Result<bool> {
         let mut changed = false;
         let mut at = 0;
-        while let Some(extent) = Node::parse(bytes).ok().and_then(|node| node.extent(at)) {
+        while let Some(mut extent) = Node::parse(bytes).ok().and_then(|node| node.extent(at)) {
             let first = u64::from(extent.first.0);
+            // An extent that runs into the next one is too long: the next one keeps its place.
+            let next = Node::parse(bytes).ok().and_then(|node| node.first_of(at + 1));
+            if let Some(next) = next.filter(|next| *next > extent.first && u64::from(next.0) < extent.end()) {
+                let problem = Problem::of(Code::ExtentOrder, self.ino).at(extent.start);
+                if self.ask.ask(problem.values(next.0, extent.end()))? {
+                    extent.len = next.0 - extent.first.0;
+                    changed |= edit(bytes, |node| node.set(at, extent));
+                }
+            }
             let problem = |code| Problem::of(code, self.ino).at(extent.start).values(first, self.next);
             let wrong = if extent.len == 0 {
                 Some(problem(Code::ExtentInvalid).named("length 0"))
