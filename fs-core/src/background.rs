@@ -3,7 +3,6 @@
 //! of [`Filesystem`] instead.
 
 use std::sync::{Arc, Weak};
-use std::thread::{JoinHandle, ThreadId};
 use std::time::Duration;
 
 use blockdev::{Timestamp, Workers};
@@ -14,6 +13,7 @@ use crate::data::{By, DataPath};
 use crate::error::Result;
 use crate::fs::Filesystem;
 use crate::inode::Inode;
+use crate::threads::{self, Thread};
 
 /// How long completions gather before the worker converts them: neighbours merge meanwhile.
 const GATHER: Duration = Duration::from_millis(5);
@@ -25,7 +25,7 @@ const IDLE: Duration = Duration::from_secs(3600);
 pub(crate) struct Background {
     shared: Arc<Shared>,
     data: Arc<DataPath>,
-    threads: Mutex<Vec<JoinHandle<()>>>,
+    threads: Mutex<Vec<Thread>>,
 }
 
 #[derive(Default)]
@@ -50,7 +50,7 @@ impl Background {
         let (weak, data) = (Arc::downgrade(fs), self.data.clone());
         self.spawn("rext4-convert", move || {
             while data.completed.wait(IDLE) {
-                std::thread::sleep(GATHER);
+                threads::sleep(GATHER);
                 let Some(fs) = weak.upgrade() else { return };
                 fs.step_convert();
             }
@@ -65,7 +65,7 @@ impl Background {
     }
 
     fn spawn(&self, name: &str, body: impl FnOnce() + Send + 'static) {
-        match std::thread::Builder::new().name(name.into()).spawn(body) {
+        match Thread::spawn(name, body) {
             Ok(thread) => self.threads.lock().push(thread),
             Err(error) => warn!(name, %error, "no background thread: work waits for fsync or unmount"),
         }
@@ -77,13 +77,8 @@ impl Background {
         self.shared.wake.notify_all();
         self.data.completed.stop();
         self.data.dirty.stop();
-        let me: ThreadId = std::thread::current().id();
-        for thread in std::mem::take(&mut *self.threads.lock()) {
-            // The last reference to a volume may be given up by one of its own threads.
-            if thread.thread().id() != me {
-                let _ = thread.join();
-            }
-        }
+        let threads = std::mem::take(&mut *self.threads.lock());
+        threads.into_iter().for_each(Thread::join);
     }
 }
 

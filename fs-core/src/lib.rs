@@ -12,6 +12,7 @@ mod mmp;
 pub mod mount;
 pub mod ops;
 pub mod sync;
+mod threads;
 pub mod tx;
 pub mod types;
 pub mod volume;
@@ -19,6 +20,8 @@ pub mod xattr;
 
 pub use dir::Item as DirItem;
 pub use error::{Error, Posix, Result};
+pub use ext4_format::Ino;
+pub use ext4_format::inode::{FileType, Time};
 pub use fs::Filesystem;
 pub use mount::MountError;
 pub use ops::{FallocateMode, OpenFlags, RenameFlags, SeekWhence, SetXattr, Shutdown, WriteMode};

@@ -7,7 +7,6 @@
 //! Source: kernel documentation, ext4 "Multiple Mount Protection". Reading mounts take no part.
 
 use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use blockdev::{BlockDevice, Env, Workers};
@@ -21,6 +20,7 @@ use tracing::{error, info};
 
 use crate::error::Result;
 use crate::mount::MountError;
+use crate::threads::{self, Thread};
 
 /// A newcomer waits at least for this many seconds, and twice that and one more.
 const MIN_CHECK: u16 = 5;
@@ -28,7 +28,7 @@ const MIN_CHECK: u16 = 5;
 /// The volume is ours until this is dropped or released.
 pub(crate) struct Claim {
     shared: Arc<Shared>,
-    beating: Mutex<Option<JoinHandle<()>>>,
+    beating: Mutex<Option<Thread>>,
 }
 
 struct Shared {
@@ -53,7 +53,7 @@ pub(crate) fn claim(
     // Without workers there is nobody to wait for but the test itself.
     let pause = |time| {
         if env.workers == Workers::Threads {
-            std::thread::sleep(time);
+            threads::sleep(time);
         }
     };
     claim_pausing(dev, sb, env, &pause)
@@ -136,7 +136,7 @@ impl Claim {
                 }
             }
         };
-        match std::thread::Builder::new().name("rext4-mmp".into()).spawn(body) {
+        match Thread::spawn("rext4-mmp", body) {
             Ok(thread) => *self.beating.lock() = Some(thread),
             Err(cause) => {
                 error!(%cause, "no thread for multi-mount protection: other hosts may think we are gone")
@@ -158,7 +158,7 @@ impl Claim {
         *self.shared.stopping.lock() = true;
         self.shared.wake.notify_all();
         if let Some(thread) = self.beating.lock().take() {
-            let _ = thread.join();
+            thread.join();
         }
     }
 }
@@ -204,7 +204,7 @@ impl Shared {
         let mut mmp = self.ours.lock();
         mmp.seq.set(seq);
         mmp.time.set(self.env.clock.now().sec.max(0) as u64);
-        put_text(&mut mmp.nodename, &host_name());
+        put_text(&mut mmp.nodename, &blockdev::host_name());
         put_text(&mut mmp.bdevname, b"rext4");
         mmp.encode_into(&mut bytes, &self.csum);
         Ok(self.dev.write_at(self.byte(), &bytes)?)
@@ -213,11 +213,6 @@ impl Shared {
     fn byte(&self) -> u64 {
         self.block.0 * u64::from(self.block_size)
     }
-}
-
-fn host_name() -> Vec<u8> {
-    let name = std::fs::read("/proc/sys/kernel/hostname").unwrap_or_default();
-    name.trim_ascii_end().to_vec()
 }
 
 fn put_text(field: &mut [u8], text: &[u8]) {

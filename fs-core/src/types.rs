@@ -90,6 +90,9 @@ pub struct SetAttr {
     pub crtime: Option<Timestamp>,
     /// Take away set-user-id, set-group-id and file capabilities, as a change by this caller does.
     pub kill_privileges: Option<Caller>,
+    /// These are times that a kernel has kept of writes it let pass: what the inode's flags forbid
+    /// now did not apply to them.
+    pub settles_times: bool,
 }
 
 /// What to do when the volume turns out to be damaged.

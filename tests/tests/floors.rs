@@ -25,7 +25,7 @@ const NO_FILES: &[&str] =
     &["std::fs", "std::net", "std::process::Command", "std::thread", "std::time::SystemTime"];
 
 /// The one module of fs-core that starts threads, and does so only if the `Env` says so.
-const MAY_HAVE_THREADS: &str = "background";
+const MAY_HAVE_THREADS: &str = "threads";
 
 #[rustfmt::skip]
 const RULES: &[Rule] = &[

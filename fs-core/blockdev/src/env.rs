@@ -75,3 +75,10 @@ impl Chance for SystemChance {
         std::hash::RandomState::new().build_hasher().finish()
     }
 }
+
+/// The name of this machine, as other hosts that share a device know it.
+#[must_use]
+pub fn host_name() -> Vec<u8> {
+    let name = std::fs::read("/proc/sys/kernel/hostname").unwrap_or_default();
+    name.trim_ascii_end().to_vec()
+}

@@ -16,7 +16,7 @@ pub mod sim;
 pub use aligned::{AlignedBuf, PAGE, POOL_BYTES, PooledBuf};
 pub use claim::Holder;
 pub use device::{BlockDevice, DeviceGeometry, Error, Op, Result};
-pub use env::{Chance, Clock, Env, Timestamp, Workers};
+pub use env::{Chance, Clock, Env, Timestamp, Workers, host_name};
 pub use file::FileDevice;
 pub use map::ReadOnlyMap;
 pub use open::{Direct, OpenError, OpenOptions, open};

@@ -27,8 +27,7 @@ impl Filesystem {
             let flags = inode.core.read().disk.flags;
             let forbidden =
                 flags & flag::IMMUTABLE != 0 || flags & flag::APPEND != 0 && !only_touches(change);
-            // A kernel that keeps a file's times hands them in before fsync; nobody else sets ctime.
-            if forbidden && change.ctime.is_none() {
+            if forbidden && !change.settles_times {
                 return Err(Posix::NotPermitted.into());
             }
         }

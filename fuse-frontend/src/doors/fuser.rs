@@ -8,8 +8,7 @@ use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use ext4_format::inode::{FileType as Kind, Time};
-use fs_core::{Attr, SetTime};
+use fs_core::{Attr, FileType as Kind, SetTime, Time};
 use fuser::{
     Errno, FileAttr, FileHandle, FileType, FopenFlags, Generation, INodeNo, InitFlags, KernelConfig,
     LockOwner, Notifier, OpenFlags, RenameFlags, Request, TimeOrNow, WriteFlags,
@@ -215,7 +214,7 @@ impl fuser::Filesystem for Door {
         atime: Option<TimeOrNow>,
         mtime: Option<TimeOrNow>,
         ctime: Option<SystemTime>,
-        _fh: Option<FileHandle>,
+        fh: Option<FileHandle>,
         _crtime: Option<SystemTime>,
         _chgtime: Option<SystemTime>,
         _bkuptime: Option<SystemTime>,
@@ -230,6 +229,7 @@ impl fuser::Filesystem for Door {
             atime: atime.map(set_time),
             mtime: mtime.map(set_time),
             ctime: ctime.map(time_of),
+            names_handle: fh.is_some(),
         };
         self.reply_attr(reply, self.service.setattr(sender(req), ino.0, &change));
     }

@@ -1,7 +1,6 @@
 //! Attributes, extended attributes, and those of the volume.
 
-use ext4_format::inode::Time;
-use fs_core::{Attr, SetAttr, SetXattr, StatFs};
+use fs_core::{Attr, SetAttr, SetXattr, StatFs, Time};
 
 use super::{Answer, Sender, Service, inode_of, refuse};
 
@@ -25,6 +24,8 @@ pub struct Change {
     pub mtime: Option<fs_core::SetTime>,
     /// Last change of the inode.
     pub ctime: Option<Time>,
+    /// The request names a handle.
+    pub names_handle: bool,
 }
 
 impl Service {
@@ -55,6 +56,13 @@ impl Service {
             atime: change.atime,
             mtime: change.mtime,
             ctime: change.ctime,
+            // Times alone, for a handle: a kernel that keeps them hands them in before fsync.
+            settles_times: change.names_handle
+                && change.ctime.is_some()
+                && change.mode.is_none()
+                && !owner_changes
+                && change.size.is_none()
+                && change.atime.is_none(),
             kill_privileges: kills.then_some(caller),
             ..SetAttr::default()
         };

@@ -13,8 +13,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use ext4_format::Ino;
-use fs_core::{Attr, Caller, Error, Filesystem};
+use fs_core::{Attr, Caller, Error, Filesystem, Ino};
 use parking_lot::Mutex;
 
 pub use files::{Opened, WriteHow};
