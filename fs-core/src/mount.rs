@@ -256,7 +256,6 @@ fn judge(
     Ok(())
 }
 
-/// Tells the disk that a writer is here, before anything else is written.
 /// An aborted journal left an error behind: it is moved into the superblock, where fsck looks for it.
 fn take_over_error(
     dev: &dyn BlockDevice,
@@ -270,6 +269,7 @@ fn take_over_error(
     Ok(jbd2::recovery::clear_errno(dev, sb.block_size(), log)?)
 }
 
+/// Tells the disk that a writer is here, before anything else is written.
 fn mark_mounted(vol: &Volume) -> Result<()> {
     let now = vol.now();
     vol.write_super_directly(|sb| {
