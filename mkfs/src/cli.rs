@@ -5,7 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
 use clap::Parser;
-use mkfs::{Kind, Options, Usage, size_in_bytes};
+use mkfs::{Kind, OnError, Options, Usage, size_in_bytes};
 use uuid::Uuid;
 
 /// Create an ext2, ext3 or ext4 filesystem, with the defaults of mke2fs 1.47.
@@ -44,7 +44,7 @@ pub struct Args {
     features: Vec<String>,
     /// Extended options, comma separated: stride=, stripe_width=, hash_seed=, lazy_itable_init[=0|1],
     /// lazy_journal_init[=0|1], discard, nodiscard, root_owner[=uid:gid], resize=, num_backup_sb=,
-    /// mmp_update_interval=, offset=
+    /// mmp_update_interval=, offset=, orphan_file_size=, test_fs
     #[arg(short = 'E', value_name = "extended-option[,...]", value_delimiter = ',')]
     extended: Vec<String>,
     /// Journal options: size=MiB
@@ -56,6 +56,9 @@ pub struct Args {
     /// Reserved blocks in percent
     #[arg(short = 'm', value_name = "reserved-percentage")]
     reserved_percent: Option<f64>,
+    /// What a kernel does that finds errors: continue, remount-ro or panic
+    #[arg(short = 'e', value_name = "errors-behavior")]
+    on_error: Option<String>,
     /// Show what would be done; write nothing
     #[arg(short = 'n')]
     dry_run: bool,
@@ -131,6 +134,10 @@ pub fn job(args: &Args) -> Result<Job> {
     options.inode_count = args.inode_count;
     options.blocks_per_group = args.blocks_per_group;
     options.groups_per_flex = args.groups_per_flex;
+    if let Some(name) = &args.on_error {
+        options.on_error = OnError::by_name(name)
+            .with_context(|| format!("bad error behavior - {name} (continue, remount-ro or panic)"))?;
+    }
     options.reserved_percent = args.reserved_percent.unwrap_or(options.reserved_percent);
     if let Some(label) = &args.label {
         if label.len() > 16 {
@@ -209,6 +216,10 @@ fn extended(option: &str, options: &mut Options, offset: &mut u64) -> Result<()>
             }
         }
         "mmp_update_interval" => options.mmp_interval = number(needed()?, name)?,
+        "orphan_file_size" => {
+            options.orphan_file_size = Some(size_in_bytes(needed()?, options.block_size.unwrap_or(1024))?);
+        }
+        "test_fs" => options.test_fs = true,
         "offset" => *offset = size_in_bytes(needed()?, 1)?,
         "" => {}
         _ => bail!("extended option {name} is not supported"),

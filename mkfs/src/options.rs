@@ -86,6 +86,30 @@ impl Usage {
     }
 }
 
+/// What a kernel shall do that finds an error (`s_errors`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum OnError {
+    /// Go on.
+    Continue = 1,
+    /// Write nothing more.
+    RemountReadOnly = 2,
+    /// Stop the machine.
+    Panic = 3,
+}
+
+impl OnError {
+    /// The behaviour of this name.
+    #[must_use]
+    pub fn by_name(name: &str) -> Option<OnError> {
+        Some(match name {
+            "continue" => OnError::Continue,
+            "remount-ro" => OnError::RemountReadOnly,
+            "panic" => OnError::Panic,
+            _ => return None,
+        })
+    }
+}
+
 /// The three feature words of a volume to be made.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Features {
@@ -184,6 +208,12 @@ pub struct Options {
     pub reserved_percent: f64,
     /// Journal size in MiB (`-J size=`).
     pub journal_mib: Option<u32>,
+    /// Size of the orphan file in bytes (`-E orphan_file_size=`).
+    pub orphan_file_size: Option<u64>,
+    /// What a kernel shall do on errors (`-e`).
+    pub on_error: OnError,
+    /// Let experimental kernel code mount it (`-E test_fs`).
+    pub test_fs: bool,
     /// RAID stride in blocks (`-E stride=`).
     pub stride: u16,
     /// RAID stripe width in blocks (`-E stripe_width=`).
@@ -227,6 +257,9 @@ impl Options {
             features: Vec::new(),
             reserved_percent: 5.0,
             journal_mib: None,
+            orphan_file_size: None,
+            on_error: OnError::Continue,
+            test_fs: false,
             stride: 0,
             stripe_width: 0,
             lazy_itable_init: true,

@@ -14,6 +14,8 @@ use crate::options::{Features, Options, Usage};
 
 /// Below this no combination of options makes a filesystem.
 const SMALLEST: u64 = 16 * 1024;
+/// The largest orphan file that the kernel mounts, in bytes.
+const MAX_ORPHAN_FILE: u64 = 8 << 20;
 const FIRST_INO: u32 = 11;
 const EXTRA_ISIZE: u16 = 32;
 const FAST_COMMIT_RATIO: u32 = 64;
@@ -87,8 +89,14 @@ impl Shape {
         if !features.compat.has(Compat::HAS_JOURNAL) {
             features.compat = features.compat.without(Compat::ORPHAN_FILE);
         }
-        let orphan_blocks =
-            if features.compat.has(Compat::ORPHAN_FILE) { orphan_file_blocks(dimensions.blocks) } else { 0 };
+        let orphan_blocks = match options.orphan_file_size {
+            _ if !features.compat.has(Compat::ORPHAN_FILE) => 0,
+            None => orphan_file_blocks(dimensions.blocks),
+            Some(size @ 1..=MAX_ORPHAN_FILE) => size.div_ceil(block_size.into()) as u32,
+            Some(size) => {
+                return refuse(format!("orphan file size {size} (min 1/max {MAX_ORPHAN_FILE} bytes)"));
+            }
+        };
         let superblock = Asked { features, ..asked }.superblock(&dimensions)?;
         Ok(Shape {
             superblock,
@@ -410,7 +418,7 @@ impl Asked<'_> {
         raw.inodes_per_group = U32::new(dimensions.inodes_per_group);
         raw.max_mnt_count = U16::new(u16::MAX);
         raw.state = U16::new(State::VALID.0);
-        raw.errors = U16::new(1);
+        raw.errors = U16::new(options.on_error as u16);
         raw.rev_level = U32::new(1);
         raw.first_ino = U32::new(FIRST_INO);
         raw.inode_size = U16::new(self.inode_size as u16);
@@ -429,7 +437,7 @@ impl Asked<'_> {
         }
         raw.def_hash_version = 1;
         raw.default_mount_opts = U32::new(DefaultMountOpts::XATTR_USER.with(DefaultMountOpts::ACL).0);
-        raw.flags = U32::new(Flags::SIGNED_HASH.0);
+        raw.flags = U32::new(Flags::SIGNED_HASH.0 | if options.test_fs { Flags::TEST_FILESYS.0 } else { 0 });
         raw.raid_stride = U16::new(options.stride);
         raw.raid_stripe_width = U32::new(options.stripe_width);
         if self.features.incompat.has(Incompat::BIT64) {
