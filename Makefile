@@ -79,11 +79,13 @@ install: all
 	    [ "$(PREFIX)/sbin" = "$(HELPERS)" ] || \
 	        ln -sf $(PREFIX)/sbin/$$t.rext4 $(DESTDIR)$(HELPERS)/$$t.rext4 || exit 1; \
 	done
+	ln -sf $(PREFIX)/sbin/mount.rext4 $(DESTDIR)$(HELPERS)/mount.fuse.rext4
 	ln -sf ../../sbin/mount.rext4 $(DESTDIR)$(PREFIX)/libexec/rext4/fuse2fs
 	install -m 644 LICENSE-MIT LICENSE-APACHE $(DATADIR)
 
 uninstall:
 	for t in $(TOOLS); do rm -f $(DESTDIR)$(PREFIX)/sbin/$$t.rext4 $(DESTDIR)$(HELPERS)/$$t.rext4; done
+	rm -f $(DESTDIR)$(HELPERS)/mount.fuse.rext4
 	rm -rf $(DESTDIR)$(PREFIX)/libexec/rext4 $(DATADIR)
 
 clean:
