@@ -42,11 +42,16 @@ pub fn serve(device: &Path, dir: &Path, options: &Options) -> Result<()> {
         },
     )?;
     info!(device = %device.display(), geometry = ?dev.geometry(), "device opened");
+    serve_device(dev, &device, &dir, options)
+}
+
+/// The same for a device that is open already. `name` is what the mount table calls it, `dir` an absolute path.
+pub fn serve_device(dev: Arc<dyn BlockDevice>, name: &Path, dir: &Path, options: &Options) -> Result<()> {
     let signals = block_signals()?;
     let fs = Filesystem::mount(dev, options.volume.clone(), Env::system())
-        .with_context(|| format!("cannot mount {}", device.display()))?;
-    let served = serve_mounted(&fs, &device, &dir, options, &signals);
-    let unmounted = fs.unmount().with_context(|| format!("unmounting {}", device.display()));
+        .with_context(|| format!("cannot mount {}", name.display()))?;
+    let served = serve_mounted(&fs, name, dir, options, &signals);
+    let unmounted = fs.unmount().with_context(|| format!("unmounting {}", name.display()));
     served.and(unmounted)
 }
 
