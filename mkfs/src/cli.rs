@@ -5,7 +5,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
 use clap::Parser;
-use mkfs::{Kind, OnError, Options, Usage, size_in_bytes};
+use ext4_format::superblock::OnError;
+use mkfs::{Kind, Options, Usage, size_in_bytes};
 use uuid::Uuid;
 
 /// Create an ext2, ext3 or ext4 filesystem, with the defaults of mke2fs 1.47.
@@ -56,7 +57,7 @@ pub struct Args {
     /// Reserved blocks in percent
     #[arg(short = 'm', value_name = "reserved-percentage")]
     reserved_percent: Option<f64>,
-    /// What a kernel does that finds errors: continue, remount-ro or panic
+    /// What a mount does that finds errors: continue, remount-ro or panic
     #[arg(short = 'e', value_name = "errors-behavior")]
     on_error: Option<String>,
     /// Show what would be done; write nothing
@@ -135,8 +136,12 @@ pub fn job(args: &Args) -> Result<Job> {
     options.blocks_per_group = args.blocks_per_group;
     options.groups_per_flex = args.groups_per_flex;
     if let Some(name) = &args.on_error {
-        options.on_error = OnError::by_name(name)
-            .with_context(|| format!("bad error behavior - {name} (continue, remount-ro or panic)"))?;
+        options.on_error = match name.as_str() {
+            "continue" => OnError::Continue,
+            "remount-ro" => OnError::ReadOnly,
+            "panic" => OnError::Panic,
+            _ => bail!("bad error behavior - {name} (continue, remount-ro or panic)"),
+        };
     }
     options.reserved_percent = args.reserved_percent.unwrap_or(options.reserved_percent);
     if let Some(label) = &args.label {

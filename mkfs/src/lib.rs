@@ -20,7 +20,7 @@ use blockdev::BlockDevice;
 use ext4_format::superblock::SuperBlock;
 
 pub use error::{Error, Result};
-pub use options::{Kind, OnError, Options, Usage};
+pub use options::{Kind, Options, Usage};
 pub use parse::{ParseError, size_in_bytes};
 pub use shape::Shape;
 

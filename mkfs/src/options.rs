@@ -1,6 +1,7 @@
 //! What a caller may ask for, and the defaults of mke2fs 1.47's own configuration file.
 
 use ext4_format::features::{Compat, Incompat, RoCompat, Word, by_name};
+use ext4_format::superblock::OnError;
 
 use crate::error::{Error, Result};
 
@@ -83,30 +84,6 @@ impl Usage {
             Usage::LargeFile => 1 << 20,
             Usage::LargeFile4 => 1 << 22,
         }
-    }
-}
-
-/// What a kernel shall do that finds an error (`s_errors`).
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum OnError {
-    /// Go on.
-    Continue = 1,
-    /// Write nothing more.
-    RemountReadOnly = 2,
-    /// Stop the machine.
-    Panic = 3,
-}
-
-impl OnError {
-    /// The behaviour of this name.
-    #[must_use]
-    pub fn by_name(name: &str) -> Option<OnError> {
-        Some(match name {
-            "continue" => OnError::Continue,
-            "remount-ro" => OnError::RemountReadOnly,
-            "panic" => OnError::Panic,
-            _ => return None,
-        })
     }
 }
 
@@ -210,7 +187,7 @@ pub struct Options {
     pub journal_mib: Option<u32>,
     /// Size of the orphan file in bytes (`-E orphan_file_size=`).
     pub orphan_file_size: Option<u64>,
-    /// What a kernel shall do on errors (`-e`).
+    /// What a mount shall do that finds errors (`-e`).
     pub on_error: OnError,
     /// Let experimental kernel code mount it (`-E test_fs`).
     pub test_fs: bool,

@@ -467,7 +467,7 @@ impl Asked<'_> {
             raw.checksum_type = 1;
         }
         if self.features.incompat.has(Incompat::CSUM_SEED) {
-            raw.checksum_seed = U32::new(ext4_format::csum::crc32c(!0, &raw.uuid));
+            raw.checksum_seed = U32::new(ext4_format::crc::crc32c(!0, &raw.uuid));
         }
         let mut superblock = SuperBlock::from_raw(raw)?;
         let now = options.now;

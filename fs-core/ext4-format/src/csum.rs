@@ -2,10 +2,10 @@
 //!
 //! Three regimes, chosen by the superblock: nothing, crc16 over group descriptors (`uninit_bg`), or crc32c
 //! over all metadata (`metadata_csum`). Setting does nothing and verifying succeeds where the regime does
-//! not cover the structure. ext4 uses the plain crc32c register: no inversion before or after, so a sum
-//! continues from any earlier one. Source: kernel documentation, ext4 "Checksums" and "Journal (jbd2)".
+//! not cover the structure. Source: kernel documentation, ext4 "Checksums" and "Journal (jbd2)".
 
 use crate::corruption::{Corruption, What};
+use crate::crc::{crc16, crc32c};
 use crate::group_desc::GroupDesc;
 use crate::num::{BlockNo, GroupNo, Ino, Tid};
 use crate::superblock::SuperBlock;
@@ -13,7 +13,6 @@ use crate::{dirent, orphan};
 
 /// Bytes of an extent block's tail (the checksum alone).
 const EXTENT_TAIL_LEN: usize = 4;
-const SUPERBLOCK_CSUM: usize = 0x3fc;
 const DESC_CSUM: usize = 0x1e;
 const INODE_CSUM_LO: usize = 0x7c;
 const INODE_GENERATION: usize = 0x64;
@@ -21,42 +20,6 @@ const INODE_EXTRA_ISIZE: usize = 0x80;
 const INODE_CSUM_HI: usize = 0x82;
 const XATTR_CSUM: usize = 0x10;
 const MMP_CSUM: usize = 0x3fc;
-
-/// crc32c continued from `sum`, without inversion.
-#[must_use]
-pub fn crc32c(sum: u32, bytes: &[u8]) -> u32 {
-    !crc32c::crc32c_append(!sum, bytes)
-}
-
-/// crc16 (polynomial 0x8005 reflected) continued from `sum`: group descriptors under `uninit_bg`.
-#[must_use]
-pub fn crc16(sum: u16, bytes: &[u8]) -> u16 {
-    bytes.iter().fold(sum, |sum, byte| {
-        (0..8).fold(sum ^ u16::from(*byte), |s, _| if s & 1 == 1 { s >> 1 ^ 0xa001 } else { s >> 1 })
-    })
-}
-
-/// crc32 (polynomial 0x04c11db7, most significant bit first) continued from `sum`: the commit block's sum
-/// over a whole transaction under jbd2's old `JBD2_FEATURE_COMPAT_CHECKSUM`.
-#[must_use]
-pub fn crc32_be(sum: u32, bytes: &[u8]) -> u32 {
-    const TABLE: [u32; 256] = {
-        let mut table = [0; 256];
-        let mut at = 0;
-        while at < 256 {
-            let mut sum = (at as u32) << 24;
-            let mut bit = 0;
-            while bit < 8 {
-                sum = if sum >> 31 == 1 { sum << 1 ^ 0x04c1_1db7 } else { sum << 1 };
-                bit += 1;
-            }
-            table[at] = sum;
-            at += 1;
-        }
-        table
-    };
-    bytes.iter().fold(sum, |sum, byte| sum << 8 ^ TABLE[(sum >> 24) as usize ^ usize::from(*byte)])
-}
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Regime {
@@ -123,14 +86,6 @@ impl Csum {
 
     fn owner_seed(&self, ino: Ino, generation: u32) -> u32 {
         crc32c(crc32c(self.seed, &ino.get().to_le_bytes()), &generation.to_le_bytes())
-    }
-
-    // Superblock.
-
-    /// The sum of a superblock's 1024 bytes. It is seeded with all ones, not with the volume's seed.
-    #[must_use]
-    pub fn superblock(bytes: &[u8; 1024]) -> u32 {
-        crc32c(!0, &bytes[..SUPERBLOCK_CSUM])
     }
 
     // Group descriptors and bitmaps.

@@ -2,6 +2,7 @@
 
 pub mod bitmap;
 pub mod corruption;
+pub mod crc;
 pub mod csum;
 pub mod dirent;
 pub mod extent;

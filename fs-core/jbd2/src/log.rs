@@ -12,7 +12,7 @@
 use std::sync::Arc;
 
 use blockdev::{BlockDevice, Clock};
-use ext4_format::csum::crc32_be;
+use ext4_format::crc::crc32_be;
 use ext4_format::jbd2::{Compat, Incompat, LogFormat, MAGIC_BYTES, SUPERBLOCK_LEN, SuperBlock, Tag};
 use ext4_format::{Corruption, Tid, What};
 use parking_lot::Mutex;

@@ -237,14 +237,14 @@ impl<'a> Volume<'a> {
             return 0;
         }
         if !inode.maps_blocks(&self.layout) {
-            return ext4_format::csum::crc32c(0, &inode.block);
+            return ext4_format::crc::crc32c(0, &inode.block);
         }
         let end = inode.size.div_ceil(u64::from(self.geometry.block_size));
         self.mapped(inode).0.iter().filter(|(at, _, written)| *written && *at < end).fold(
             0,
             |sum, (at, block, _)| {
-                let sum = ext4_format::csum::crc32c(sum, &at.to_le_bytes());
-                ext4_format::csum::crc32c(sum, self.block(*block).unwrap_or_default())
+                let sum = ext4_format::crc::crc32c(sum, &at.to_le_bytes());
+                ext4_format::crc::crc32c(sum, self.block(*block).unwrap_or_default())
             },
         )
     }
@@ -310,7 +310,7 @@ pub fn fix_sum(image: &mut [u8], before: &[u8], block: u64, kind: Kind) {
             let offset = 1024 % size;
             let raw: &mut [u8; 1024] = (&mut bytes[offset..offset + 1024]).try_into().unwrap();
             if csum.metadata() {
-                let sum = Csum::superblock(raw);
+                let sum = ext4_format::superblock::checksum(raw);
                 raw[1020..].copy_from_slice(&sum.to_le_bytes());
             }
         }

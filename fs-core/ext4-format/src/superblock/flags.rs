@@ -91,9 +91,9 @@ flag_bits! {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum OnError {
     /// Carry on.
-    Continue,
+    Continue = 1,
     /// Remount read-only.
-    ReadOnly,
+    ReadOnly = 2,
     /// Panic.
-    Panic,
+    Panic = 3,
 }

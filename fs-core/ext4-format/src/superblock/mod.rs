@@ -11,7 +11,7 @@ use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::corruption::{Corruption, What};
-use crate::csum::Csum;
+use crate::crc::crc32c;
 use crate::features::{Compat, Incompat, RoCompat};
 use crate::num::{BlockNo, Ino};
 
@@ -47,6 +47,12 @@ pub struct ErrorEntry<'a> {
 #[derive(Clone, Copy, Debug)]
 pub struct SuperBlock {
     raw: RawSuperBlock,
+}
+
+/// The sum of a superblock's 1024 bytes. It is seeded with all ones, not with the volume's seed.
+#[must_use]
+pub fn checksum(bytes: &[u8; SUPERBLOCK_LEN]) -> u32 {
+    crc32c(!0, &bytes[..SUPERBLOCK_LEN - 4])
 }
 
 fn wrong(field: &'static str, found: impl Into<u64>, expected: impl Into<u64>) -> Corruption {
@@ -87,7 +93,7 @@ impl SuperBlock {
             if raw.checksum_type != 1 {
                 return Err(wrong("s_checksum_type", raw.checksum_type, 1u8));
             }
-            let sum = Csum::superblock(bytes);
+            let sum = checksum(bytes);
             if raw.checksum.get() != sum {
                 return Err(wrong("checksum", raw.checksum.get(), sum));
             }
@@ -194,7 +200,7 @@ impl SuperBlock {
         let mut bytes = [0; SUPERBLOCK_LEN];
         bytes.copy_from_slice(self.raw.as_bytes());
         if self.ro_compat().has(RoCompat::METADATA_CSUM) {
-            let sum = Csum::superblock(&bytes);
+            let sum = checksum(&bytes);
             bytes[SUPERBLOCK_LEN - 4..].copy_from_slice(&sum.to_le_bytes());
         }
         bytes

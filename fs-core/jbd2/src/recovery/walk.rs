@@ -5,7 +5,7 @@
 //! so a torn one has no commit block), and a corruption when something does.
 
 use blockdev::BlockDevice;
-use ext4_format::csum::crc32_be;
+use ext4_format::crc::crc32_be;
 use ext4_format::jbd2::{BlockType, Compat, Header, Incompat, LogFormat, RawCommit, SuperBlock, Tag};
 use ext4_format::{BlockNo, Corruption, Tid, What};
 use rustc_hash::FxHashMap;
