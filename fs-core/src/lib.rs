@@ -25,4 +25,4 @@ pub use ext4_format::inode::{FileType, Time};
 pub use fs::Filesystem;
 pub use mount::MountError;
 pub use ops::{FallocateMode, OpenFlags, RenameFlags, SeekWhence, SetXattr, Shutdown, WriteMode};
-pub use types::{Atime, Attr, Caller, Entry, ErrorPolicy, MountOptions, SetAttr, SetTime, StatFs};
+pub use types::{Atime, Attr, Caller, Entry, ErrorPolicy, MountOptions, OpenId, SetAttr, SetTime, StatFs};

@@ -24,6 +24,15 @@ impl Caller {
     }
 }
 
+/// Names one opening of a file (an open file description), in the order in which files were opened.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct OpenId(pub u64);
+
+impl OpenId {
+    /// Stands for all who ask without having opened the file.
+    pub const NOBODY: OpenId = OpenId(0);
+}
+
 /// A file's attributes as `stat(2)` shows them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Attr {

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use blockdev::Direct;
 use fs_core::{Atime, ErrorPolicy, MountOptions};
 
 /// What `-o` asked for.
@@ -16,8 +17,12 @@ pub struct Options {
     pub allow_other: Option<bool>,
     /// Take a read-write mount without rights of the medium as read-only instead of refusing it.
     pub threads: Option<usize>,
-    /// Bypass the page cache of the backing file where it can be bypassed.
-    pub direct: bool,
+    /// Whether to bypass the host's page cache on the way to the device.
+    pub dio: Direct,
+    /// Let the kernel send the parts of a direct request, and those of libaio and io_uring, side by side.
+    pub async_dio: bool,
+    /// Show counters as an attribute of the root directory.
+    pub stats: bool,
     /// Show every file as owned by the one who mounts, for unprivileged builders.
     pub fake_root: bool,
     /// Mount flags that FUSE itself understands.
@@ -72,7 +77,9 @@ impl Default for Options {
             offset: 0,
             allow_other: None,
             threads: None,
-            direct: true,
+            dio: Direct::Auto,
+            async_dio: true,
+            stats: false,
             fake_root: false,
             flags: Vec::new(),
         }
@@ -238,8 +245,14 @@ impl Options {
             ("allow_other", None) => self.allow_other = Some(true),
             ("noallow_other", None) => self.allow_other = Some(false),
             ("threads", Some(v)) => self.threads = Some(number::<usize>(name, v)?.clamp(1, 64)),
-            ("direct", None | Some("1")) => self.direct = true,
-            ("nodirect", None) | ("direct", Some("0")) => self.direct = false,
+            ("dio", Some("auto")) => self.dio = Direct::Auto,
+            ("dio", Some("always")) | ("direct", None | Some("1")) => self.dio = Direct::Always,
+            ("dio", Some("never")) | ("nodirect", None) | ("direct", Some("0")) => self.dio = Direct::Never,
+            ("dio", Some(v)) => return Err(bad(name, v, "auto, always or never")),
+            ("async_dio", None) => self.async_dio = true,
+            ("noasync_dio", None) => self.async_dio = false,
+            ("stats", None) => self.stats = true,
+            ("nostats", None) => self.stats = false,
             ("fakeroot", None) => self.fake_root = true,
             ("kernel", None) => {
                 // fuse2fs: behave like the kernel's ext4 mount of root.
@@ -305,6 +318,22 @@ mod tests {
         assert_eq!(o.volume.commit_interval, Duration::from_secs(30));
         assert_eq!((o.offset, o.volume.cache_bytes), (1 << 20, 8 << 20));
         assert_eq!((o.volume.reserved_uid, o.volume.atime), (Some(7), Atime::Never));
+    }
+
+    #[test]
+    fn the_way_to_the_device_is_chosen() {
+        for (items, dio) in [
+            ("rw", Direct::Auto),
+            ("dio=always", Direct::Always),
+            ("direct", Direct::Always),
+            ("direct,dio=auto", Direct::Auto),
+            ("dio=never", Direct::Never),
+            ("nodirect", Direct::Never),
+        ] {
+            assert_eq!(parsed(items).unwrap().dio, dio, "{items}");
+        }
+        let said = parsed("dio=maybe").unwrap_err().to_string();
+        assert!(said.contains("'maybe' is not auto, always or never"), "{said}");
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use blockdev::{BlockDevice, Direct, Env, OpenOptions};
+use blockdev::{BlockDevice, Direct, Env, FileDevice, OpenOptions};
 use fs_core::Filesystem;
 use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::{SigSet, Signal};
@@ -37,11 +37,11 @@ pub fn serve(device: &Path, dir: &Path, options: &Options) -> Result<()> {
         &OpenOptions {
             read_only: options.volume.read_only,
             offset: options.offset,
-            direct: if options.direct { Direct::Auto } else { Direct::Never },
+            direct: options.dio,
             exclusive: true,
         },
     )?;
-    info!(device = %device.display(), geometry = ?dev.geometry(), "device opened");
+    log_choice(&device, &dev, options.dio);
     serve_device(dev, &device, &dir, options)
 }
 
@@ -55,6 +55,23 @@ pub fn serve_device(dev: Arc<dyn BlockDevice>, name: &Path, dir: &Path, options:
     served.and(unmounted)
 }
 
+/// Says how requests reach the device, and warns when it is not how it was asked for.
+fn log_choice(device: &Path, dev: &FileDevice, asked: Direct) {
+    let shown = device.display();
+    let kind = if dev.is_block_device() { "block device" } else { "image file" };
+    let sector = dev.geometry().logical_sector;
+    match (dev.is_direct(), asked) {
+        (true, _) => {
+            let align = dev.geometry().direct_align;
+            info!(device = %shown, kind, sector, align, "device opened with O_DIRECT");
+        }
+        (false, Direct::Always) => {
+            warn!(device = %shown, kind, sector, "O_DIRECT does not work here: ordinary IO is used");
+        }
+        (false, _) => info!(device = %shown, kind, sector, "device opened through the host's page cache"),
+    }
+}
+
 fn serve_mounted(
     fs: &Arc<Filesystem>,
     device: &Path,
@@ -64,7 +81,7 @@ fn serve_mounted(
 ) -> Result<()> {
     let service = Service::new(fs.clone(), options);
     let config = session_config(device, options, fs.is_writable());
-    let (door, notifier) = Door::new(service);
+    let (door, notifier) = Door::new(service, options.async_dio);
     let session = fuser::Session::new(door, dir, &config)
         .with_context(|| format!("mounting on {}", dir.display()))
         .with_context(missing_rights)?;

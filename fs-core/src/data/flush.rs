@@ -8,7 +8,7 @@ use smallvec::SmallVec;
 
 use super::flight::Writing;
 use super::place::{Account, Run};
-use super::{By, DataPath, Place};
+use super::{DataPath, Place};
 use crate::alloc::Depth;
 use crate::error::Result;
 use crate::inode::{Inode, IoGuard, Put, Slice};
@@ -203,7 +203,7 @@ impl DataPath {
         io.delayed.remove(run.clone());
         if let Err(error) = &outcome {
             tracing::warn!(ino = %inode.ino, ?run, %error, "dirty data were lost");
-            io.failure = Some(error.echo());
+            self.failed(&mut io, error);
             // The size that callers were shown stays; the lost blocks read as zeros, and none
             // of them lies beyond it.
             io.completed.take_overhang();
@@ -328,12 +328,5 @@ impl DataPath {
         io.completed.clear();
         self.unlist_clean(&mut io);
         self.unlist_converted(&mut io);
-    }
-
-    /// Converts completed writes in the writer's own thread when the worker does not keep up.
-    pub(super) fn relieve(&self, inode: &Arc<Inode>) {
-        if self.completed.count() > super::ioend::MAX_QUEUE {
-            let _ = self.convert(inode, By::Fsync);
-        }
     }
 }

@@ -19,7 +19,10 @@ use crate::inode::{Inode, IoEnd, IoGuard};
 use crate::tx;
 
 /// Files that may wait for conversion before writers have to help.
-pub(super) const MAX_QUEUE: usize = 256;
+const MAX_FILES: usize = 256;
+
+/// Ranges of one file that may.
+const MAX_RANGES: usize = 256;
 
 /// Ranges that one handle reserves log space for at most; with space left it takes more.
 const BATCH: u32 = 8;
@@ -29,8 +32,10 @@ const BATCH: u32 = 8;
 pub enum By {
     /// The conversion worker.
     Worker,
-    /// Somebody who needs it done now.
+    /// Somebody who needs it done now: fsync, truncate and their like.
     Fsync,
+    /// A writer, because the worker does not keep up.
+    Writer,
 }
 
 impl DataPath {
@@ -155,9 +160,12 @@ impl DataPath {
             let Some(range) = inode.io.lock().completed.peek(u64::MAX) else { break };
             let upto = extent::convert(&ctx, &tx, &mut core.map, range.clone(), true)?;
             inode.io.lock().completed.remove(range.start..upto);
+            // A commit may come before the next batch, and no written extent lies behind the size then.
+            core.disk.size = core.disk.size.max((upto * self.block_size()).min(core.size));
             match by {
                 By::Worker => self.counters.by_worker.add(1),
                 By::Fsync => self.counters.by_fsync.add(1),
+                By::Writer => self.counters.by_writer.add(1),
             }
             if upto < range.end {
                 break;
@@ -207,6 +215,17 @@ impl DataPath {
             if removed? == Progress::Done {
                 return Ok(());
             }
+        }
+    }
+
+    /// Back-pressure: a writer converts its own file's ranges when too much waits for the worker.
+    pub(super) fn relieve(&self, inode: &Arc<Inode>) {
+        let ranges = inode.io.lock().completed.blocks().pieces();
+        if (ranges > MAX_RANGES || self.completed.count() > MAX_FILES)
+            && let Err(error) = self.convert(inode, By::Writer)
+        {
+            // What could not be converted stays on the list, where fsync meets the error again.
+            tracing::warn!(ino = %inode.ino, %error, "completed writes could not be converted");
         }
     }
 

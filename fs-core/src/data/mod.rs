@@ -27,15 +27,17 @@ mod worklist;
 mod write;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use blockdev::Timestamp;
 use ext4_format::Tid;
 use jbd2::mutants::{Mutant, is};
 
 use crate::alloc::Allocator;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::extent::MapCtx;
-use crate::inode::{Inode, Orphans, Table};
+use crate::inode::{Inode, IoGuard, Orphans, Table};
+use crate::types::OpenId;
 use crate::volume::Volume;
 
 use budget::Budget;
@@ -47,6 +49,7 @@ pub use flight::wait_clear;
 pub use ioend::By;
 pub use read::{Place, ReadPlan, Segment};
 pub use stats::DataStats;
+pub use write::Failed;
 
 /// The data path of a volume.
 pub struct DataPath {
@@ -61,6 +64,8 @@ pub struct DataPath {
     budget: Budget,
     durable: Durable,
     counters: Counters,
+    /// Openings so far, of all files.
+    openings: AtomicU64,
 }
 
 impl DataPath {
@@ -82,13 +87,32 @@ impl DataPath {
             completed: WorkList::default(),
             durable: Durable::default(),
             counters: Counters::default(),
+            openings: AtomicU64::new(0),
         }
     }
 
     /// What was done so far, and what is under way.
     #[must_use]
     pub fn stats(&self) -> DataStats {
-        self.counters.snapshot(self.budget.held(), self.completed.count() as u64)
+        let waiting = self.completed.all();
+        let ranges = |inode: &Arc<Inode>| inode.io.lock().completed.blocks().pieces() as u64;
+        let counted = &self.counters;
+        DataStats {
+            direct_reads_in_flight: counted.reading.get(),
+            direct_writes_in_flight: counted.writing.get(),
+            direct_reads: counted.reads.get(),
+            direct_writes: counted.writes.get(),
+            overwrites: counted.overwrites.get(),
+            conversions_queued: counted.queued.get(),
+            conversions_merged: counted.merged.get(),
+            conversions_by_worker: counted.by_worker.get(),
+            conversions_by_fsync: counted.by_fsync.get(),
+            conversions_by_writers: counted.by_writer.get(),
+            conversions_pending: waiting.iter().map(ranges).sum(),
+            files_pending: waiting.len() as u64,
+            flushes: counted.flushes.get(),
+            behind_bytes: self.budget.held(),
+        }
     }
 
     /// The journal's observer: `tid` has no open handle any more.
@@ -112,6 +136,16 @@ impl DataPath {
     /// Makes every data write that has returned durable.
     pub fn make_all_durable(&self) -> Result<()> {
         self.durable.make(self.durable.last(), &self.vol.journal)
+    }
+
+    /// The number of an opening that begins.
+    pub fn next_opening(&self) -> OpenId {
+        OpenId(self.openings.fetch_add(1, Ordering::AcqRel) + 1)
+    }
+
+    /// Keeps a failure to write data for the fsyncs to come.
+    fn failed(&self, io: &mut IoGuard<'_>, error: &Error) {
+        io.failures.record(error.echo(), OpenId(self.openings.load(Ordering::Acquire)));
     }
 
     /// Counts a direct read until the guard is dropped.

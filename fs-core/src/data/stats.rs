@@ -1,21 +1,23 @@
 //! Counters of the data path.
 
+use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// What the data path has done since the mount, and what is under way.
+/// What the data path has done since the mount, and what is under way. `Display` gives one
+/// `name: value` a line.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct DataStats {
     /// Direct reads under way.
     pub direct_reads_in_flight: u64,
     /// Direct writes under way.
     pub direct_writes_in_flight: u64,
-    /// Direct reads done.
+    /// Direct reads begun.
     pub direct_reads: u64,
-    /// Direct writes done.
+    /// Direct writes begun.
     pub direct_writes: u64,
-    /// Direct writes that needed no handle: every block was written already.
+    /// Writes of data that needed no handle: every block was written already.
     pub overwrites: u64,
-    /// Completed writes that joined a completed list.
+    /// Ranges that joined a completed list.
     pub conversions_queued: u64,
     /// Those of them that were merged with a neighbour there.
     pub conversions_merged: u64,
@@ -23,12 +25,38 @@ pub struct DataStats {
     pub conversions_by_worker: u64,
     /// Ranges converted by fsync, truncate and others who could not wait for the worker.
     pub conversions_by_fsync: u64,
-    /// Files whose completed list is not empty.
+    /// Ranges converted by writers, because too many waited for the worker.
+    pub conversions_by_writers: u64,
+    /// Ranges that wait for their conversion.
     pub conversions_pending: u64,
+    /// Files that they belong to.
+    pub files_pending: u64,
     /// Runs of write-behind that were written out.
     pub flushes: u64,
     /// Bytes in write-behind.
     pub behind_bytes: u64,
+}
+
+impl fmt::Display for DataStats {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let lines = [
+            ("direct_reads_in_flight", self.direct_reads_in_flight),
+            ("direct_writes_in_flight", self.direct_writes_in_flight),
+            ("direct_reads", self.direct_reads),
+            ("direct_writes", self.direct_writes),
+            ("overwrites", self.overwrites),
+            ("conversions_queued", self.conversions_queued),
+            ("conversions_merged", self.conversions_merged),
+            ("conversions_by_worker", self.conversions_by_worker),
+            ("conversions_by_fsync", self.conversions_by_fsync),
+            ("conversions_by_writers", self.conversions_by_writers),
+            ("conversions_pending", self.conversions_pending),
+            ("files_pending", self.files_pending),
+            ("flushes", self.flushes),
+            ("behind_bytes", self.behind_bytes),
+        ];
+        lines.iter().try_for_each(|(name, value)| writeln!(f, "{name}: {value}"))
+    }
 }
 
 /// A counter.
@@ -55,6 +83,10 @@ impl Gauge {
         self.0.fetch_add(1, Ordering::Relaxed);
         Entered(self)
     }
+
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
 }
 
 /// One thing under way.
@@ -77,24 +109,6 @@ pub struct Counters {
     pub merged: Counter,
     pub by_worker: Counter,
     pub by_fsync: Counter,
+    pub by_writer: Counter,
     pub flushes: Counter,
-}
-
-impl Counters {
-    pub fn snapshot(&self, behind_bytes: u64, pending: u64) -> DataStats {
-        DataStats {
-            direct_reads_in_flight: self.reading.0.load(Ordering::Relaxed),
-            direct_writes_in_flight: self.writing.0.load(Ordering::Relaxed),
-            direct_reads: self.reads.get(),
-            direct_writes: self.writes.get(),
-            overwrites: self.overwrites.get(),
-            conversions_queued: self.queued.get(),
-            conversions_merged: self.merged.get(),
-            conversions_by_worker: self.by_worker.get(),
-            conversions_by_fsync: self.by_fsync.get(),
-            conversions_pending: pending,
-            flushes: self.flushes.get(),
-            behind_bytes,
-        }
-    }
 }

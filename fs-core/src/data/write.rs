@@ -12,6 +12,14 @@ use crate::error::{Error, Result};
 use crate::inode::{Core, Inode};
 use crate::tx;
 
+/// A direct write that failed.
+pub struct Failed {
+    /// Why.
+    pub error: Error,
+    /// Byte up to which the file may have grown by it.
+    pub reached: u64,
+}
+
 impl DataPath {
     /// Writes `data` to the device and returns when they are there (not yet when a power cut
     /// cannot take them any more). The caller holds no lock. Gives the number of bytes written,
@@ -19,7 +27,25 @@ impl DataPath {
     ///
     /// # Errors
     /// `NoSpace`, the device's, the journal's.
-    pub fn write_direct(&self, inode: &Arc<Inode>, at: u64, data: &[u8], privileged: bool) -> Result<usize> {
+    pub fn write_direct(
+        &self,
+        inode: &Arc<Inode>,
+        at: u64,
+        data: &[u8],
+        privileged: bool,
+    ) -> std::result::Result<usize, Failed> {
+        let mut reached = at;
+        self.write_now(inode, at, data, privileged, &mut reached).map_err(|error| Failed { error, reached })
+    }
+
+    fn write_now(
+        &self,
+        inode: &Arc<Inode>,
+        at: u64,
+        data: &[u8],
+        privileged: bool,
+        reached: &mut u64,
+    ) -> Result<usize> {
         let _counted = self.counters.writing.enter();
         self.counters.writes.add(1);
         let bs = self.block_size();
@@ -28,16 +54,15 @@ impl DataPath {
         if !whole || !inode.core.read().map.has_extents() {
             // Partial blocks are merged with what is there, and indirect mappings hidden from
             // readers until the data are in place, by write-behind.
-            let before = inode.core.read().size;
+            *reached = end;
             {
                 let _shared = inode.lock.read();
                 self.write_behind(inode, at, data, privileged)?;
             }
             if let Err(error) = self.flush(inode, at / bs..end.div_ceil(bs)) {
-                self.shrink_back(inode, before, end);
                 if matches!(error, Error::NoSpace) {
                     // The caller hears of it now.
-                    inode.io.lock().failure.take_if(|kept| matches!(kept, Error::NoSpace));
+                    inode.io.lock().failures.forget_if(|kept| matches!(kept, Error::NoSpace));
                 }
                 return Err(error);
             }
@@ -68,6 +93,7 @@ impl DataPath {
                 let upto = placed.end();
                 self.arrived(inode, placed, upto * bs, wrote)?;
                 next = upto;
+                *reached = upto * bs;
                 Ok(())
             });
         }
@@ -84,7 +110,7 @@ impl DataPath {
         let overhang = {
             let mut io = inode.io.lock();
             if !matches!(error, Error::NoSpace) {
-                io.failure = Some(error.echo());
+                self.failed(&mut io, &error);
             }
             io.completed.has_overhang()
         };
@@ -94,17 +120,6 @@ impl DataPath {
         match error {
             Error::NoSpace if done > 0 => Ok(done),
             error => Err(error),
-        }
-    }
-
-    /// Takes the growth from `before` to `end` bytes back after a write that failed, unless the
-    /// file has grown on since.
-    fn shrink_back(&self, inode: &Inode, before: u64, end: u64) {
-        let _lock = inode.lock.write();
-        wait_clear(inode, &(0..u64::MAX));
-        let mut core = inode.core.write();
-        if core.size == end && inode.io.lock().behind.is_clean() {
-            core.size = before.max(core.disk.size).min(end);
         }
     }
 

@@ -13,20 +13,29 @@ use crate::data::By;
 use crate::error::Result;
 use crate::fs::Filesystem;
 use crate::inode::Inode;
+use crate::types::OpenId;
 
 impl Filesystem {
     /// Makes the content of `ino` durable, and with it its attributes unless `data_only`.
     ///
     /// # Errors
-    /// A failure of this call, or one since the last fsync that nobody was told of: each is
-    /// reported once.
+    /// Those of [`Filesystem::fsync_opened`], for a caller who has not opened the file.
     pub fn fsync(&self, ino: Ino, data_only: bool) -> Result<()> {
+        self.fsync_opened(ino, OpenId::NOBODY, data_only)
+    }
+
+    /// The same on behalf of an opening.
+    ///
+    /// # Errors
+    /// A failure of this call, or the last one to write the file's data before it: that is told to
+    /// each opening once, and to later ones if nobody was told yet.
+    pub fn fsync_opened(&self, ino: Ino, opening: OpenId, data_only: bool) -> Result<()> {
         self.vol.alive()?;
         let inode = self.inodes.get(ino)?;
         let alive = self.vol.journal.is_aborted().is_none();
         let synced = self.sync_inode(&inode, data_only);
         let synced = synced.map_err(|e| if alive { e.at_first_sight() } else { e });
-        let failure = inode.io.lock().failure.take();
+        let failure = inode.io.lock().failures.tell(opening);
         synced?;
         failure.map_or(Ok(()), Err)
     }

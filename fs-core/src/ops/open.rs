@@ -8,6 +8,7 @@ use ext4_format::inode::flag;
 
 use crate::error::{Posix, Result};
 use crate::fs::Filesystem;
+use crate::types::OpenId;
 
 /// How a file is opened.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -21,11 +22,12 @@ pub struct OpenFlags {
 }
 
 impl Filesystem {
-    /// Opens `ino`; each success is paired with a [`Filesystem::release`].
+    /// Opens `ino`; each success is paired with a [`Filesystem::release`]. The number is for
+    /// [`Filesystem::fsync_opened`].
     ///
     /// # Errors
     /// `NotPermitted` for what the inode's flags forbid, `ReadOnly`.
-    pub fn open(&self, ino: Ino, flags: OpenFlags) -> Result<()> {
+    pub fn open(&self, ino: Ino, flags: OpenFlags) -> Result<OpenId> {
         self.vol.alive()?;
         let inode = self.inodes.get(ino)?;
         if flags.write || flags.truncate {
@@ -37,7 +39,7 @@ impl Filesystem {
             }
         }
         inode.opens.fetch_add(1, Ordering::AcqRel);
-        Ok(())
+        Ok(self.data.next_opening())
     }
 
     /// Closes a handle of `ino`. A file that was cut to nothing and written again starts on its
@@ -47,6 +49,7 @@ impl Filesystem {
         let take = |had: u32| Some(had.saturating_sub(1));
         if inode.opens.fetch_update(Ordering::AcqRel, Ordering::Acquire, take).is_ok_and(|had| had <= 1) {
             self.alloc.close_stream(ino);
+            inode.io.lock().failures.all_closed();
         }
         if self.vol.opts.auto_da_alloc && std::mem::take(&mut inode.io.lock().rewritten) {
             self.data.hasten(&inode);

@@ -30,9 +30,16 @@ impl Filesystem {
     /// # Errors
     /// Those of [`Filesystem::read_plan`] and the device's.
     pub fn read(&self, ino: Ino, offset: u64, buf: &mut [u8]) -> Result<usize> {
-        let plan = self.read_plan(ino, offset, buf.len() as u64)?;
+        self.read_plan(ino, offset, buf.len() as u64)?.execute(self.device(), buf)
+    }
+
+    /// The same for a reader that has no page cache: counted as a direct read.
+    ///
+    /// # Errors
+    /// Those of [`Filesystem::read`].
+    pub fn read_direct(&self, ino: Ino, offset: u64, buf: &mut [u8]) -> Result<usize> {
         let _counted = self.data.count_read();
-        plan.execute(self.device(), buf)
+        self.read(ino, offset, buf)
     }
 
     /// The device that [`crate::data::Segment::Device`] speaks of.

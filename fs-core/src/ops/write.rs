@@ -7,6 +7,7 @@ use ext4_format::inode::flag;
 use jbd2::Credits;
 
 use super::setattr::without_privileges;
+use crate::data::Failed;
 use crate::error::{Error, Posix, Result};
 use crate::fs::Filesystem;
 use crate::inode::Inode;
@@ -67,7 +68,14 @@ impl Filesystem {
         // Indirect maps have no pool that their pointer blocks could come from later, so a full
         // volume must be told now.
         if mode == WriteMode::Direct || !has_extents {
-            return self.data.write_direct(&inode, offset, data, privileged);
+            let before = inode.core.read().size;
+            let written = self.data.write_direct(&inode, offset, data, privileged);
+            let written = written.map_err(|failed| self.take_back(&inode, before, failed));
+            if mode == WriteMode::Writeback && written.is_err() {
+                // The kernel keeps what it is answered, and tells each opening itself.
+                inode.io.lock().failures.forget_if(|_| true);
+            }
+            return written;
         }
         self.data.throttle(&inode);
         let _shared = inode.lock.read();
@@ -76,6 +84,18 @@ impl Filesystem {
             Err(Error::NoSpace) => self.write_what_fits(&inode, offset, data, privileged),
             Err(error) => Err(error),
         }
+    }
+
+    /// Takes the growth of a file by a write that failed back, unless others have moved its end since.
+    fn take_back(&self, inode: &Arc<Inode>, before: u64, failed: Failed) -> Error {
+        let size = inode.core.read().size;
+        if size > before
+            && size == failed.reached
+            && let Err(error) = self.truncate(inode, before)
+        {
+            tracing::warn!(ino = %inode.ino, %error, "a failed write has left the file longer");
+        }
+        failed.error
     }
 
     /// Takes as much of `data` as there is space for, to the last block.

@@ -2,16 +2,17 @@
 //! reported once, and the volume is clean afterwards.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use blockdev::Op;
 use blockdev::sim::{Fault, FaultDevice, MemDevice, When};
 use ext4_format::Ino;
 use fs_core::Filesystem;
-use fs_core::ops::FallocateMode;
 use fs_core::ops::WriteMode;
+use fs_core::ops::{FallocateMode, OpenFlags};
 use fs_core::types::Caller;
 
-use crate::harness::{assert_same, e2fsck, file, manual, mke2fs, mount, read_all, recover};
+use crate::harness::{assert_same, e2fsck, file, manual, mke2fs, mount, read_all, recover, set_size};
 
 const EIO: i32 = 5;
 const BLOCK: usize = 4096;
@@ -211,4 +212,82 @@ fn each_write_fails_once() {
         e2fsck(&dev.snapshot(), &format!("write {nth} failed"));
     }
     assert!(torn < 8, "{torn} of 40");
+}
+
+/// As the kernel's `errseq_t`: every opening hears once, whoever asks first.
+#[test]
+fn a_failure_is_told_once_to_each_opening() {
+    for mode in [WriteMode::Direct, WriteMode::Cached] {
+        let bench = Bench::new(&["-t", "ext4"]);
+        let open = || bench.fs.open(bench.ino, OpenFlags { write: true, ..OpenFlags::default() }).unwrap();
+        let told = |opening| bench.fs.fsync_opened(bench.ino, opening, true).map_err(|e| e.errno());
+        let (first, second) = (open(), open());
+        bench.fail(Op::Write);
+        let wrote = bench.write(0, &[1; BLOCK], mode);
+        assert_eq!(wrote.is_err(), mode == WriteMode::Direct);
+        bench.fs.tick().unwrap();
+        assert_eq!(told(second), Err(EIO), "{mode:?}");
+        assert_eq!(told(second), Ok(()));
+        let third = open();
+        assert_eq!(told(third), Ok(()), "opened when it was known");
+        assert_eq!(told(first), Err(EIO));
+        assert_eq!(told(first), Ok(()));
+        for _ in 0..3 {
+            bench.fs.release(bench.ino);
+        }
+        assert_eq!(bench.fsync(), Ok(()), "known when the last one closed");
+    }
+}
+
+/// The kernel tells the openings what its writeback was answered; a second voice would tell it twice.
+#[test]
+fn what_writeback_was_answered_is_not_told_again() {
+    let bench = Bench::new(&["-t", "ext3"]);
+    bench.fail(Op::Write);
+    assert_eq!(bench.write(0, &[1; BLOCK], WriteMode::Writeback), Err(EIO));
+    assert_eq!(bench.fsync(), Ok(()));
+    bench.finish(&[]);
+}
+
+/// A request that goes out in pieces, of which a later one fails: the first are not in the file either, and
+/// nothing of them shows when it grows again.
+#[test]
+fn a_write_that_fails_half_way_leaves_the_file_as_it_was() {
+    const BLOCK: usize = 1024;
+    let cases = [(BLOCK, 5, false), (BLOCK, 900, true), (BLOCK + 50, 900, true)];
+    for (at, nth, converts) in cases {
+        let bench = Bench::new(&["-t", "ext4", "-b", "1024"]);
+        bench.write(0, &[1; BLOCK + 100], WriteMode::Direct).unwrap();
+        bench.fsync().unwrap();
+        let keep = FallocateMode::Allocate { keep_size: true };
+        let other = file(&bench.fs, "other");
+        for block in (4..1000).step_by(2) {
+            for ino in [bench.ino, other] {
+                bench.fs.fallocate(&Caller::root(), ino, block * BLOCK as u64, BLOCK as u64, keep).unwrap();
+            }
+        }
+        bench.fs.syncfs().unwrap();
+        bench.dev.arm(Fault { op: Op::Write, when: When::Nth(nth), sticky: false, errno: EIO });
+        let done = AtomicBool::new(false);
+        let wrote = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while converts && !done.load(Ordering::Relaxed) {
+                    bench.fs.step_convert();
+                }
+            });
+            let wrote = bench.write(at as u64, &[2; 1000 * BLOCK], WriteMode::Direct);
+            done.store(true, Ordering::Relaxed);
+            wrote
+        });
+        assert_eq!(wrote, Err(EIO), "{nth}");
+        assert_eq!(bench.fs.getattr(bench.ino).unwrap().size, BLOCK as u64 + 100, "{nth}");
+        assert_eq!((bench.fsync(), bench.fsync()), (Err(EIO), Ok(())), "{nth}");
+        set_size(&bench.fs, bench.ino, 1010 * BLOCK as u64).unwrap();
+        let mut expected = read_all(&bench.fs, bench.ino);
+        let (head, tail) = expected.split_at(BLOCK + 100);
+        assert!(head[..BLOCK].iter().all(|b| *b == 1) && head[BLOCK..].iter().all(|b| *b == 1 || *b == 2));
+        assert!(tail.iter().all(|b| *b == 0), "{nth}: {:?}", tail.iter().position(|b| *b != 0));
+        expected.truncate(1010 * BLOCK);
+        bench.finish(&expected);
+    }
 }

@@ -1,5 +1,6 @@
 //! The data path against byte models, failing devices and power cuts. Every image ends at e2fsck.
 
+mod conversions;
 mod faults;
 mod harness;
 mod model;

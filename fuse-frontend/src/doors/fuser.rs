@@ -29,14 +29,15 @@ const ATTRIBUTES_ONLY: i64 = -1;
 pub struct Door {
     service: Arc<Service>,
     notifier: Arc<OnceLock<Notifier>>,
+    async_dio: bool,
 }
 
 impl Door {
     /// A door to `service`. The cell takes the session's notifier as soon as there is a session.
     #[must_use]
-    pub fn new(service: Service) -> (Door, Arc<OnceLock<Notifier>>) {
+    pub fn new(service: Service, async_dio: bool) -> (Door, Arc<OnceLock<Notifier>>) {
         let notifier = Arc::new(OnceLock::new());
-        (Door { service: Arc::new(service), notifier: notifier.clone() }, notifier)
+        (Door { service: Arc::new(service), notifier: notifier.clone(), async_dio }, notifier)
     }
 }
 
@@ -120,6 +121,22 @@ impl Door {
         file_attr(attr, self.service.block_size())
     }
 
+    /// Answers a direct write of a file that the kernel may have read into its page cache meanwhile. For a
+    /// synchronous write the kernel drops such pages itself; for an asynchronous one it does so when
+    /// the request is sent, not when it ends. Not in a thread of the door: dropping waits for READs of
+    /// the same pages, and for dirty ones to be written.
+    fn reply_without_old_pages(&self, ino: INodeNo, offset: u64, taken: u32, reply: fuser::ReplyWrite) {
+        let notifier = self.notifier.clone();
+        std::thread::spawn(move || {
+            if let Some(notifier) = notifier.get()
+                && let Err(error) = notifier.inval_inode(ino, offset as i64, taken.into())
+            {
+                tracing::debug!(node = ino.0, %error, "no pages were dropped");
+            }
+            reply.written(taken);
+        });
+    }
+
     fn reply_entry(&self, reply: fuser::ReplyEntry, answer: Answer<Attr>) {
         match answer {
             Ok(attr) => {
@@ -169,7 +186,6 @@ impl fuser::Filesystem for Door {
             InitFlags::FUSE_HAS_IOCTL_DIR,
             InitFlags::FUSE_DO_READDIRPLUS,
             InitFlags::FUSE_READDIRPLUS_AUTO,
-            InitFlags::FUSE_ASYNC_DIO,
             InitFlags::FUSE_WRITEBACK_CACHE,
             InitFlags::FUSE_PARALLEL_DIROPS,
             InitFlags::FUSE_HANDLE_KILLPRIV_V2,
@@ -179,7 +195,8 @@ impl fuser::Filesystem for Door {
             InitFlags::FUSE_NO_OPENDIR_SUPPORT,
             InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
         ];
-        for flag in wanted {
+        let async_dio = self.async_dio.then_some(InitFlags::FUSE_ASYNC_DIO);
+        for flag in wanted.into_iter().chain(async_dio) {
             if config.add_capabilities(flag).is_err() {
                 tracing::debug!(?flag, "the kernel does not offer this");
             }
@@ -349,10 +366,12 @@ impl fuser::Filesystem for Door {
         offset: u64,
         size: u32,
         _flags: OpenFlags,
-        _lock_owner: Option<LockOwner>,
+        lock_owner: Option<LockOwner>,
         reply: fuser::ReplyData,
     ) {
-        self.service.read(ino.0, offset, size, |answer| match answer {
+        // Only read(2) past the page cache has an owner.
+        let from_cache = lock_owner.is_none();
+        self.service.read(ino.0, offset, size, from_cache, |answer| match answer {
             Ok(bytes) => reply.data(bytes),
             Err(code) => reply.error(errno(code)),
         });
@@ -362,7 +381,7 @@ impl fuser::Filesystem for Door {
         &self,
         req: &Request,
         ino: INodeNo,
-        _fh: FileHandle,
+        fh: FileHandle,
         offset: u64,
         data: &[u8],
         write_flags: WriteFlags,
@@ -374,8 +393,12 @@ impl fuser::Filesystem for Door {
             from_cache: write_flags.contains(WriteFlags::FUSE_WRITE_CACHE),
             kill_privileges: write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID),
             flags: flags.0,
+            handle: fh.0,
         };
         match self.service.write(sender(req), ino.0, offset, data, how) {
+            Ok(taken) if !how.from_cache && self.service.may_have_cached(ino.0) => {
+                self.reply_without_old_pages(ino, offset, taken, reply);
+            }
             Ok(taken) => reply.written(taken),
             Err(code) => {
                 reply.error(errno(code));
@@ -416,8 +439,8 @@ impl fuser::Filesystem for Door {
         reply.ok();
     }
 
-    fn fsync(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, datasync: bool, reply: fuser::ReplyEmpty) {
-        reply_empty(reply, self.service.fsync(ino.0, datasync));
+    fn fsync(&self, _req: &Request, ino: INodeNo, fh: FileHandle, datasync: bool, reply: fuser::ReplyEmpty) {
+        reply_empty(reply, self.service.fsync(ino.0, fh.0, datasync));
     }
 
     fn opendir(&self, _req: &Request, _ino: INodeNo, _flags: OpenFlags, reply: fuser::ReplyOpen) {

@@ -1,10 +1,10 @@
 //! Requests about the content of files. No table of open files is kept: what a handle must
-//! remember is its open flags, and those fit into its number.
+//! remember, which opening it is and whether it may write, fits into its number.
 
 use std::collections::hash_map::Entry;
 
 use blockdev::PooledBuf;
-use fs_core::{Attr, Error, FallocateMode, SeekWhence, WriteMode};
+use fs_core::{Attr, Error, FallocateMode, OpenId, SeekWhence, WriteMode};
 
 use super::attributes::Change;
 use super::{Answer, Sender, Service, Writers, inode_of, node_of, refuse};
@@ -30,13 +30,15 @@ pub struct WriteHow {
     pub kill_privileges: bool,
     /// Open flags of the handle at this moment (fcntl may have changed O_DIRECT).
     pub flags: i32,
+    /// The handle's number.
+    pub handle: u64,
 }
 
 impl Service {
     /// OPEN, with O_TRUNC if it was asked for.
     pub fn open(&self, sender: Sender, node: u64, flags: i32) -> Answer<Opened> {
         let ino = inode_of(node)?;
-        self.fs.open(ino, open_flags(flags)).map_err(refuse)?;
+        let id = self.fs.open(ino, open_flags(flags)).map_err(refuse)?;
         if flags & libc::O_TRUNC != 0 {
             let cut = Change { size: Some(0), ..Change::default() };
             if let Err(errno) = self.setattr(sender, node, &cut) {
@@ -44,14 +46,14 @@ impl Service {
                 return Err(errno);
             }
         }
-        Ok(self.opened(sender, node, flags))
+        Ok(self.opened(sender, node, id, flags))
     }
 
     /// The opening half of CREATE, after [`Service::mknod`]; gives the entry's reference back when
     /// it fails.
     pub fn open_created(&self, sender: Sender, entry: &Attr, flags: i32) -> Answer<Opened> {
         match self.fs.open(entry.ino, open_flags(flags & !libc::O_TRUNC)) {
-            Ok(()) => Ok(self.opened(sender, node_of(entry.ino), flags)),
+            Ok(id) => Ok(self.opened(sender, node_of(entry.ino), id, flags)),
             Err(error) => {
                 self.forget(node_of(entry.ino), 1);
                 Err(refuse(error))
@@ -82,11 +84,12 @@ impl Service {
         self.cached_writers.lock().contains_key(&node)
     }
 
-    fn opened(&self, sender: Sender, node: u64, flags: i32) -> Opened {
-        let opened = Opened { handle: u64::from(flags as u32), direct: flags & libc::O_DIRECT != 0 };
+    fn opened(&self, sender: Sender, node: u64, id: OpenId, flags: i32) -> Opened {
+        let opened = Opened { handle: handle_of(id, flags), direct: flags & libc::O_DIRECT != 0 };
         if writes_through_cache(opened.handle) {
             let mut all = self.cached_writers.lock();
-            let writers = all.entry(node).or_insert(Writers { handles: 0, opener: sender });
+            let writers =
+                all.entry(node).or_insert(Writers { handles: 0, opener: sender, pages_cached: false });
             writers.handles += 1;
             if sender.uid == 0 {
                 writers.opener = sender;
@@ -95,14 +98,40 @@ impl Service {
         opened
     }
 
-    /// READ; `reply` gets the bytes, fewer than asked for only at the end of the file.
-    pub fn read<T>(&self, node: u64, offset: u64, size: u32, reply: impl FnOnce(Answer<&[u8]>) -> T) -> T {
+    /// Whether the kernel may have taken pages of a file into its page cache since somebody has it open for
+    /// writing. Asked once a direct write is done, it tells of every read that may have missed it.
+    pub fn may_have_cached(&self, node: u64) -> bool {
+        self.cached_writers.lock().get(&node).is_some_and(|writers| writers.pages_cached)
+    }
+
+    fn pages_are_cached(&self, node: u64) {
+        if let Some(writers) = self.cached_writers.lock().get_mut(&node) {
+            writers.pages_cached = true;
+        }
+    }
+
+    /// READ, for the kernel's page cache or past it; `reply` gets the bytes, fewer than asked for only at the
+    /// end of the file.
+    pub fn read<T>(
+        &self,
+        node: u64,
+        offset: u64,
+        size: u32,
+        from_cache: bool,
+        reply: impl FnOnce(Answer<&[u8]>) -> T,
+    ) -> T {
         let ino = match inode_of(node) {
             Ok(ino) => ino,
             Err(errno) => return reply(Err(errno)),
         };
         let mut buf = PooledBuf::take(size.min(MAX_READ) as usize);
-        match self.fs.read(ino, offset, &mut buf) {
+        let read = if from_cache {
+            self.pages_are_cached(node);
+            self.fs.read(ino, offset, &mut buf)
+        } else {
+            self.fs.read_direct(ino, offset, &mut buf)
+        };
+        match read {
             Ok(n) => reply(Ok(&buf[..n])),
             Err(error) => reply(Err(refuse(error))),
         }
@@ -124,6 +153,9 @@ impl Service {
             true => self.cached_writers.lock().get(&node).map_or(sender, |writers| writers.opener),
             false => sender,
         };
+        if how.from_cache {
+            self.pages_are_cached(node);
+        }
         let caller = self.caller(writer, 0);
         if how.kill_privileges {
             self.fs.kill_privileges(&caller, ino).map_err(refuse)?;
@@ -137,14 +169,15 @@ impl Service {
             return Err(libc::ENOSPC);
         }
         if how.flags & (libc::O_DSYNC | libc::O_SYNC) != 0 && !how.from_cache {
-            self.fs.fsync(ino, how.flags & libc::O_SYNC != libc::O_SYNC).map_err(refuse)?;
+            let data_only = how.flags & libc::O_SYNC != libc::O_SYNC;
+            self.fs.fsync_opened(ino, opening_of(how.handle), data_only).map_err(refuse)?;
         }
         Ok(taken as u32)
     }
 
     /// FSYNC.
-    pub fn fsync(&self, node: u64, datasync: bool) -> Answer<()> {
-        self.fs.fsync(inode_of(node)?, datasync).map_err(refuse)
+    pub fn fsync(&self, node: u64, handle: u64, datasync: bool) -> Answer<()> {
+        self.fs.fsync_opened(inode_of(node)?, opening_of(handle), datasync).map_err(refuse)
     }
 
     /// FALLOCATE, with the mode bits of fallocate(2).
@@ -182,7 +215,16 @@ fn open_flags(flags: i32) -> fs_core::OpenFlags {
     }
 }
 
-/// Whether the handle with these open flags can leave dirty pages in the kernel. One opened with
+/// The number of a handle: which opening it is, and in the two lowest bits its access mode.
+fn handle_of(id: OpenId, flags: i32) -> u64 {
+    id.0 << 2 | (flags & libc::O_ACCMODE) as u64
+}
+
+fn opening_of(handle: u64) -> OpenId {
+    OpenId(handle >> 2)
+}
+
+/// Whether this handle can leave dirty pages in the kernel. One opened with
 /// O_DIRECT may lose that by fcntl, so it counts too.
 fn writes_through_cache(handle: u64) -> bool {
     handle as i32 & libc::O_ACCMODE != libc::O_RDONLY

@@ -8,6 +8,7 @@ mod directories;
 mod files;
 mod ioctl;
 mod names;
+mod stats;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -43,6 +44,7 @@ pub struct Sender {
 pub struct Service {
     fs: Arc<Filesystem>,
     fake_root: bool,
+    shows_stats: bool,
     /// The files with handles that write through the kernel's page cache.
     cached_writers: Mutex<HashMap<u64, Writers>>,
     /// Files whose cached data found no space: their next write(2) shall fail.
@@ -55,6 +57,8 @@ struct Writers {
     /// The writer with the most rights: pages that are written back say nothing of their writer,
     /// but whether they may take the last blocks depends on it.
     opener: Sender,
+    /// Whether pages came into the page cache since the first of the handles was opened.
+    pages_cached: bool,
 }
 
 impl Service {
@@ -64,6 +68,7 @@ impl Service {
         Service {
             fs,
             fake_root: options.fake_root,
+            shows_stats: options.stats,
             cached_writers: Mutex::default(),
             starved: Mutex::default(),
         }

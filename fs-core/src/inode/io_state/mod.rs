@@ -7,6 +7,7 @@
 
 mod behind;
 mod completed;
+mod failures;
 mod flight;
 mod ranges;
 
@@ -17,11 +18,11 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 
 pub use behind::{Behind, Put, Slice};
 pub use completed::{Completed, IoEnd};
+pub use failures::Failures;
 pub use flight::Flight;
 pub use ranges::BlockSet;
 
 use crate::alloc::Reservation;
-use crate::error::Error;
 use crate::sync::{Held, Rank, hold};
 
 /// An earlier life of the inode in memory may have written anything up to now.
@@ -51,8 +52,8 @@ pub struct Io {
     pub delayed: BlockSet,
     /// The space that was promised to them.
     pub promised: Option<Reservation>,
-    /// A failure that the next fsync reports, once.
-    pub failure: Option<Error>,
+    /// What fsync has to tell.
+    pub failures: Failures,
     /// Place in the volume's list of dirty files.
     pub dirty_ticket: Option<u64>,
     /// Place in the volume's list of files with completions.
@@ -81,7 +82,7 @@ impl IoState {
                 completed: Completed::default(),
                 delayed: BlockSet::default(),
                 promised: None,
-                failure: None,
+                failures: Failures::default(),
                 dirty_ticket: None,
                 completed_ticket: None,
                 times_dirty: false,

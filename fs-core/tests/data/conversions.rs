@@ -1,0 +1,140 @@
+//! The completed list and its conversion: bounded, merged, done once, and true at every commit.
+
+use std::sync::Arc;
+
+use blockdev::sim::{MemDevice, Recorder};
+use blockdev::{Env, Workers};
+use ext4_format::Ino;
+use fs_core::Filesystem;
+use fs_core::ops::{FallocateMode, WriteMode};
+use fs_core::types::Caller;
+
+use crate::harness::{assert_same, e2fsck, file, manual, mke2fs, mount, read_all, recover, set_size};
+
+const BLOCK: u64 = 1024;
+
+fn write(fs: &Filesystem, ino: Ino, block: u64, byte: u8) {
+    let data = [byte; BLOCK as usize];
+    assert_eq!(fs.write(&Caller::root(), ino, block * BLOCK, &data, WriteMode::Direct).unwrap(), data.len());
+}
+
+/// Ranges whose leaves fill more than one transaction, beyond the size on disk and in preallocated space, so
+/// that no orphan record vouches for them.
+#[test]
+fn a_commit_between_two_batches_leaves_no_written_extent_behind_the_size() {
+    let recorder = Recorder::new(mke2fs(&["-t", "ext4", "-b", "1024", "-J", "size=1"]));
+    let fs = mount(Arc::new(recorder.clone()), manual());
+    let ino = file(&fs, "file");
+    let keep = FallocateMode::Allocate { keep_size: true };
+    for at in 0..20_000 {
+        fs.fallocate(&Caller::root(), ino, 2 * at * BLOCK, BLOCK, keep).unwrap();
+    }
+    let written: Vec<u64> = (0..250).map(|n| n * 160).collect();
+    for &block in &written {
+        write(&fs, ino, block, 7);
+    }
+    fs.step_commit().unwrap();
+    assert_eq!(fs.data_stats().conversions_pending, 250);
+    let before = recorder.recording().events().len();
+    fs.step_convert();
+    let recording = recorder.recording();
+    assert!(recording.events().len() > before, "nothing was committed between the batches");
+    let mut walk = blockdev::sim::Walk::new(&recording);
+    walk.go_to(recording.events().len());
+    for keep in walk.keeps(1, 1, 1) {
+        let dev = Arc::new(MemDevice::from_image(walk.build(keep).image));
+        let fs = recover(dev.clone()).unwrap();
+        let ino = file(&fs, "file");
+        let size = fs.getattr(ino).unwrap().size as usize;
+        // What a larger size brings into the file are zeros. (It also spares e2fsck 1.47 deep trees that go
+        // on behind the size, whose index nodes it takes for wrong.)
+        set_size(&fs, ino, 40_000 * BLOCK).unwrap();
+        let found = read_all(&fs, ino);
+        assert!(found[size..].iter().all(|byte| *byte == 0), "written extents behind the size {size}");
+        assert!(found.iter().all(|byte| *byte == 0 || *byte == 7));
+        fs.unmount().unwrap();
+        drop(fs);
+        e2fsck(&dev.snapshot(), "between two batches");
+    }
+}
+
+/// Nobody converts here but the writers themselves.
+#[test]
+fn writers_help_when_the_worker_does_not_keep_up() {
+    const FILES: u64 = 3;
+    const RANGES: u64 = 1500;
+    let dev = Arc::new(MemDevice::from_image(mke2fs(&["-t", "ext4", "-b", "1024"])));
+    let fs = mount(dev.clone(), manual());
+    let inos: Vec<Ino> = (0..FILES).map(|n| file(&fs, &format!("file{n}"))).collect();
+    let mut most = 0;
+    for n in 0..RANGES {
+        for &ino in &inos {
+            write(&fs, ino, 2 * n, 9);
+        }
+        most = most.max(fs.data_stats().conversions_pending);
+    }
+    let stats = fs.data_stats();
+    assert_eq!((stats.conversions_queued, stats.conversions_merged), (FILES * RANGES, 0), "{stats}");
+    assert!((FILES * 200..=FILES * 257).contains(&most), "{most} ranges waited: {stats}");
+    assert_eq!(stats.conversions_by_worker + stats.conversions_by_fsync, 0, "{stats}");
+    assert_eq!(stats.conversions_by_writers + stats.conversions_pending, FILES * RANGES, "{stats}");
+    fs.unmount().unwrap();
+    drop(fs);
+    e2fsck(&dev.snapshot(), "after the flood");
+}
+
+/// The worker and fsync race for the same ranges: each is converted once, whoever comes first.
+#[test]
+fn worker_and_fsync_convert_each_range_once() {
+    let dev = Arc::new(MemDevice::from_image(mke2fs(&["-t", "ext4", "-b", "1024"])));
+    let fs = mount(dev.clone(), Env { workers: Workers::Threads, ..Env::system() });
+    let ino = file(&fs, "file");
+    std::thread::scope(|scope| {
+        for worker in 0..2 {
+            let fs = &fs;
+            scope.spawn(move || {
+                for n in 0..600 {
+                    write(fs, ino, 4 * n + 2 * worker, 1 + worker as u8);
+                    match n % 3 {
+                        0 => fs.fsync(ino, true).unwrap(),
+                        1 => fs.step_convert(),
+                        _ => {}
+                    }
+                }
+            });
+        }
+    });
+    fs.fsync(ino, false).unwrap();
+    let stats = fs.data_stats();
+    let done = stats.conversions_by_worker + stats.conversions_by_fsync + stats.conversions_by_writers;
+    assert_eq!(stats.conversions_queued, 1200, "{stats}");
+    assert_eq!(done + stats.conversions_merged, 1200, "{stats}");
+    assert!(stats.conversions_by_worker > 0 && stats.conversions_by_fsync > 0, "{stats}");
+    fs.unmount().unwrap();
+    drop(fs);
+    e2fsck(&dev.snapshot(), "after the race");
+}
+
+#[test]
+fn neighbours_are_merged_and_overwrites_need_no_handle() {
+    let dev = Arc::new(MemDevice::from_image(mke2fs(&["-t", "ext4", "-b", "1024"])));
+    let fs = mount(dev.clone(), manual());
+    let ino = file(&fs, "file");
+    for block in [0, 2, 1, 3] {
+        write(&fs, ino, block, 1);
+    }
+    let stats = fs.data_stats();
+    assert_eq!((stats.conversions_queued, stats.conversions_merged, stats.conversions_pending), (4, 2, 1));
+    fs.fsync(ino, false).unwrap();
+    assert_eq!(fs.data_stats().conversions_by_fsync, 1);
+    for block in [1, 0] {
+        write(&fs, ino, block, 2);
+    }
+    let stats = fs.data_stats();
+    assert_eq!((stats.overwrites, stats.conversions_queued, stats.conversions_pending), (2, 4, 0), "{stats}");
+    let expected = [[2; BLOCK as usize], [2; 1024], [1; 1024], [1; 1024]].concat();
+    assert_same(&read_all(&fs, ino), &expected, "overwritten");
+    fs.unmount().unwrap();
+    drop(fs);
+    e2fsck(&dev.snapshot(), "after overwrites");
+}
