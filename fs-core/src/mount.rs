@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use blockdev::{BlockDevice, Env};
-use ext4_format::features::{self, Access, Compat, Incompat, RoCompat};
+use ext4_format::features::{Access, Compat, Incompat, RoCompat};
 use ext4_format::superblock::{SUPERBLOCK_LEN, SUPERBLOCK_OFFSET, State, SuperBlock};
 use ext4_format::{BlockNo, Corruption, Ino, locate};
 use jbd2::{Journal, LogChecksum, LogExtent, LogFeatures, LogLocation};
@@ -235,7 +235,7 @@ fn judge(
     dev: &dyn BlockDevice,
     opts: &mut MountOptions,
 ) -> std::result::Result<(), MountError> {
-    match features::judge(sb) {
+    match sb.access() {
         Access::ReadWrite => {}
         Access::ReadOnly { because } => {
             if !opts.read_only {

@@ -6,46 +6,11 @@
 
 use std::fmt;
 
-use crate::superblock::SuperBlock;
+use crate::bits::flag_bits;
 
-macro_rules! feature_word {
-    ($(#[$doc:meta])* $name:ident, $word:expr, { $($(#[$bit_doc:meta])* $bit:ident = $value:expr;)* }) => {
-        $(#[$doc])*
-        #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
-        pub struct $name(pub u32);
-
-        impl $name {
-            $($(#[$bit_doc])* pub const $bit: $name = $name($value);)*
-
-            /// Whether every bit of `other` is set.
-            #[must_use]
-            pub fn has(self, other: $name) -> bool {
-                self.0 & other.0 == other.0
-            }
-
-            /// These bits and those of `other`.
-            #[must_use]
-            pub const fn with(self, other: $name) -> $name {
-                $name(self.0 | other.0)
-            }
-
-            /// These bits without those of `other`.
-            #[must_use]
-            pub const fn without(self, other: $name) -> $name {
-                $name(self.0 & !other.0)
-            }
-
-            /// The names of the set bits, known ones as e2fsprogs spells them.
-            pub fn names(self) -> impl Iterator<Item = String> {
-                (0..32).filter(move |bit| self.0 & (1 << bit) != 0).map(|bit| name_of($word, 1 << bit))
-            }
-        }
-    };
-}
-
-feature_word! {
+flag_bits! {
     /// `s_feature_compat`: an unknown bit may be ignored.
-    Compat, Word::Compat, {
+    Compat(u32) {
         /// Directory preallocation (never used).
         DIR_PREALLOC = 0x1;
         /// AFS inodes.
@@ -73,9 +38,9 @@ feature_word! {
     }
 }
 
-feature_word! {
+flag_bits! {
     /// `s_feature_ro_compat`: an unknown bit forbids writing.
-    RoCompat, Word::RoCompat, {
+    RoCompat(u32) {
         /// Backups only in groups 0, 1 and powers of 3, 5 and 7.
         SPARSE_SUPER = 0x1;
         /// Files past 2 GiB.
@@ -111,9 +76,9 @@ feature_word! {
     }
 }
 
-feature_word! {
+flag_bits! {
     /// `s_feature_incompat`: an unknown bit forbids mounting.
-    Incompat, Word::Incompat, {
+    Incompat(u32) {
         /// Compressed files (never used).
         COMPRESSION = 0x1;
         /// Directory entries carry a file type.
@@ -148,6 +113,19 @@ feature_word! {
         CASEFOLD = 0x20000;
     }
 }
+
+macro_rules! names_of_bits {
+    ($($word:ident)*) => { $(
+        impl $word {
+            /// The names of the set bits, known ones as e2fsprogs spells them.
+            pub fn names(self) -> impl Iterator<Item = String> {
+                (0..32).filter(move |bit| self.0 & (1 << bit) != 0).map(|bit| name_of(Word::$word, 1 << bit))
+            }
+        }
+    )* };
+}
+
+names_of_bits!(Compat RoCompat Incompat);
 
 /// Which of the superblock's three feature words a bit belongs to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -298,14 +276,18 @@ pub enum Access {
 }
 
 /// Judges a volume by its feature words, and refuses an external journal by name.
-#[must_use]
-pub fn judge(sb: &SuperBlock) -> Access {
+pub(crate) fn judge(
+    compat: Compat,
+    ro_compat: RoCompat,
+    incompat: Incompat,
+    has_external_journal: bool,
+) -> Access {
     let mut refused = Vec::new();
     let mut read_only = Vec::new();
     for (word, bits, when_unknown) in [
-        (Word::Compat, sb.compat().0, ReadWrite),
-        (Word::RoCompat, sb.ro_compat().0, ReadOnly),
-        (Word::Incompat, sb.incompat().0, Refused),
+        (Word::Compat, compat.0, ReadWrite),
+        (Word::RoCompat, ro_compat.0, ReadOnly),
+        (Word::Incompat, incompat.0, Refused),
     ] {
         for mask in (0..32).map(|bit| 1 << bit).filter(|mask| bits & mask != 0) {
             let known = TABLE.iter().find(|f| f.word == word && f.mask == mask);
@@ -316,7 +298,7 @@ pub fn judge(sb: &SuperBlock) -> Access {
             }
         }
     }
-    if sb.has_external_journal() {
+    if has_external_journal {
         refused.push("external journal".to_owned());
     }
     if !refused.is_empty() {

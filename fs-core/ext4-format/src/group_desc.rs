@@ -4,10 +4,10 @@
 //! uninit flags mean something only where descriptors carry a sum ([`crate::csum::Csum::group_descs`]).
 //! Source: kernel documentation, ext4 "Block Group Descriptors".
 
+use crate::bits::flag_bits;
 use crate::corruption::{Corruption, What};
 use crate::csum::Csum;
 use crate::num::{BlockNo, GroupNo};
-use crate::superblock::flag_bits;
 
 flag_bits! {
     /// `bg_flags`.

@@ -1,6 +1,7 @@
 //! Floor 0: what the bytes of ext4 and jbd2 mean. No IO, no clock, no threads, no unsafe.
 
 pub mod bitmap;
+mod bits;
 pub mod corruption;
 pub mod crc;
 pub mod csum;

@@ -4,7 +4,6 @@ mod common;
 
 use common::sound;
 use ext4_format::csum::Csum;
-use ext4_format::features;
 use ext4_format::geometry::Geometry;
 use ext4_format::group_desc::GroupDesc;
 use ext4_format::mmp::Mmp;
@@ -27,7 +26,7 @@ fn edgy() -> impl Strategy<Value = u32> {
 fn calculate(sb: &SuperBlock, numbers: &[u32]) {
     let geometry = Geometry::new(sb);
     let csum = Csum::new(sb);
-    let _ = features::judge(sb);
+    let _ = sb.access();
     let _ = (sb.want_extra_isize(), sb.free_blocks(), sb.first_error(), sb.mmp_block(), sb.journal_backup());
     assert!(geometry.group_count > 0 && geometry.desc_blocks > 0);
     for n in numbers {

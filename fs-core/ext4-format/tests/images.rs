@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::process::Command;
 
 use ext4_format::csum::Csum;
-use ext4_format::features::{self, Access};
+use ext4_format::features::Access;
 use ext4_format::geometry::{self, Geometry};
 use ext4_format::group_desc::{GroupDesc, GroupFlags};
 use ext4_format::superblock::{SUPERBLOCK_OFFSET, SuperBlock};
@@ -72,7 +72,7 @@ fn superblocks_and_descriptors_survive_decode_and_encode_and_verify() {
         let file = image.as_file();
         let (bytes, sb) = superblock(file, SUPERBLOCK_OFFSET);
         assert_eq!(sb.encode(), bytes, "{size} {options:?}");
-        assert_eq!(features::judge(&sb), Access::ReadWrite, "{size} {options:?}");
+        assert_eq!(sb.access(), Access::ReadWrite, "{size} {options:?}");
 
         let geometry = Geometry::new(&sb);
         let csum = Csum::new(&sb);

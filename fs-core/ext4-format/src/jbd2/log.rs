@@ -4,10 +4,10 @@ use zerocopy::big_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::{BlockType, HEADER_LEN, Header, REVOKE_HEADER_LEN, TAIL_LEN};
+use crate::bits::flag_bits;
 use crate::corruption::{Corruption, What};
 use crate::csum::JournalCsum;
 use crate::num::{BlockNo, Tid};
-use crate::superblock::flag_bits;
 
 /// The shape of a tag.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -4,10 +4,10 @@ use zerocopy::big_endian::U32;
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::{BlockType, LogFormat, MAGIC, SUPERBLOCK_LEN, TagFormat};
+use crate::bits::flag_bits;
 use crate::corruption::{Corruption, What};
 use crate::csum::JournalCsum;
 use crate::num::Tid;
-use crate::superblock::flag_bits;
 
 flag_bits! {
     /// `s_feature_compat` of the journal.

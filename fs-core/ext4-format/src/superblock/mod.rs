@@ -12,10 +12,9 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use crate::corruption::{Corruption, What};
 use crate::crc::crc32c;
-use crate::features::{Compat, Incompat, RoCompat};
+use crate::features::{self, Access, Compat, Incompat, RoCompat};
 use crate::num::{BlockNo, Ino};
 
-pub(crate) use flags::flag_bits;
 pub use flags::{DefaultMountOpts, Flags, OnError, State};
 pub use raw::RawSuperBlock;
 
@@ -420,6 +419,12 @@ impl SuperBlock {
     /// Sets the state bits.
     pub fn set_state(&mut self, state: State) {
         self.raw.state = U16::new(state.0);
+    }
+
+    /// What may be done with the volume, by its features; an external journal is refused by name.
+    #[must_use]
+    pub fn access(&self) -> Access {
+        features::judge(self.compat(), self.ro_compat(), self.incompat(), self.has_external_journal())
     }
 
     /// What to do at an error; an unknown value means to carry on, as the kernel takes it.
