@@ -3,7 +3,7 @@
 mod common;
 
 use common::sound;
-use ext4_format::features::{Access, Support, TABLE, Word, judge};
+use ext4_format::features::{Access, Support, TABLE, Word};
 use ext4_format::superblock::SuperBlock;
 use zerocopy::little_endian::U32;
 
@@ -22,7 +22,7 @@ fn judged(word: Word, mask: u32) -> Access {
         raw.log_cluster_size = U32::new(4);
         raw.clusters_per_group = U32::new(512);
     }
-    judge(&SuperBlock::from_raw(raw).unwrap())
+    SuperBlock::from_raw(raw).unwrap().access()
 }
 
 #[test]
@@ -50,6 +50,6 @@ fn an_external_journal_is_refused_by_name() {
     let mut raw = sound();
     raw.feature_compat = U32::new(4);
     raw.journal_dev = U32::new(0x801);
-    let access = judge(&SuperBlock::from_raw(raw).unwrap());
+    let access = SuperBlock::from_raw(raw).unwrap().access();
     assert_eq!(access, Access::Refused { names: vec!["external journal".into()] });
 }
