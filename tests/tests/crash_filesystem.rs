@@ -68,13 +68,14 @@ fn two_operations_in_a_row_keep_their_promises() {
 /// Each of these was broken once, and found by the lab.
 #[test]
 fn what_the_lab_has_found_stays_found() {
-    let regressions: [&str; 5] = [
+    let regressions: [&str; 6] = [
         // An inode that was forgotten and read again did not know that it had to be committed.
         "0f", "0d",
         // A zeroed range swallowed dirty data together with the size they would have brought.
         "21n,40f",
         // Data written after a collapse reached blocks that the disk still showed elsewhere in the file.
-        "41n,20f", "42n,22f",
+        "41n,20f", "42n,22f", // fdatasync of a directory left its names to the next commit.
+        "25f,2p",
     ];
     let regressions: Vec<Workload> = regressions.iter().map(|text| text.parse().unwrap()).collect();
     let length_two: Vec<_> = regressions.iter().filter(|w| w.0.len() == 2).collect();

@@ -67,6 +67,8 @@ impl Filesystem {
     }
 
     fn sync_inode(&self, inode: &Arc<Inode>, data_only: bool) -> Result<()> {
+        // The names are a directory's content: to fdatasync it is to fsync it.
+        let data_only = data_only && !inode.is_dir();
         if self.vol.writable().is_ok() {
             // A failure is kept with the inode, and reported from there.
             let _ = self.data.flush(inode, 0..u64::MAX);

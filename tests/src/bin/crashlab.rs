@@ -317,7 +317,8 @@ impl Lab {
         };
         let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
         std::thread::scope(|scope| {
-            for _ in 0..processors {
+            // Mounting for the kernel's opinion is mostly waiting.
+            for _ in 0..2 * processors {
                 scope.spawn(work);
             }
         });

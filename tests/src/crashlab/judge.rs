@@ -146,6 +146,12 @@ impl Court {
         Ok((recorder, tree))
     }
 
+    /// A disk that our mount has recovered and fsck.rext4 has found in order.
+    pub fn recovered(&self, image: &Image) -> Result<Image> {
+        let recovered = self.recover(image)?.0.snapshot();
+        self.checked(&recovered, Mode::CheckOnly).context("fsck.rext4 after our recovery")
+    }
+
     /// A disk after fsck.rext4, which may find nothing but a journal to replay and orphans to clear.
     fn checked(&self, image: &Image, mode: Mode) -> Result<Image> {
         let disk = Arc::new(MemDevice::from_image(image.clone()));

@@ -49,30 +49,38 @@ fn load(path: &Path) -> Result<Image> {
 }
 
 /// Lets the kernel and e2fsck recover a copy each; both must end clean. Returns the tree that the kernel
-/// shows, and the disk that e2fsck has made.
-///
-/// e2fsck has no opinion where it cut an orphan that goes on living and has its attributes in a block of
-/// their own: it frees that block with the rest (seen in 1.47.0), and corrects the file's block count after it.
+/// shows, and the disk that e2fsck has made if it has an opinion.
 pub fn opinions(image: &Image) -> Result<(Tree, Option<Image>)> {
     let dir = scratch()?;
     let disk = dir.path().join("disk");
     save(image, &disk)?;
-    let by_kernel = mounted(&disk, dir.path()).context("the kernel's replay")?;
+    let by_kernel = mounted(&disk, dir.path(), observe::by_kernel).context("the kernel's replay")?;
     is_clean(&disk).context("after the kernel's replay")?;
 
     save(image, &disk)?;
+    let by_e2fsck = if replayed_by_e2fsck(&disk)? { Some(load(&disk)?) } else { None };
+    Ok((by_kernel, by_e2fsck))
+}
+
+/// Lets e2fsck replay the journal and clear the orphans, which must be all that it finds, and must leave a clean
+/// disk.
+///
+/// It has no opinion (`false`) where it cut an orphan that goes on living and has its attributes in a block of
+/// their own: it frees that block with the rest (seen in 1.47.0, and in the same way after a crash of the kernel:
+/// `crash_kernel`), and corrects the file's block count after it.
+pub fn replayed_by_e2fsck(disk: &Path) -> Result<bool> {
     // Exit status 1: errors corrected, which replaying a journal and clearing orphans counts as.
-    let replayed = output(tool("e2fsck").arg("-fy").arg(&disk))?;
+    let replayed = output(tool("e2fsck").arg("-fy").arg(disk))?;
     let text = both(&replayed);
     ensure!(matches!(replayed.status.code(), Some(0 | 1)), "e2fsck -fy: {}\n{text}", replayed.status);
     if text.contains("Truncating orphaned inode") && text.contains("i_blocks is") {
-        return Ok((by_kernel, None));
+        return Ok(false);
     }
     if let Some(fixed) = text.lines().find(|line| line.contains("FIXED") || line.contains("Fix? yes")) {
         bail!("e2fsck had to repair more than the journal and the orphans: {fixed}\n{text}");
     }
-    is_clean(&disk).context("after e2fsck's replay")?;
-    Ok((by_kernel, Some(load(&disk)?)))
+    is_clean(disk).context("after e2fsck's replay")?;
+    Ok(true)
 }
 
 /// e2fsck finds nothing on a disk that has been recovered.
@@ -80,17 +88,24 @@ pub fn is_clean(disk: &Path) -> Result<()> {
     run(tool("e2fsck").arg("-fn").arg(disk)).map(drop)
 }
 
-fn mounted(disk: &Path, dir: &Path) -> Result<Tree> {
+/// Mounts a disk through a loop device below `dir` for the time of `f`.
+pub fn mounted<T>(disk: &Path, dir: &Path, f: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
     let at = dir.join("at");
     std::fs::create_dir_all(&at)?;
     run(tool("mount").args(["-t", "ext4", "-o", "loop"]).arg(disk).arg(&at))?;
-    let tree = observe::by_kernel(&at);
-    // A child that another thread of ours has forked holds copies of our descriptors until it execs.
+    let answer = f(&at);
+    unmount(&at)?;
+    answer
+}
+
+/// Unmounts. A child that another thread of ours has forked holds copies of our descriptors until it execs, so
+/// that a mount may be busy for a moment.
+pub fn unmount(at: &Path) -> Result<()> {
     let mut tries = 0;
-    while let Err(busy) = run(tool("umount").arg(&at)) {
+    while let Err(busy) = run(tool("umount").arg(at)) {
         tries += 1;
         ensure!(tries < 200, busy);
         std::thread::sleep(Duration::from_millis(10));
     }
-    tree
+    Ok(())
 }

@@ -17,5 +17,7 @@ pub mod meddler;
 pub mod model;
 pub mod observe;
 pub mod ops;
+pub mod programs;
+pub mod served;
 pub mod subject;
 pub mod workload;

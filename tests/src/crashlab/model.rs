@@ -20,6 +20,9 @@ pub type NodeId = usize;
 /// Cells of a page, which a mapping writes back as a whole.
 const PAGE_CELLS: u64 = 4096 / CELL;
 
+/// Room for the headers of a file's attributes, of which there are three at most, in bytes.
+const XATTR_HEADERS: u64 = 128;
+
 /// What a name stands for.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Kind {
@@ -330,9 +333,13 @@ impl Model {
             Op::Create(name) | Op::Mkdir(name) | Op::Symlink(name, _) => now.is_free(name),
             Op::Rmdir(name) => now.is_dir(name) && !now.has_children(name),
             Op::Unlink(name) => now.names.contains_key(name) && !now.is_dir(name),
-            Op::UnlinkOpen(name) | Op::Chmod(name, _) | Op::Truncate(name, _) | Op::SetXattr(name, _, _) => {
-                now.is_file(name)
-            }
+            Op::UnlinkOpen(name) | Op::Chmod(name, _) | Op::Truncate(name, _) => now.is_file(name),
+            Op::SetXattr(name, attr, len) => now.node(name).is_some_and(|(_, node)| {
+                // Attributes have one block; where they do not fit, the answer is ENOSPC.
+                let others = node.xattrs.iter().filter(|(other, _)| *other != attr);
+                let bytes: usize = others.map(|(_, value)| value.len()).sum();
+                node.kind == Kind::File && (bytes + len) as u64 + XATTR_HEADERS <= self.format.block
+            }),
             Op::Link(from, to) => now.is_file(from) && now.is_free(to),
             Op::Rename(from, to) => {
                 let same = now.names.get(from) == now.names.get(to);

@@ -7,6 +7,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use blockdev::sim::Dice;
+
 /// Bytes of a cell, the grain in which contents are compared.
 pub const CELL: u64 = 256;
 
@@ -140,7 +142,7 @@ pub enum Persist {
     Fsync,
     /// fdatasync of the operation's target.
     Fdatasync,
-    /// fsync of the directory that the target's name is in.
+    /// fsync or fdatasync (the seed says which) of the directory that the target's name is in.
     FsyncParent,
     /// syncfs.
     Sync,
@@ -259,6 +261,14 @@ impl FromStr for Step {
 /// A sequence of steps, written with commas: `8n,19f`.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Workload(pub Vec<Step>);
+
+impl Workload {
+    /// A number of its own, so that one seed rolls other dice for every workload.
+    #[must_use]
+    pub fn salt(&self) -> u64 {
+        self.0.iter().fold(0, |sum, step| Dice::new(sum ^ (step.op as u64) << 8 ^ step.then as u64).roll())
+    }
+}
 
 impl fmt::Display for Workload {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -118,6 +118,7 @@ impl Config {
 
     /// Runs a workload on a copy of `base` and records it.
     pub fn run(&self, base: &Image, workload: &Workload, seed: u64) -> Result<Recorded> {
+        let seed = seed ^ workload.salt();
         let recorder = Recorder::with_whole(base.clone(), SUPERBLOCK);
         let mut subject = self.subject(recorder.clone(), Arc::new(recorder.clone()), seed)?;
         for step in &workload.0 {
@@ -129,6 +130,7 @@ impl Config {
     /// Runs a workload on a device one of whose requests fails, or all from one on, until the first
     /// operation fails, and records it. Where the fault strikes nothing this is a run like any other.
     pub fn run_on_failing(&self, base: &Image, workload: &Workload, seed: u64) -> Result<Recorded> {
+        let seed = seed ^ workload.salt();
         let recorder = Recorder::with_whole(base.clone(), SUPERBLOCK);
         let below = recorder.clone();
         let failing = FaultDevice::with_failed_flush(recorder.clone(), seed, move || below.flush_failed());
@@ -308,7 +310,10 @@ impl Subject {
         match what {
             Persist::No => return Ok(()),
             Persist::Sync => fs.syncfs()?,
-            Persist::FsyncParent => self.with(parent(op.target()), |ino| Ok(fs.fsyncdir(ino, false)?))?,
+            Persist::FsyncParent => {
+                let data_only = self.dice.one_in(2);
+                self.with(parent(op.target()), |ino| Ok(fs.fsyncdir(ino, data_only)?))?;
+            }
             Persist::Fsync | Persist::Fdatasync => {
                 self.with(op.target(), |ino| Ok(fs.fsync(ino, what == Persist::Fdatasync)?))?;
             }
