@@ -178,7 +178,7 @@ impl Filesystem {
             };
         }
         self.inodes.forget_all();
-        let drained = self.syncfs();
+        let drained = self.sync_all();
         for ino in self.inodes.live() {
             self.let_go(ino);
         }

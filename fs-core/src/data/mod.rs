@@ -37,6 +37,7 @@ use crate::alloc::Allocator;
 use crate::error::{Error, Result};
 use crate::extent::MapCtx;
 use crate::inode::{Inode, IoGuard, Orphans, Table};
+use crate::sync::{Rank, RankedMutex};
 use crate::types::OpenId;
 use crate::volume::Volume;
 
@@ -66,6 +67,8 @@ pub struct DataPath {
     counters: Counters,
     /// Openings so far, of all files.
     openings: AtomicU64,
+    /// The last loss of a file's data that no syncfs has told of.
+    pub(crate) lost: RankedMutex<Option<Error>>,
 }
 
 impl DataPath {
@@ -88,6 +91,8 @@ impl DataPath {
             durable: Durable::default(),
             counters: Counters::default(),
             openings: AtomicU64::new(0),
+            // Taken while an inode's IO state is held, which is a leaf as well.
+            lost: RankedMutex::keyed(Rank::Leaf, 1, None),
         }
     }
 
@@ -143,8 +148,9 @@ impl DataPath {
         OpenId(self.openings.fetch_add(1, Ordering::AcqRel) + 1)
     }
 
-    /// Keeps a failure to write data for the fsyncs to come.
+    /// Keeps a failure to write data for the fsyncs and the syncfs to come.
     fn failed(&self, io: &mut IoGuard<'_>, error: &Error) {
+        *self.lost.lock() = Some(error.echo());
         io.failures.record(error.echo(), OpenId(self.openings.load(Ordering::Acquire)));
     }
 

@@ -51,8 +51,16 @@ impl Filesystem {
     /// Makes everything durable.
     ///
     /// # Errors
-    /// The first failure; the rest was tried nevertheless.
+    /// The first failure, the rest was tried nevertheless; or data of any file that were lost since the last
+    /// call. Their own fsync tells of it, too.
     pub fn syncfs(&self) -> Result<()> {
+        let synced = self.sync_all();
+        let lost = self.data.lost.lock().take();
+        synced?;
+        lost.map_or(Ok(()), Err)
+    }
+
+    pub(crate) fn sync_all(&self) -> Result<()> {
         self.vol.alive()?;
         if self.vol.writable().is_err() {
             return self.vol.journal.is_aborted().map_or(Ok(()), |cause| Err(cause.into()));
