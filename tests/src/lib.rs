@@ -4,7 +4,9 @@
 //! two ways of reaching a device. Tests and benchmark speak to all of them alike, so that every judge here can be
 //! judged itself on a system that is known to be right, or known to be wrong.
 
+pub mod aio;
 pub mod bench;
+pub mod coherence;
 pub mod crashlab;
 pub mod differ;
 pub mod load;

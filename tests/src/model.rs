@@ -95,7 +95,7 @@ impl Model {
 
 impl Stripe {
     fn new(path: &Path, start: u64, length: u64, seed: u64) -> Result<Stripe> {
-        let flags = OFlags::RDWR | OFlags::DIRECT;
+        let flags = OFlags::RDWR | OFlags::DIRECT | OFlags::CLOEXEC;
         let direct = rustix::fs::open(path, flags, Mode::empty()).context("opening with O_DIRECT")?;
         Ok(Stripe {
             start,

@@ -110,12 +110,14 @@ pub struct Options {
     pub time_limit: Duration,
     /// File that receives the server's standard error.
     pub log: Option<PathBuf>,
+    /// Have rext4 say what it does (`-v`).
+    pub verbose: bool,
 }
 
 impl Default for Options {
     fn default() -> Options {
         let time_limit = crate::scale::pick(Duration::from_secs(300), Duration::from_secs(4 * 3600));
-        Options { words: Vec::new(), user: None, time_limit, log: None }
+        Options { words: Vec::new(), user: None, time_limit, log: None, verbose: false }
     }
 }
 
@@ -149,6 +151,14 @@ impl LoopDevice {
     /// Attaches `image` to a free loop device.
     pub fn attach(image: &Path) -> Result<LoopDevice> {
         let path = run(tool("losetup").args(["--find", "--show"]).arg(image))?;
+        Ok(LoopDevice { path: PathBuf::from(path.trim()) })
+    }
+
+    /// The same with sectors of `bytes`; past the page cache on its own way to the image, if that works.
+    pub fn attach_with_sectors(image: &Path, bytes: u32) -> Result<LoopDevice> {
+        let mut command = tool("losetup");
+        command.args(["--find", "--show", "--direct-io=on", "--sector-size", &bytes.to_string()]);
+        let path = run(command.arg(image))?;
         Ok(LoopDevice { path: PathBuf::from(path.trim()) })
     }
 
@@ -295,6 +305,9 @@ impl Mounted {
         }
         let mut command = system.mount_command();
         command.arg("-f").arg(source).arg(mounted.path());
+        if options.verbose {
+            command.arg("-v");
+        }
         with_words(&mut command);
         let command = match options.user {
             Some(user) => as_user(command, user),
@@ -309,6 +322,15 @@ impl Mounted {
     /// The mount point.
     pub fn path(&self) -> &Path {
         self.point.path()
+    }
+
+    /// A counter of rext4's, which was mounted with `-o stats`.
+    pub fn counter(&self, name: &str) -> Result<u64> {
+        let mut bytes = [0; 4096];
+        let length = rustix::fs::getxattr(self.path(), "rext4.stats", &mut bytes)?;
+        let text = String::from_utf8_lossy(&bytes[..length]).into_owned();
+        let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
+        Ok(value.with_context(|| format!("no {name} in {text}"))?.parse()?)
     }
 
     /// The loop device under it, if there is one.

@@ -3,7 +3,11 @@
 
 mod bad_input;
 mod crash;
+mod direct_aio;
+mod direct_device;
+mod direct_errors;
 mod direct_io;
+mod direct_modes;
 mod mounting;
 mod rootless;
 mod round_trip;
