@@ -18,6 +18,7 @@ pub mod types;
 pub mod volume;
 pub mod xattr;
 
+pub use data::{ReadPlan, Segment};
 pub use dir::Item as DirItem;
 pub use error::{Error, Posix, Result};
 pub use ext4_format::Ino;

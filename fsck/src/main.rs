@@ -53,6 +53,7 @@ fn run(cli: &Cli) -> anyhow::Result<u8> {
             offset: 0,
             direct: blockdev::Direct::Never,
             exclusive: !read_only,
+            mounted: false,
         },
     )?;
     let started = std::time::Instant::now();

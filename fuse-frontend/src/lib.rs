@@ -1,7 +1,7 @@
 //! `mount.rext4`: serves an ext4 volume through FUSE.
 //!
 //! FUSE types live here and nowhere else, and inside this crate only in [`doors`] and where
-//! [`server`] opens one: the [`service`] says what a request means and knows no transport.
+//! `session` opens one: the [`service`] says what a request means and knows no transport.
 
 pub mod background;
 pub mod doors;
@@ -9,3 +9,4 @@ mod mountpoint;
 pub mod options;
 pub mod server;
 pub mod service;
+mod session;

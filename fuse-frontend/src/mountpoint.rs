@@ -28,7 +28,7 @@ pub fn raise_read_ahead(dir: &Path, kib: u32) {
 }
 
 /// `major:minor` of the newest mount on `dir`.
-fn device_of(dir: &Path) -> Option<String> {
+pub fn device_of(dir: &Path) -> Option<String> {
     let table = fs::read_to_string("/proc/self/mountinfo").ok()?;
     let wanted = dir.to_str()?;
     let device = |line: &str| {

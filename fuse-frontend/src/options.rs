@@ -23,10 +23,24 @@ pub struct Options {
     pub async_dio: bool,
     /// Show counters as an attribute of the root directory.
     pub stats: bool,
+    /// How requests are to come.
+    pub transport: Transport,
     /// Show every file as owned by the one who mounts, for unprivileged builders.
     pub fake_root: bool,
     /// Mount flags that FUSE itself understands.
     pub flags: Vec<Flag>,
+}
+
+/// Ways for requests to come.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Transport {
+    /// The best of this machine.
+    #[default]
+    Auto,
+    /// Our own loop on /dev/fuse.
+    Dev,
+    /// The library `fuser`.
+    Fuser,
 }
 
 /// A mount flag that goes to the kernel as it is.
@@ -80,6 +94,7 @@ impl Default for Options {
             dio: Direct::Auto,
             async_dio: true,
             stats: false,
+            transport: Transport::Auto,
             fake_root: false,
             flags: Vec::new(),
         }
@@ -253,6 +268,14 @@ impl Options {
             ("noasync_dio", None) => self.async_dio = false,
             ("stats", None) => self.stats = true,
             ("nostats", None) => self.stats = false,
+            ("transport", Some(v)) => {
+                self.transport = match v {
+                    "auto" => Transport::Auto,
+                    "dev" => Transport::Dev,
+                    "fuser" => Transport::Fuser,
+                    _ => return Err(bad(name, v, "auto, dev or fuser")),
+                };
+            }
             ("fakeroot", None) => self.fake_root = true,
             ("kernel", None) => {
                 // fuse2fs: behave like the kernel's ext4 mount of root.

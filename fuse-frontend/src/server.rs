@@ -1,6 +1,6 @@
 //! One mount from beginning to end: open, recover, mount, serve, unmount.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
@@ -10,11 +10,12 @@ use blockdev::{BlockDevice, Direct, Env, FileDevice, OpenOptions};
 use fs_core::Filesystem;
 use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::{SigSet, Signal};
+use parking_lot::Mutex;
 use tracing::{info, warn};
 
-use crate::doors::fuser::Door;
-use crate::options::{Flag, Options};
-use crate::service::Service;
+use crate::doors::Ended;
+use crate::options::Options;
+use crate::session::Preparation;
 use crate::{background, mountpoint};
 
 /// How long requests that are under way may take to end after a signal.
@@ -23,8 +24,28 @@ const GRACE: Duration = Duration::from_secs(5);
 const READ_AHEAD_KIB: u32 = 1024;
 
 enum Event {
-    SessionEnded(std::io::Result<()>),
+    SessionEnded(Ended),
     Signalled(Signal),
+}
+
+/// A mounted volume, which is unmounted once: before DESTROY is answered, where the kernel asks for
+/// that, or at the end.
+pub struct Volume {
+    /// The filesystem.
+    pub fs: Arc<Filesystem>,
+    unlock: Box<dyn Fn() + Send + Sync>,
+    ended: Mutex<Option<fs_core::Result<()>>>,
+}
+
+impl Volume {
+    /// Writes everything out and lets others have the device.
+    pub fn end(&self) {
+        let mut ended = self.ended.lock();
+        if ended.is_none() {
+            *ended = Some(self.fs.unmount());
+            (self.unlock)();
+        }
+    }
 }
 
 /// Serves the volume on `device` at `dir` until it is unmounted or the process is told to end.
@@ -32,27 +53,45 @@ pub fn serve(device: &Path, dir: &Path, options: &Options) -> Result<()> {
     mountpoint::check(dir)?;
     let dir = dir.canonicalize().with_context(|| format!("mount point {}", dir.display()))?;
     let device = device.canonicalize().with_context(|| format!("{}", device.display()))?;
-    let dev = blockdev::open(
-        &device,
-        &OpenOptions {
-            read_only: options.volume.read_only,
-            offset: options.offset,
-            direct: options.dio,
-            exclusive: true,
-        },
-    )?;
+    let signals = block_signals()?;
+    let mut how = OpenOptions {
+        read_only: options.volume.read_only,
+        offset: options.offset,
+        direct: options.dio,
+        exclusive: true,
+        mounted: false,
+    };
+    let preparation = Preparation::new(&device, &dir, options, &how)?;
+    how.mounted = preparation.has_claimed();
+    let dev = blockdev::open(&device, &how)?;
     log_choice(&device, &dev, options.dio);
-    serve_device(dev, &device, &dir, options)
+    let unlock = dev.clone();
+    run(dev, Box::new(move || unlock.give_up_lock()), preparation, &dir, options, &signals)
 }
 
 /// The same for a device that is open already. `name` is what the mount table calls it, `dir` an absolute path.
 pub fn serve_device(dev: Arc<dyn BlockDevice>, name: &Path, dir: &Path, options: &Options) -> Result<()> {
     let signals = block_signals()?;
+    run(dev, Box::new(|| ()), Preparation::of_file(name, dir, options), dir, options, &signals)
+}
+
+/// Mounts, serves and unmounts. `unlock` lets others have the device.
+fn run(
+    dev: Arc<dyn BlockDevice>,
+    unlock: Box<dyn Fn() + Send + Sync>,
+    preparation: Preparation,
+    dir: &Path,
+    options: &Options,
+    signals: &SigSet,
+) -> Result<()> {
+    let name = preparation.device().to_owned();
     let fs = Filesystem::mount(dev, options.volume.clone(), Env::system())
         .with_context(|| format!("cannot mount {}", name.display()))?;
-    let served = serve_mounted(&fs, name, dir, options, &signals);
-    let unmounted = fs.unmount().with_context(|| format!("unmounting {}", name.display()));
-    served.and(unmounted)
+    let volume = Arc::new(Volume { fs, unlock, ended: Mutex::default() });
+    let served = serve_mounted(&volume, preparation, dir, options, signals);
+    volume.end();
+    let ended = volume.ended.lock().take().unwrap_or(Ok(()));
+    served.and(ended.with_context(|| format!("unmounting {}", name.display())))
 }
 
 /// Says how requests reach the device, and warns when it is not how it was asked for.
@@ -73,43 +112,48 @@ fn log_choice(device: &Path, dev: &FileDevice, asked: Direct) {
 }
 
 fn serve_mounted(
-    fs: &Arc<Filesystem>,
-    device: &Path,
+    volume: &Arc<Volume>,
+    preparation: Preparation,
     dir: &Path,
     options: &Options,
     signals: &SigSet,
 ) -> Result<()> {
-    let service = Service::new(fs.clone(), options);
-    let config = session_config(device, options, fs.is_writable());
-    let (door, notifier) = Door::new(service, options.async_dio);
-    let session = fuser::Session::new(door, dir, &config)
-        .with_context(|| format!("mounting on {}", dir.display()))
-        .with_context(missing_rights)?;
-    let _ = notifier.set(session.notifier());
     let (tell, events) = channel();
     spawn_signal_thread(*signals, tell.clone())?;
-    std::thread::Builder::new().name("rext4-session".into()).spawn(move || {
-        let _ = tell.send(Event::SessionEnded(session.run()));
-    })?;
+    let on_end = move |ended| {
+        let _ = tell.send(Event::SessionEnded(ended));
+    };
+    let mut session = preparation.start(volume, options, Arc::new(on_end))?;
     mountpoint::raise_read_ahead(dir, READ_AHEAD_KIB);
     if background::is_server() {
         background::report_ready()?;
     }
-    wait(&events, dir)
+    let ended = wait(&events, dir)?;
+    if matches!(ended, Some(Ended::Unmounted)) {
+        session.is_unmounted();
+    }
+    match ended {
+        Some(Ended::Failed(error)) => Err(error).context("the FUSE session failed"),
+        Some(Ended::Aborted) => {
+            warn!("the connection was aborted");
+            Ok(())
+        }
+        Some(Ended::Unmounted) | None => Ok(()),
+    }
 }
 
 /// Waits for the end. After a signal the mount is taken away; what still uses it gets [`GRACE`].
-fn wait(events: &Receiver<Event>, dir: &Path) -> Result<()> {
+fn wait(events: &Receiver<Event>, dir: &Path) -> Result<Option<Ended>> {
     match events.recv().context("waiting for the session")? {
-        Event::SessionEnded(result) => result.context("the FUSE session failed"),
+        Event::SessionEnded(ended) => Ok(Some(ended)),
         Event::Signalled(signal) => {
             info!(%signal, "unmounting");
             detach(dir);
             match events.recv_timeout(GRACE) {
-                Ok(Event::SessionEnded(result)) => result.context("the FUSE session failed"),
+                Ok(Event::SessionEnded(ended)) => Ok(Some(ended)),
                 _ => {
                     warn!("the mount was still in use; its users get errors from here on");
-                    Ok(())
+                    Ok(None)
                 }
             }
         }
@@ -156,56 +200,4 @@ fn spawn_signal_thread(set: SigSet, tell: Sender<Event>) -> Result<()> {
         }
     })?;
     Ok(())
-}
-
-/// What an ordinary user is told first when a mount fails.
-fn missing_rights() -> String {
-    let fuse = std::fs::OpenOptions::new().read(true).write(true).open("/dev/fuse");
-    match fuse {
-        Err(error) => format!("/dev/fuse cannot be opened ({error}); ask for access to it, or mount as root"),
-        Ok(_) => "FUSE refused the mount".into(),
-    }
-}
-
-fn session_config(device: &Path, options: &Options, writable: bool) -> fuser::Config {
-    use fuser::MountOption as M;
-    let is_root = nix::unistd::geteuid().is_root();
-    let mut mount_options = vec![
-        M::FSName(PathBuf::from(device).to_string_lossy().into_owned()),
-        M::Subtype("rext4".into()),
-        M::DefaultPermissions,
-        if writable { M::RW } else { M::RO },
-    ];
-    // A volume that root mounts has device nodes and set-user-id programs, as with the kernel's ext4.
-    if is_root && !options.flags.contains(&Flag::NoDev) {
-        mount_options.push(M::Dev);
-    }
-    if is_root && !options.flags.contains(&Flag::NoSuid) {
-        mount_options.push(M::Suid);
-    }
-    for flag in &options.flags {
-        mount_options.extend(match flag {
-            Flag::NoDev => Some(M::NoDev),
-            Flag::NoSuid => Some(M::NoSuid),
-            Flag::Exec => Some(M::Exec),
-            Flag::NoExec => Some(M::NoExec),
-            Flag::Sync => Some(M::Sync),
-            Flag::DirSync => Some(M::DirSync),
-            Flag::NoAtime => Some(M::NoAtime),
-            Flag::Dev | Flag::Suid => None,
-        });
-    }
-    let mut config = fuser::Config::default();
-    config.mount_options = mount_options;
-    config.acl = match options.allow_other.unwrap_or(is_root) {
-        true => fuser::SessionACL::All,
-        false => fuser::SessionACL::Owner,
-    };
-    config.n_threads = Some(options.threads.unwrap_or_else(default_threads));
-    config
-}
-
-/// Requests may block on the device, so there are more threads than processors.
-fn default_threads() -> usize {
-    std::thread::available_parallelism().map_or(4, |n| n.get() * 2).clamp(4, 16)
 }

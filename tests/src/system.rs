@@ -69,7 +69,7 @@ impl System {
         Ok(())
     }
 
-    /// The program that mounts, without its arguments.
+    /// The program that mounts, without its arguments. rext4 takes the transport that `REXT4_TRANSPORT` names.
     pub fn mount_command(self) -> Command {
         match self {
             System::Kernel => {
@@ -78,7 +78,13 @@ impl System {
                 command
             }
             System::Fuse2fs => tool("fuse2fs"),
-            System::Rext4Image | System::Rext4Loop => binary("mount-rext4"),
+            System::Rext4Image | System::Rext4Loop => {
+                let mut command = binary("mount-rext4");
+                if let Ok(transport) = std::env::var("REXT4_TRANSPORT") {
+                    command.args(["-o", &format!("transport={transport}")]);
+                }
+                command
+            }
         }
     }
 
@@ -217,7 +223,8 @@ impl Server {
 
     fn wait_until_mounted(&mut self, point: &Path) -> Result<()> {
         let deadline = Instant::now() + Duration::from_secs(60);
-        while !is_mounted(point)? {
+        // A server may mount before it has looked at the volume: statfs waits until it answers.
+        while !(is_mounted(point)? && rustix::fs::statfs(point).is_ok() && is_mounted(point)?) {
             if let Some(status) = self.child.try_wait()? {
                 bail!("the server ended before it mounted ({status}): {}", self.said());
             }

@@ -12,7 +12,7 @@ use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd};
 
 use parking_lot::{Mutex, MutexGuard};
-use rustix::fs::{FallocateFlags, fallocate, fdatasync};
+use rustix::fs::{FallocateFlags, FlockOperation, fallocate, fdatasync, flock};
 use rustix::io::Errno;
 
 use crate::aligned::PooledBuf;
@@ -35,7 +35,7 @@ pub(crate) enum Kind {
 pub struct FileDevice {
     file: File,
     /// The image file behind a loop device, held for its lock.
-    _backing: Option<File>,
+    backing: Option<File>,
     kind: Kind,
     /// Byte in the file at which the device starts.
     start: u64,
@@ -55,13 +55,19 @@ impl FileDevice {
         geometry: DeviceGeometry,
     ) -> FileDevice {
         let edges = std::array::from_fn(|_| Mutex::new(()));
-        FileDevice { file, _backing: backing, kind, start, direct, geometry, edges }
+        FileDevice { file, backing, kind, start, direct, geometry, edges }
     }
 
     /// Whether requests bypass the host's page cache.
     #[must_use]
     pub fn is_direct(&self) -> bool {
         self.direct
+    }
+
+    /// Lets others lock the image file, before the device is dropped: its user has written all it will.
+    pub fn give_up_lock(&self) {
+        // Without a lock there is nothing to give up, and nobody to tell.
+        let _ = flock(self.backing.as_ref().unwrap_or(&self.file), FlockOperation::Unlock);
     }
 
     /// Whether it is a block device rather than an image file.

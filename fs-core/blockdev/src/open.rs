@@ -40,11 +40,14 @@ pub struct OpenOptions {
     /// Refuse a device that somebody else uses, and keep other users of this crate out until it is
     /// dropped. Read-only opens of an image file share it with each other.
     pub exclusive: bool,
+    /// The kernel has claimed the block device for a mount of the caller's: it is not claimed a second
+    /// time.
+    pub mounted: bool,
 }
 
 impl Default for OpenOptions {
     fn default() -> Self {
-        OpenOptions { read_only: false, offset: 0, direct: Direct::Auto, exclusive: true }
+        OpenOptions { read_only: false, offset: 0, direct: Direct::Auto, exclusive: true, mounted: false }
     }
 }
 
@@ -159,7 +162,7 @@ fn open_file(path: &Path, kind: Kind, options: &OpenOptions) -> Result<File, Ope
     }
     let mut how = File::options();
     how.read(true).write(!options.read_only);
-    if options.exclusive && kind == Kind::Block {
+    if options.exclusive && !options.mounted && kind == Kind::Block {
         // On a block device, O_EXCL without O_CREAT claims it as a mount does.
         how.custom_flags(OFlags::EXCL.bits() as i32);
     }

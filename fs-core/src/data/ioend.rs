@@ -179,7 +179,7 @@ impl DataPath {
             self.unlist_converted(&mut io);
             io.times_dirty = false;
             self.unlist_clean(&mut io);
-            io.completed.is_empty() && !io.completed.is_extending() && !io.completed.has_overhang()
+            io.completed.is_settled()
         };
         if leave && core.disk.links > 0 {
             self.orphans.remove(&tx, inode, &mut core)?;

@@ -6,7 +6,7 @@ mod io_state;
 pub mod orphan;
 mod table;
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use ext4_format::inode::{FileType, Inode as DiskInode, flag};
 use ext4_format::{Ino, Tid};
@@ -39,6 +39,8 @@ pub struct Inode {
     pub(crate) lookups: AtomicU64,
     /// Open file handles.
     pub(crate) opens: AtomicU32,
+    /// Made without a name, and free to get one; a file whose last name was removed is not.
+    pub(crate) may_get_a_name: AtomicBool,
 }
 
 /// The part of an inode that its on-disk form is made from.
@@ -110,6 +112,7 @@ impl Inode {
             dir: DirState::default(),
             lookups: AtomicU64::new(0),
             opens: AtomicU32::new(0),
+            may_get_a_name: AtomicBool::new(false),
         }
     }
 }

@@ -1,5 +1,7 @@
 //! Giving a file one more name.
 
+use std::sync::atomic::Ordering;
+
 use ext4_format::Ino;
 use ext4_format::inode::{MAX_LINKS, flag};
 use jbd2::Credits;
@@ -7,7 +9,7 @@ use jbd2::Credits;
 use super::names::{GROWTH_REVOKES, check_name};
 use crate::error::{Posix, Result};
 use crate::fs::Filesystem;
-use crate::inode::Inode;
+use crate::inode::{Inode, orphan};
 use crate::tx;
 use crate::types::{Caller, Entry};
 
@@ -17,7 +19,7 @@ impl Filesystem {
     ///
     /// # Errors
     /// `Exists`, `NotPermitted` for a directory or when inode flags forbid it, `TooManyLinks`,
-    /// `NotFound` for a file that has no name any more, `NoSpace`.
+    /// `NotFound` for a file that has lost its last name, `NoSpace`.
     pub fn link(&self, caller: &Caller, ino: Ino, parent: Ino, name: &[u8]) -> Result<Entry> {
         self.vol.writable()?;
         check_name(name)?;
@@ -43,19 +45,24 @@ impl Filesystem {
             if core.disk.links >= MAX_LINKS {
                 return Err(Posix::TooManyLinks.into());
             }
-            if core.disk.links == 0 {
+            if core.disk.links == 0 && !inode.may_get_a_name.load(Ordering::Acquire) {
                 return Err(Posix::NotFound.into());
             }
         }
-        // The records of both.
-        let tx =
-            tx::start(&self.vol.journal, Credits { blocks: 2 + room.credits(), revokes: GROWTH_REVOKES })?;
+        // The records of both, and the end of an orphan.
+        let blocks = 2 + room.credits() + orphan::CREDITS;
+        let tx = tx::start(&self.vol.journal, Credits { blocks, revokes: GROWTH_REVOKES })?;
         let spot = dir.make_room(&tx, room, name)?;
         let now = self.vol.now();
         dir.insert(&tx, &spot, name, inode.ino, inode.kind)?;
         {
             let mut core = inode.core.write();
+            // A file that is being extended stays an orphan until that has ended, as any other.
+            if core.disk.links == 0 && inode.io.lock().completed.is_settled() {
+                self.orphans.remove(&tx, inode, &mut core)?;
+            }
             core.disk.links += 1;
+            inode.may_get_a_name.store(false, Ordering::Release);
             self.touch(&tx, inode, &mut core, now)?;
         }
         self.entries_changed(&tx, parent, 0, now)?;

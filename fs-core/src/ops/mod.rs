@@ -22,6 +22,7 @@ mod rmdir;
 mod seek;
 mod setattr;
 mod symlink;
+mod tmpfile;
 mod truncate;
 mod unlink;
 mod write;

@@ -121,9 +121,8 @@ impl Door {
         file_attr(attr, self.service.block_size())
     }
 
-    /// Answers a direct write of a file that the kernel may have read into its page cache meanwhile. For a
-    /// synchronous write the kernel drops such pages itself; for an asynchronous one it does so when
-    /// the request is sent, not when it ends. Not in a thread of the door: dropping waits for READs of
+    /// Answers a direct write of a file that the kernel may have read into its page cache meanwhile
+    /// ([`Service::leaves_old_pages`]). Not in a thread of the door: dropping waits for READs of
     /// the same pages, and for dirty ones to be written.
     fn reply_without_old_pages(&self, ino: INodeNo, offset: u64, taken: u32, reply: fuser::ReplyWrite) {
         let notifier = self.notifier.clone();
@@ -396,7 +395,7 @@ impl fuser::Filesystem for Door {
             handle: fh.0,
         };
         match self.service.write(sender(req), ino.0, offset, data, how) {
-            Ok(taken) if !how.from_cache && self.service.may_have_cached(ino.0) => {
+            Ok(taken) if self.service.leaves_old_pages(ino.0, how) => {
                 self.reply_without_old_pages(ino, offset, taken, reply);
             }
             Ok(taken) => reply.written(taken),
@@ -535,7 +534,7 @@ impl fuser::Filesystem for Door {
         _position: u32,
         reply: fuser::ReplyEmpty,
     ) {
-        reply_empty(reply, self.service.setxattr(sender(req), ino.0, name.as_bytes(), value, flags));
+        reply_empty(reply, self.service.setxattr(sender(req), ino.0, name.as_bytes(), value, flags, None));
     }
 
     fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: fuser::ReplyXattr) {

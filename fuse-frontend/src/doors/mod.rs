@@ -1,4 +1,44 @@
 //! Doors: one per transport. Each turns messages into calls of the [`crate::service`] and answers
 //! into messages, and nothing else.
+//!
+//! [`fuser`] is the portable one, a library's. Our own speak the protocol themselves ([`wire`],
+//! [`dispatch`]): they mount ([`mount`]), shake hands ([`handshake`]), and serve what [`dev`] reads.
 
+mod crew;
+pub mod dev;
+pub mod dispatch;
 pub mod fuser;
+pub mod handshake;
+pub mod mount;
+pub mod notify;
+pub mod wire;
+
+use std::fs::File;
+use std::io;
+use std::sync::Arc;
+
+use self::dispatch::Dispatch;
+
+/// What a door of our own serves.
+#[derive(Clone)]
+pub struct Part {
+    /// The connection.
+    pub device: Arc<File>,
+    /// What answers.
+    pub dispatch: Arc<Dispatch>,
+    /// What INIT has settled.
+    pub capabilities: u64,
+    /// Hears how serving ended, once nothing is being answered any more (or when that failed).
+    pub on_end: Arc<dyn Fn(Ended) + Send + Sync>,
+}
+
+/// How serving ended.
+#[derive(Debug)]
+pub enum Ended {
+    /// By umount(2).
+    Unmounted,
+    /// The kernel was told to give the connection up.
+    Aborted,
+    /// Reading failed.
+    Failed(io::Error),
+}

@@ -1,6 +1,6 @@
 //! Attributes, extended attributes, and those of the volume.
 
-use fs_core::{Attr, SetAttr, SetXattr, StatFs, Time};
+use fs_core::{Attr, Caller, SetAttr, SetXattr, StatFs, Time};
 
 use super::{Answer, Sender, Service, inode_of, refuse};
 
@@ -74,8 +74,17 @@ impl Service {
         self.fs.statfs().map_err(refuse)
     }
 
-    /// SETXATTR, with the flags of setxattr(2).
-    pub fn setxattr(&self, sender: Sender, node: u64, name: &[u8], value: &[u8], flags: i32) -> Answer<()> {
+    /// SETXATTR, with the flags of setxattr(2). `kill_sgid` is what the kernel says about a new
+    /// access control list taking set-group-id away, if it says anything (FUSE_SETXATTR_EXT).
+    pub fn setxattr(
+        &self,
+        sender: Sender,
+        node: u64,
+        name: &[u8],
+        value: &[u8],
+        flags: i32,
+        kill_sgid: Option<bool>,
+    ) -> Answer<()> {
         let how = match flags {
             0 => SetXattr::Any,
             XATTR_CREATE => SetXattr::Create,
@@ -83,12 +92,21 @@ impl Service {
             _ => return Err(libc::EINVAL),
         };
         let (ino, caller) = (inode_of(node)?, self.caller(sender, 0));
-        // Without FUSE_SETXATTR_EXT the kernel does not say whether a new access control list
-        // takes set-group-id away; it does from a file of a group that is not the caller's.
-        let kill_sgid = caller.uid != 0
-            && name == b"system.posix_acl_access"
-            && self.fs.getattr(ino).map_err(refuse)?.gid != caller.gid;
+        let kill_sgid = match kill_sgid {
+            Some(said) => said,
+            // It does from a file of a group that is not the caller's.
+            None => {
+                caller.uid != 0
+                    && name == b"system.posix_acl_access"
+                    && self.fs.getattr(ino).map_err(refuse)?.gid != caller.gid
+            }
+        };
         self.fs.setxattr(&caller, ino, name, value, how, kill_sgid).map_err(refuse)
+    }
+
+    /// Gives a file that was just made a security label, on the kernel's own behalf.
+    pub fn label(&self, made: &Attr, name: &[u8], value: &[u8]) -> Answer<()> {
+        self.fs.setxattr(&Caller::root(), made.ino, name, value, SetXattr::Any, false).map_err(refuse)
     }
 
     /// GETXATTR.

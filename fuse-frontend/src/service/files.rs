@@ -2,9 +2,10 @@
 //! remember, which opening it is and whether it may write, fits into its number.
 
 use std::collections::hash_map::Entry;
+use std::os::fd::BorrowedFd;
 
 use blockdev::PooledBuf;
-use fs_core::{Attr, Error, FallocateMode, OpenId, SeekWhence, WriteMode};
+use fs_core::{Attr, Error, FallocateMode, OpenId, ReadPlan, SeekWhence, WriteMode};
 
 use super::attributes::Change;
 use super::{Answer, Sender, Service, Writers, inode_of, node_of, refuse};
@@ -32,6 +33,17 @@ pub struct WriteHow {
     pub flags: i32,
     /// The handle's number.
     pub handle: u64,
+}
+
+/// The device of the volume as a file, for a door that moves bytes without reading them.
+#[derive(Clone, Copy, Debug)]
+pub struct Source<'a> {
+    /// The file.
+    pub file: BorrowedFd<'a>,
+    /// Byte of the file at which the device starts.
+    pub start: u64,
+    /// What offsets and lengths must be multiples of, in bytes.
+    pub align: u64,
 }
 
 impl Service {
@@ -98,10 +110,14 @@ impl Service {
         opened
     }
 
-    /// Whether the kernel may have taken pages of a file into its page cache since somebody has it open for
-    /// writing. Asked once a direct write is done, it tells of every read that may have missed it.
-    pub fn may_have_cached(&self, node: u64) -> bool {
-        self.cached_writers.lock().get(&node).is_some_and(|writers| writers.pages_cached)
+    /// Whether the kernel may keep pages that this write, now done, has made old. For a synchronous direct
+    /// write it drops those that somebody has read meanwhile; for an asynchronous one it does so when the
+    /// request is sent, not when it ends. A write through the page cache that waits for its answer (from a
+    /// file that loses set-id bits, say) has its pages locked: there dropping them would wait for ever.
+    pub fn leaves_old_pages(&self, node: u64, how: WriteHow) -> bool {
+        !how.from_cache
+            && how.flags & libc::O_DIRECT != 0
+            && self.cached_writers.lock().get(&node).is_some_and(|writers| writers.pages_cached)
     }
 
     fn pages_are_cached(&self, node: u64) {
@@ -120,21 +136,38 @@ impl Service {
         from_cache: bool,
         reply: impl FnOnce(Answer<&[u8]>) -> T,
     ) -> T {
-        let ino = match inode_of(node) {
-            Ok(ino) => ino,
-            Err(errno) => return reply(Err(errno)),
-        };
         let mut buf = PooledBuf::take(size.min(MAX_READ) as usize);
+        match self.read_into(node, offset, &mut buf, from_cache) {
+            Ok(n) => reply(Ok(&buf[..n])),
+            Err(errno) => reply(Err(errno)),
+        }
+    }
+
+    /// READ into `buf`; gives the number of bytes, fewer than `buf` has only at the end of the file.
+    pub fn read_into(&self, node: u64, offset: u64, buf: &mut [u8], from_cache: bool) -> Answer<usize> {
+        let ino = inode_of(node)?;
         let read = if from_cache {
             self.pages_are_cached(node);
-            self.fs.read(ino, offset, &mut buf)
+            self.fs.read(ino, offset, buf)
         } else {
-            self.fs.read_direct(ino, offset, &mut buf)
+            self.fs.read_direct(ino, offset, buf)
         };
-        match read {
-            Ok(n) => reply(Ok(&buf[..n])),
-            Err(error) => reply(Err(refuse(error))),
-        }
+        read.map_err(refuse)
+    }
+
+    /// Where the bytes that a READ for the page cache asks for are; what is not in memory is read
+    /// from [`Service::device`]. The plan must not outlive the request.
+    pub fn read_plan(&self, node: u64, offset: u64, size: u32) -> Answer<ReadPlan> {
+        self.pages_are_cached(node);
+        self.fs.read_plan(inode_of(node)?, offset, size.min(MAX_READ).into()).map_err(refuse)
+    }
+
+    /// The device as a file, if it is one.
+    #[must_use]
+    pub fn device(&self) -> Option<Source<'_>> {
+        let device = self.fs.device();
+        let (file, start) = device.descriptor()?;
+        Some(Source { file, start, align: device.geometry().direct_align.max(1).into() })
     }
 
     /// WRITE; gives the number of bytes taken. When data of the kernel's page cache find no space
@@ -178,6 +211,11 @@ impl Service {
     /// FSYNC.
     pub fn fsync(&self, node: u64, handle: u64, datasync: bool) -> Answer<()> {
         self.fs.fsync_opened(inode_of(node)?, opening_of(handle), datasync).map_err(refuse)
+    }
+
+    /// SYNCFS: everything that was answered before is durable after it.
+    pub fn syncfs(&self) -> Answer<()> {
+        self.fs.syncfs().map_err(refuse)
     }
 
     /// FALLOCATE, with the mode bits of fallocate(2).

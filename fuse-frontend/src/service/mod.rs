@@ -17,7 +17,7 @@ use std::time::Duration;
 use fs_core::{Attr, Caller, Error, Filesystem, Ino};
 use parking_lot::Mutex;
 
-pub use files::{Opened, WriteHow};
+pub use files::{Opened, Source, WriteHow};
 
 use crate::options::Options;
 

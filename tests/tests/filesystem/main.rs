@@ -8,6 +8,7 @@ mod direct_device;
 mod direct_errors;
 mod direct_io;
 mod direct_modes;
+mod doors;
 mod mounting;
 mod rootless;
 mod round_trip;

@@ -43,6 +43,13 @@ impl Completed {
         self.blocks.is_empty() && self.size_to.is_none()
     }
 
+    /// Whether no write beyond the size on disk is under way, unconverted or failed: the inode then
+    /// needs no orphan list.
+    #[must_use]
+    pub fn is_settled(&self) -> bool {
+        self.is_empty() && !self.is_extending() && !self.has_overhang()
+    }
+
     /// Blocks that wait.
     #[must_use]
     pub fn blocks(&self) -> &BlockSet {

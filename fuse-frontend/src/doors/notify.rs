@@ -1,0 +1,51 @@
+//! What the server tells the kernel unasked, over /dev/fuse whatever door requests come through.
+
+use std::fs::File;
+use std::io::{self, IoSlice};
+use std::sync::Arc;
+
+use zerocopy::IntoBytes;
+
+use super::wire::abi::{NOTIFY_INVAL_INODE, NotifyInvalInodeOut, OutHeader};
+
+/// An offset that makes an invalidation leave the cached pages alone.
+const ATTRIBUTES_ONLY: i64 = -1;
+
+/// Sends notifications.
+#[derive(Clone)]
+pub struct Notifier {
+    device: Arc<File>,
+}
+
+impl Notifier {
+    /// Sends them through `device`, an open connection.
+    #[must_use]
+    pub fn new(device: Arc<File>) -> Notifier {
+        Notifier { device }
+    }
+
+    /// Has the kernel forget a file's attributes.
+    ///
+    /// # Errors
+    /// ENOENT when the kernel does not know the node.
+    pub fn forget_attributes(&self, node: u64) -> io::Result<()> {
+        self.invalidate(node, ATTRIBUTES_ONLY, 0)
+    }
+
+    /// Has the kernel forget a file's pages of `len` bytes from `offset` on (0: to the end), which writes the dirty ones first. Waits for the
+    /// requests that this takes: never from the last thread that serves any.
+    ///
+    /// # Errors
+    /// ENOENT when the kernel does not know the node.
+    pub fn forget_pages(&self, node: u64, offset: u64, len: u64) -> io::Result<()> {
+        self.invalidate(node, offset as i64, len as i64)
+    }
+
+    fn invalidate(&self, node: u64, off: i64, len: i64) -> io::Result<()> {
+        let what = NotifyInvalInodeOut { ino: node, off, len };
+        let len = size_of::<OutHeader>() + size_of::<NotifyInvalInodeOut>();
+        let header = OutHeader { len: len as u32, error: NOTIFY_INVAL_INODE, unique: 0 };
+        rustix::io::writev(&self.device, &[IoSlice::new(header.as_bytes()), IoSlice::new(what.as_bytes())])?;
+        Ok(())
+    }
+}

@@ -1,0 +1,214 @@
+//! Opening the way for requests: which transport, how the mount looks, and what serves it.
+//!
+//! The order matters. A mount of type `fuseblk` claims the block device for the kernel, so it comes
+//! before the volume is opened; any other comes when the volume has turned out to be good. Between
+//! mount(2) and the handshake whoever looks into the mount waits; a failure in between takes the
+//! mount away again, and they hear of it.
+
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use blockdev::OpenOptions;
+use rustix::mount::MountFlags;
+use tracing::info;
+
+use crate::doors::dispatch::Dispatch;
+use crate::doors::fuser::Door;
+use crate::doors::handshake::{shake_hands, wanted};
+use crate::doors::mount::{Mount, Wish};
+use crate::doors::{Ended, Part, dev};
+use crate::options::{Flag, Options, Transport};
+use crate::server::Volume;
+use crate::service::Service;
+
+/// Hears how the session ended.
+pub type OnEnd = Arc<dyn Fn(Ended) + Send + Sync>;
+
+/// What is decided before the volume is opened.
+pub struct Preparation {
+    device: PathBuf,
+    dir: PathBuf,
+    transport: Transport,
+    /// The mount, if it had to come first.
+    mount: Option<Mount>,
+}
+
+/// A session that serves. Dropped, it takes its mount away.
+pub struct Session {
+    mount: Option<Mount>,
+}
+
+impl Session {
+    /// The mount has gone; another one in its place is none of ours.
+    pub fn is_unmounted(&mut self) {
+        if let Some(mount) = &mut self.mount {
+            mount.is_gone();
+        }
+    }
+}
+
+impl Preparation {
+    /// Decides, and mounts a block device if we may.
+    ///
+    /// # Errors
+    /// Those of opening the device as `how` says: when it would fail, nothing is mounted.
+    pub fn new(device: &Path, dir: &Path, options: &Options, how: &OpenOptions) -> Result<Preparation> {
+        let mut preparation = Preparation::of_file(device, dir, options);
+        let is_block = device.metadata().is_ok_and(|m| m.file_type().is_block_device());
+        if is_block && preparation.transport != Transport::Fuser && rustix::process::geteuid().is_root() {
+            drop(blockdev::open(device, how)?);
+            match Mount::block_device(dir, &preparation.wish(options, options.volume.read_only)) {
+                Ok(mount) => preparation.mount = Some(mount),
+                // Not every kernel has this type; without it umount(8) does not wait.
+                Err(error) => info!(%error, "no mount of type fuseblk"),
+            }
+        }
+        Ok(preparation)
+    }
+
+    /// For a device that is open already and called `device` in the mount table.
+    #[must_use]
+    pub fn of_file(device: &Path, dir: &Path, options: &Options) -> Preparation {
+        let transport = match options.transport {
+            Transport::Auto => Transport::Fuser,
+            chosen => chosen,
+        };
+        Preparation { device: device.to_owned(), dir: dir.to_owned(), transport, mount: None }
+    }
+
+    /// What is mounted.
+    #[must_use]
+    pub fn device(&self) -> &Path {
+        &self.device
+    }
+
+    /// Whether the kernel holds the device for our mount.
+    #[must_use]
+    pub fn has_claimed(&self) -> bool {
+        self.mount.is_some()
+    }
+
+    /// Mounts, if that is still to be done, and serves.
+    ///
+    /// # Errors
+    /// When the mount is refused, or the handshake fails.
+    pub fn start(mut self, volume: &Arc<Volume>, options: &Options, on_end: OnEnd) -> Result<Session> {
+        let service = Service::new(volume.fs.clone(), options);
+        let writable = volume.fs.is_writable();
+        let threads = options.threads.unwrap_or_else(default_threads);
+        if self.transport == Transport::Fuser {
+            self.start_fuser(service, options, writable, on_end)?;
+            info!("serving through fuser");
+            return Ok(Session { mount: None });
+        }
+        let mount = match self.mount.take() {
+            Some(mount) => mount,
+            None => Mount::plain(&self.dir, &self.wish(options, !writable))
+                .with_context(|| format!("mounting on {}", self.dir.display()))
+                .with_context(missing_rights)?,
+        };
+        if !writable {
+            mount.make_read_only().context("making the mount read-only")?;
+        }
+        let capabilities = shake_hands(mount.device(), wanted(options.async_dio))
+            .context("shaking hands with the kernel")?;
+        let volume = volume.clone();
+        let dispatch = Dispatch::new(Arc::new(service), Box::new(move || volume.end()));
+        let device = Arc::new(mount.device().try_clone().context("the FUSE connection")?);
+        dev::serve(Part { device, dispatch: Arc::new(dispatch), capabilities, on_end }, threads)
+            .context("starting to serve")?;
+        info!("serving through our own loop on /dev/fuse");
+        Ok(Session { mount: Some(mount) })
+    }
+
+    fn start_fuser(&self, service: Service, options: &Options, writable: bool, on_end: OnEnd) -> Result<()> {
+        let config = session_config(&self.device, options, writable);
+        let (door, notifier) = Door::new(service, options.async_dio);
+        let session = fuser::Session::new(door, &self.dir, &config)
+            .with_context(|| format!("mounting on {}", self.dir.display()))
+            .with_context(missing_rights)?;
+        let _ = notifier.set(session.notifier());
+        std::thread::Builder::new().name("rext4-session".into()).spawn(move || {
+            on_end(match session.run() {
+                Ok(()) => Ended::Unmounted,
+                Err(error) => Ended::Failed(error),
+            });
+        })?;
+        Ok(())
+    }
+
+    fn wish(&self, options: &Options, read_only: bool) -> Wish {
+        let is_root = rustix::process::geteuid().is_root();
+        // A volume that root mounts has device nodes and set-user-id programs, as with the kernel's
+        // ext4; fusermount3 takes both away from everybody else.
+        let mut flags = MountFlags::empty();
+        flags.set(MountFlags::RDONLY, read_only);
+        for flag in &options.flags {
+            match flag {
+                Flag::NoDev => flags |= MountFlags::NODEV,
+                Flag::NoSuid => flags |= MountFlags::NOSUID,
+                Flag::NoExec => flags |= MountFlags::NOEXEC,
+                Flag::Exec => flags -= MountFlags::NOEXEC,
+                Flag::Sync => flags |= MountFlags::SYNCHRONOUS,
+                Flag::DirSync => flags |= MountFlags::DIRSYNC,
+                Flag::NoAtime => flags |= MountFlags::NOATIME,
+                Flag::Dev | Flag::Suid => {}
+            }
+        }
+        Wish { source: self.device.clone(), flags, allow_other: options.allow_other.unwrap_or(is_root) }
+    }
+}
+
+/// What an ordinary user is told first when a mount fails.
+fn missing_rights() -> String {
+    let fuse = std::fs::OpenOptions::new().read(true).write(true).open("/dev/fuse");
+    match fuse {
+        Err(error) => format!("/dev/fuse cannot be opened ({error}); ask for access to it, or mount as root"),
+        Ok(_) => "FUSE refused the mount".into(),
+    }
+}
+
+fn session_config(device: &Path, options: &Options, writable: bool) -> fuser::Config {
+    use fuser::MountOption as M;
+    let is_root = nix::unistd::geteuid().is_root();
+    let mut mount_options = vec![
+        M::FSName(PathBuf::from(device).to_string_lossy().into_owned()),
+        M::Subtype("rext4".into()),
+        M::DefaultPermissions,
+        if writable { M::RW } else { M::RO },
+    ];
+    // A volume that root mounts has device nodes and set-user-id programs, as with the kernel's ext4.
+    if is_root && !options.flags.contains(&Flag::NoDev) {
+        mount_options.push(M::Dev);
+    }
+    if is_root && !options.flags.contains(&Flag::NoSuid) {
+        mount_options.push(M::Suid);
+    }
+    for flag in &options.flags {
+        mount_options.extend(match flag {
+            Flag::NoDev => Some(M::NoDev),
+            Flag::NoSuid => Some(M::NoSuid),
+            Flag::Exec => Some(M::Exec),
+            Flag::NoExec => Some(M::NoExec),
+            Flag::Sync => Some(M::Sync),
+            Flag::DirSync => Some(M::DirSync),
+            Flag::NoAtime => Some(M::NoAtime),
+            Flag::Dev | Flag::Suid => None,
+        });
+    }
+    let mut config = fuser::Config::default();
+    config.mount_options = mount_options;
+    config.acl = match options.allow_other.unwrap_or(is_root) {
+        true => fuser::SessionACL::All,
+        false => fuser::SessionACL::Owner,
+    };
+    config.n_threads = Some(options.threads.unwrap_or_else(default_threads));
+    config
+}
+
+/// Requests may block on the device, so there are more threads than processors.
+fn default_threads() -> usize {
+    std::thread::available_parallelism().map_or(4, |n| n.get() * 2).clamp(4, 16)
+}
