@@ -30,7 +30,7 @@ fn live(args: &[&str], seed: u64, block: u64, rounds: usize) -> (Recorder, Vec<V
         let mut synced = false;
         let at = dice.below(20) * block + if dice.one_in(3) { dice.below(block) } else { 0 };
         let len = if dice.one_in(2) { (1 + dice.below(6)) * block } else { 1 + dice.below(3 * block) };
-        match dice.below(10) {
+        match dice.below(12) {
             0 => {
                 set_size(&fs, ino, at).unwrap();
                 bytes.resize(at as usize, 0);
@@ -43,6 +43,14 @@ fn live(args: &[&str], seed: u64, block: u64, rounds: usize) -> (Recorder, Vec<V
             }
             2 => fs.step_convert(),
             3 => fs.tick().unwrap(),
+            10 | 11 => {
+                // Room for the direct writes to come, inside the file and behind its end.
+                let keep_size = dice.one_in(2);
+                let grown = fs.fallocate(&root, ino, at, len, FallocateMode::Allocate { keep_size }).is_ok();
+                if grown && !keep_size {
+                    bytes.resize(bytes.len().max((at + len) as usize), 0);
+                }
+            }
             4 | 5 => {
                 fs.fsync(ino, dice.one_in(2)).unwrap();
                 synced = true;

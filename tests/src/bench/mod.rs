@@ -5,6 +5,7 @@
 //! unmounted and e2fsck -fn must find it clean, or its figures are void. Figures of different runs do not compare;
 //! ratios inside one run do.
 
+pub mod async_dio;
 pub mod chart;
 pub mod report;
 pub mod scaling;

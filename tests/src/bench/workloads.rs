@@ -124,7 +124,7 @@ pub fn all() -> Vec<Part> {
 }
 
 /// One fio job in the mount; returns (bytes per second, operations per second) of its reads and writes together.
-fn fio(root: &Path, arguments: &[&str]) -> Result<(f64, f64)> {
+pub(super) fn fio(root: &Path, arguments: &[&str]) -> Result<(f64, f64)> {
     let mut command = tool("fio");
     command.args([
         "--name=bench",
@@ -143,7 +143,8 @@ fn fio(root: &Path, arguments: &[&str]) -> Result<(f64, f64)> {
     Ok((sum("bw_bytes"), sum("iops")))
 }
 
-const MB: f64 = 1e6;
+/// Bytes of a megabyte.
+pub(super) const MB: f64 = 1e6;
 
 fn buffered(bed: &mut Bed) -> Result<Vec<f64>> {
     let file = ["--filename=file", "--size=1g", "--bs=1m", "--ioengine=psync"];
@@ -157,7 +158,7 @@ fn buffered(bed: &mut Bed) -> Result<Vec<f64>> {
     Ok(vec![written / MB, cold / MB, warm / MB])
 }
 
-fn direct(bed: &mut Bed) -> Result<Vec<f64>> {
+pub(super) fn direct(bed: &mut Bed) -> Result<Vec<f64>> {
     const COUNT: u64 = 512;
     let megabytes = (COUNT * (2 << 20)) as f64 / MB;
     let file = bed.root().join("file");

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 use clap::Parser;
-use tests::bench::{Setup, chart, measure, report, scaling};
+use tests::bench::{Setup, async_dio, chart, measure, report, scaling};
 use tests::scale::{Need, can_run, scratch};
 use tests::system::System;
 
@@ -29,6 +29,9 @@ struct Arguments {
     /// Instead of the workloads: how costs grow, up to this many files in a folder.
     #[arg(long, value_name = "FILES")]
     scaling: Option<u64>,
+    /// Instead of the workloads: rext4 with asynchronous direct IO and without.
+    #[arg(long)]
+    async_dio: bool,
     /// Writes all figures to this file.
     #[arg(long)]
     json: Option<PathBuf>,
@@ -66,6 +69,7 @@ fn main() -> Result<()> {
         options: arguments.options,
     };
     let table = match arguments.scaling {
+        _ if arguments.async_dio => async_dio::table(&setup)?,
         Some(files) => setup
             .systems
             .iter()
