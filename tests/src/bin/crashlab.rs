@@ -1,11 +1,14 @@
 //! `make crash` and `make crash-long`: the crash lab from the command line.
 
+use std::collections::BTreeMap;
 use std::num::NonZero;
-use std::path::{Path, PathBuf};
+use std::ops::Range;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::available_parallelism;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use blockdev::sim::{Change, Dice, Event, Image, StateName};
 use clap::Parser;
 use jbd2::LogChecksum;
@@ -13,6 +16,7 @@ use parking_lot::Mutex;
 use tests::crashlab::epochs::Density;
 use tests::crashlab::judge::{Court, Tally};
 use tests::crashlab::ops::Workload;
+use tests::crashlab::programs::{self, Program};
 use tests::crashlab::subject::{self, CONFIGS, Config, Recorded};
 use tests::crashlab::{journal, kernel, workload};
 
@@ -29,6 +33,9 @@ struct Args {
     /// Minutes after which no new workload is begun.
     #[arg(long, default_value_t = 10.0)]
     minutes: f64,
+    /// Workloads at a time; twice as many as there are processors unless said otherwise.
+    #[arg(long)]
+    threads: Option<usize>,
     /// What all dice begin with.
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -41,6 +48,12 @@ struct Args {
     /// With --workload: on a device that fails as the seed says.
     #[arg(long, requires = "workload")]
     failing: bool,
+    /// Replay one run of several clients at once, as a failure printed it.
+    #[arg(long, requires = "config", conflicts_with = "workload")]
+    crowd: bool,
+    /// Only this real program.
+    #[arg(long)]
+    program: Option<String>,
     /// One in how many states the kernel and e2fsck judge, too; 0 for none.
     #[arg(long, default_value_t = 50)]
     kernel_every: u64,
@@ -58,7 +71,7 @@ struct Args {
     #[arg(long)]
     state: Option<StateName>,
     /// Write the state's disk to a file, to be looked at.
-    #[arg(long, requires_all = ["workload", "state"])]
+    #[arg(long, requires = "state")]
     save: Option<PathBuf>,
 }
 
@@ -78,12 +91,17 @@ fn main() -> Result<()> {
     }
     let density = Density { exhaustive: 4, sampled: 4, ..density };
     let court = Court { kernel_every, recut_every: 40, density, may_be_flagged: false };
-    if let Some(workload) = &args.workload {
-        let run = run(configs[0], &configs[0].base()?, workload, args.seed, args.failing)?;
+    if args.crowd || args.workload.is_some() {
+        let what = match &args.workload {
+            Some(workload) if args.failing => Case::Failing(workload),
+            Some(workload) => Case::Sound(workload),
+            None => Case::Crowd,
+        };
+        let run = what.run(configs[0], &what.base(configs[0])?, args.seed)?;
         if let (Some(path), Some(state)) = (&args.save, args.state) {
             kernel::save(&run.recording.build(state).image, path)?;
         }
-        return replay(configs[0], workload, &run, args.state, of_kind(court, args.failing));
+        return replay(configs[0], what, &run, args.state, court);
     }
     #[cfg(feature = "mutants")]
     if args.mutants {
@@ -94,9 +112,18 @@ fn main() -> Result<()> {
         until: Instant::now() + Duration::from_secs_f64(args.minutes * 60.0),
         most: args.failures,
         failures: Mutex::new(vec![]),
+        progress: Mutex::new(Progress::read(args.progress.clone())?),
+        // Mounting for the kernel's opinion is mostly waiting.
+        threads: args.threads.unwrap_or(2 * available_parallelism().map_or(1, NonZero::get)),
+        sum: Mutex::default(),
     };
+    if let Some(name) = &args.program {
+        let program = programs::program(name).context("no such program")?;
+        lab.programs(&[program], court, 1)?;
+        return lab.end();
+    }
     if args.config.is_none() {
-        lab.journal(if args.long { 2000 } else { 100 }, density);
+        lab.journal(if args.long { 2000 } else { 100 }, density)?;
     }
     for config in &configs {
         lab.short(config, court, 1, 1)?;
@@ -107,12 +134,16 @@ fn main() -> Result<()> {
         let share = if args.long || config.name == configs[0].name { 1 } else { 8 };
         lab.short(config, court, 2, share)?;
     }
-    if args.long {
-        lab.sampled(&configs, court, args.progress.as_deref())?;
+    for config in &configs {
+        lab.crowds(config, court, if args.long { 2000 } else { 8 })?;
     }
-    let failures = lab.failures.into_inner();
-    ensure!(failures.is_empty(), "{} failures, above", failures.len());
-    Ok(())
+    if args.config.is_none() && kernel_every != 0 {
+        lab.programs(&programs::ALL, court, if args.long { 40 } else { 1 })?;
+    }
+    if args.long {
+        lab.sampled(&configs, court)?;
+    }
+    lab.end()
 }
 
 fn replay_journal(run: &journal::Run, state: Option<StateName>, density: Density) -> Result<()> {
@@ -127,14 +158,17 @@ fn replay_journal(run: &journal::Run, state: Option<StateName>, density: Density
 
 fn replay(
     config: &Config,
-    workload: &Workload,
+    what: Case<'_>,
     run: &Recorded,
     state: Option<StateName>,
     court: Court,
 ) -> Result<()> {
-    for step in &workload.0 {
-        println!("{step}: {:?}, then {:?}", step.op(), step.then);
+    if let Case::Sound(workload) | Case::Failing(workload) = what {
+        for step in &workload.0 {
+            println!("{step}: {:?}, then {:?}", step.op(), step.then);
+        }
     }
+    let court = what.court(court);
     for (i, event) in run.recording.events().iter().enumerate() {
         println!("{i:>4} {}", describe(event, u64::from(config.block)));
     }
@@ -164,54 +198,98 @@ fn describe(event: &Event, block: u64) -> String {
     }
 }
 
-/// Sampled workloads between two notes of the progress.
-const BATCH: u64 = 2000;
+/// Workloads between two notes of the progress.
+const BATCH: u64 = 500;
 
-/// How far the long sessions of one seed have come: two numbers in a file.
+/// How far each phase has come, in whole batches, noted in a file so that the next session goes on from there.
+/// A line each: seed, phase, workloads, states, of them heard by the kernel, cuts in recovery; by tabs.
 #[derive(Default)]
-struct Session {
-    workloads: u64,
-    states: u64,
+struct Progress {
+    path: Option<PathBuf>,
+    phases: BTreeMap<(u64, String), (u64, Tally)>,
 }
 
-impl Session {
-    fn read(path: Option<&Path>) -> Result<Session> {
-        let Some(text) = path.filter(|path| path.exists()).map(std::fs::read_to_string).transpose()? else {
-            return Ok(Session::default());
-        };
-        let (workloads, states) = text.trim().split_once(' ').context("the progress file is damaged")?;
-        Ok(Session { workloads: workloads.parse()?, states: states.parse()? })
+impl Progress {
+    fn read(path: Option<PathBuf>) -> Result<Progress> {
+        let mut progress = Progress { path, ..Progress::default() };
+        let Some(path) = progress.path.as_deref().filter(|path| path.exists()) else { return Ok(progress) };
+        for line in std::fs::read_to_string(path)?.lines() {
+            let fields: Vec<&str> = line.split('\t').collect();
+            let [seed, what, workloads, states, kernel, recut] = fields[..] else {
+                bail!("the progress file is damaged: {line:?}")
+            };
+            let tally = Tally { states: states.parse()?, kernel: kernel.parse()?, recut: recut.parse()? };
+            progress.phases.insert((seed.parse()?, what.to_owned()), (workloads.parse()?, tally));
+        }
+        Ok(progress)
     }
 
-    fn write(&self, path: Option<&Path>) -> Result<()> {
-        let Some(path) = path else { return Ok(()) };
-        Ok(std::fs::write(path, format!("{} {}\n", self.workloads, self.states))?)
+    fn get(&self, seed: u64, what: &str) -> (u64, Tally) {
+        self.phases.get(&(seed, what.to_owned())).copied().unwrap_or_default()
+    }
+
+    fn note(&mut self, seed: u64, what: &str, workloads: u64, tally: Tally) -> Result<()> {
+        let Some(path) = &self.path else { return Ok(()) };
+        self.phases.insert((seed, what.to_owned()), (workloads, tally));
+        let lines = self.phases.iter().map(|((seed, what), (workloads, t))| {
+            format!("{seed}\t{what}\t{workloads}\t{}\t{}\t{}\n", t.states, t.kernel, t.recut)
+        });
+        let fresh = path.with_extension("new");
+        std::fs::write(&fresh, lines.collect::<String>())?;
+        Ok(std::fs::rename(fresh, path)?)
     }
 }
 
-/// A run on a sound device, or on a failing one.
-fn run(config: &Config, base: &Image, workload: &Workload, seed: u64, failing: bool) -> Result<Recorded> {
-    match failing {
-        true => config.run_on_failing(base, workload, seed),
-        false => config.run(base, workload, seed),
-    }
-}
-
-/// The court for runs on sound or on failing devices. The kernel is not asked about the latter: what it does
-/// with a volume that says it holds errors is its own affair.
-fn of_kind(court: Court, failing: bool) -> Court {
-    match failing {
-        true => Court { kernel_every: 0, may_be_flagged: true, ..court },
-        false => court,
-    }
-}
-
-/// One workload and how it is run.
+/// What is run on a kind of volume.
 #[derive(Clone, Copy)]
-struct Case<'a> {
-    workload: &'a Workload,
-    seed: u64,
-    failing: bool,
+enum Case<'a> {
+    /// On a sound device.
+    Sound(&'a Workload),
+    /// On one that begins to fail.
+    Failing(&'a Workload),
+    /// Several clients at once.
+    Crowd,
+}
+
+impl Case<'_> {
+    fn base(self, config: &Config) -> Result<Image> {
+        let base = match self {
+            Case::Crowd => config.base_for(&homes()),
+            Case::Sound(_) | Case::Failing(_) => config.base(),
+        };
+        base.with_context(|| format!("{}: making the volume", config.name))
+    }
+
+    fn run(self, config: &Config, base: &Image, seed: u64) -> Result<Recorded> {
+        match self {
+            Case::Sound(workload) => config.run(base, workload, seed),
+            Case::Failing(workload) => config.run_on_failing(base, workload, seed),
+            Case::Crowd => config.run_crowd(base, &homes(), seed),
+        }
+    }
+
+    /// The kernel is not asked about failing devices: what it does with a volume that says it holds errors is
+    /// its own affair.
+    fn court(self, court: Court) -> Court {
+        match self {
+            Case::Failing(_) => Court { kernel_every: 0, may_be_flagged: true, ..court },
+            Case::Sound(_) | Case::Crowd => court,
+        }
+    }
+
+    /// The arguments that run it again.
+    fn spelled(self) -> String {
+        match self {
+            Case::Sound(workload) => format!("--workload {workload}"),
+            Case::Failing(workload) => format!("--workload {workload} --failing"),
+            Case::Crowd => "--crowd".into(),
+        }
+    }
+}
+
+/// Where the clients of a crowd work.
+fn homes() -> [String; 3] {
+    ["one", "two", "three"].map(String::from)
 }
 
 /// A session of the lab.
@@ -221,14 +299,18 @@ struct Lab {
     /// Failures after which to stop.
     most: usize,
     failures: Mutex<Vec<String>>,
+    progress: Mutex<Progress>,
+    threads: usize,
+    /// Workloads, and what was judged.
+    sum: Mutex<(u64, Tally)>,
 }
 
 impl Lab {
-    fn journal(&self, runs: u64, density: Density) {
-        let _ = self.in_parallel("journal alone", runs, |index| {
+    fn journal(&self, runs: u64, density: Density) -> Result<()> {
+        self.in_parallel("journal alone", runs, |index| {
             let states = journal_run(self.seed, index).record()?.judge_all(density)?;
             Ok(Tally { states, ..Tally::default() })
-        });
+        })
     }
 
     /// One in `share` of the sequences of `length` operations.
@@ -237,33 +319,21 @@ impl Lab {
         let workloads: Vec<_> = workload::all(length, config.format()).into_iter().step_by(share).collect();
         let what = format!("{} sequences of {length}", config.name);
         self.in_parallel(&what, workloads.len() as u64, |index| {
-            let case = Case { workload: &workloads[index as usize], seed: self.seed, failing: false };
-            self.one(config, &base, case, index, court)
-        });
-        Ok(())
+            self.one(config, &base, Case::Sound(&workloads[index as usize]), self.seed, index, court)
+        })
     }
 
     /// Sequences of three to twelve operations, drawn by the seed, until the time is over.
-    fn sampled(&self, configs: &[&Config], court: Court, progress: Option<&Path>) -> Result<()> {
+    fn sampled(&self, configs: &[&Config], court: Court) -> Result<()> {
         let bases: Vec<_> = configs.iter().map(|config| config.base()).collect::<Result<_>>()?;
-        let mut session = Session::read(progress)?;
-        while Instant::now() < self.until && self.failures.lock().len() < self.most {
-            let from = session.workloads;
-            let (done, tally) = self.in_parallel("sampled sequences", BATCH, |index| {
-                let which = (from + index) as usize % configs.len();
-                let seed = self.seed ^ (from + index) << 8;
-                let mut dice = Dice::new(seed);
-                let length = if dice.one_in(4) { 4 + dice.below(9) } else { 3 };
-                let workload = workload::sample(length as usize, configs[which].format(), &mut dice);
-                let case = Case { workload: &workload, seed, failing: false };
-                self.one(configs[which], &bases[which], case, index, court)
-            });
-            session.workloads += done;
-            session.states += tally.states;
-            session.write(progress)?;
-        }
-        println!("all sessions: {} sampled sequences, {} distinct states", session.workloads, session.states);
-        Ok(())
+        self.in_parallel("sampled sequences", u64::MAX, |index| {
+            let which = index as usize % configs.len();
+            let seed = self.seed ^ index << 8;
+            let mut dice = Dice::new(seed);
+            let length = if dice.one_in(4) { 4 + dice.below(9) } else { 3 };
+            let workload = workload::sample(length as usize, configs[which].format(), &mut dice);
+            self.one(configs[which], &bases[which], Case::Sound(&workload), seed, index, court)
+        })
     }
 
     /// Short sequences on devices that begin to fail.
@@ -273,40 +343,95 @@ impl Lab {
             let seed = self.seed ^ index << 8;
             let mut dice = Dice::new(!seed);
             let workload = workload::sample(1 + dice.below(3) as usize, config.format(), &mut dice);
-            self.one(config, &base, Case { workload: &workload, seed, failing: true }, index, court)
-        });
+            self.one(config, &base, Case::Failing(&workload), seed, index, court)
+        })
+    }
+
+    /// Three clients at once, four to fifteen operations each.
+    fn crowds(&self, config: &Config, court: Court, runs: u64) -> Result<()> {
+        let base = Case::Crowd.base(config)?;
+        // These runs are long: fewer states a cut.
+        let court = Court { density: Density { exhaustive: 2, sampled: 1, ..court.density }, ..court };
+        self.in_parallel(&format!("{} with three clients", config.name), runs, |index| {
+            self.one(config, &base, Case::Crowd, self.seed ^ index << 8, index, court)
+        })
+    }
+
+    /// Real programs, alone and beside others, on both sizes of blocks.
+    fn programs(&self, which: &[&dyn Program], court: Court, times: u64) -> Result<()> {
+        let bases = [programs::base(4096)?, programs::base(1024)?];
+        let court = Court { kernel_every: 5, ..court };
+        for program in which {
+            self.in_parallel(program.name(), 4 * times, |index| {
+                let storm = (index / 2 % 2 == 1).then_some(index);
+                let recording = programs::record(*program, &bases[index as usize % 2], 40, storm)?;
+                programs::judge(&court, *program, &recording, 25, self.seed ^ index << 8)
+            })?;
+        }
         Ok(())
     }
 
-    fn one(&self, config: &Config, base: &Image, case: Case<'_>, salt: u64, court: Court) -> Result<Tally> {
-        let Case { workload, seed, failing } = case;
-        let mut line = format!("replay with --config {} --workload {workload} --seed {seed}", config.name);
-        if failing {
-            line.push_str(" --failing");
-        }
-        let run = run(config, base, workload, seed, failing).with_context(|| line.clone())?;
-        of_kind(court, failing)
-            .judge_all(config, &run, salt)
-            .map_err(|(state, why)| why.context(format!("{line} --state {state}")))
+    fn end(self) -> Result<()> {
+        let failures = self.failures.into_inner();
+        let (workloads, tally) = self.sum.into_inner();
+        report("altogether", workloads, workloads, tally, None, failures.len());
+        ensure!(failures.is_empty(), "{} failures, above", failures.len());
+        Ok(())
+    }
+
+    fn one(
+        &self,
+        config: &Config,
+        base: &Image,
+        case: Case<'_>,
+        seed: u64,
+        salt: u64,
+        court: Court,
+    ) -> Result<Tally> {
+        let line = || format!("replay with --config {} {} --seed {seed}", config.name, case.spelled());
+        let run = case.run(config, base, seed).with_context(line)?;
+        let judged = case.court(court).judge_all(config, &run, salt);
+        judged.map_err(|(state, why)| why.context(format!("{} --state {state}", line())))
     }
 
     /// Runs `0..runs` on all processors until the time is over or too much has failed, and reports.
-    fn in_parallel(&self, what: &str, runs: u64, run: impl Fn(u64) -> Result<Tally> + Sync) -> (u64, Tally) {
+    fn in_parallel(&self, what: &str, runs: u64, run: impl Fn(u64) -> Result<Tally> + Sync) -> Result<()> {
         let begun = Instant::now();
-        let (next, sum) = (AtomicU64::new(0), Mutex::new((0, Tally::default())));
+        let (mut done, mut tally) = self.progress.lock().get(self.seed, what);
+        let earlier = tally;
+        while done < runs && !self.is_over() {
+            let batch = done..runs.min(done + BATCH);
+            let (ran, judged) = self.batch(batch.clone(), &run);
+            done += ran;
+            tally += judged;
+            if ran == batch.end - batch.start {
+                self.progress.lock().note(self.seed, what, done, tally)?;
+            }
+        }
+        report(what, done, runs, tally, Some((earlier, begun.elapsed())), self.failures.lock().len());
+        let mut all = self.sum.lock();
+        all.0 += done;
+        all.1 += tally;
+        Ok(())
+    }
+
+    fn is_over(&self) -> bool {
+        self.failures.lock().len() >= self.most || Instant::now() >= self.until
+    }
+
+    /// How many of a batch were run, and what was judged.
+    fn batch(&self, batch: Range<u64>, run: &(impl Fn(u64) -> Result<Tally> + Sync)) -> (u64, Tally) {
+        let (next, sum) = (AtomicU64::new(batch.start), Mutex::new((0, Tally::default())));
         let work = || {
-            loop {
+            while !self.is_over() {
                 let index = next.fetch_add(1, Ordering::Relaxed);
-                let enough = self.failures.lock().len() >= self.most;
-                if enough || index >= runs || Instant::now() >= self.until {
+                if index >= batch.end {
                     return;
                 }
-                match run(index) {
-                    Ok(tally) => {
-                        let mut sum = sum.lock();
-                        sum.0 += 1;
-                        sum.1 += tally;
-                    }
+                let judged = run(index);
+                sum.lock().0 += 1;
+                match judged {
+                    Ok(tally) => sum.lock().1 += tally,
                     Err(why) => {
                         let text = format!("{why:#}");
                         eprintln!("FAILED {text}");
@@ -315,16 +440,12 @@ impl Lab {
                 }
             }
         };
-        let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
         std::thread::scope(|scope| {
-            // Mounting for the kernel's opinion is mostly waiting.
-            for _ in 0..2 * processors {
+            for _ in 0..self.threads {
                 scope.spawn(work);
             }
         });
-        let (done, tally) = sum.into_inner();
-        report(what, done, runs, tally, begun.elapsed(), self.failures.lock().len());
-        (done, tally)
+        sum.into_inner()
     }
 }
 
@@ -401,15 +522,17 @@ fn journal_run(seed: u64, index: u64) -> journal::Run {
     }
 }
 
-fn report(what: &str, done: u64, of: u64, tally: Tally, took: Duration, failures: usize) {
-    let seconds = took.as_secs_f64();
-    let of = if of == done { String::new() } else { format!(" of {of}") };
+/// `now` is what earlier sessions had judged, and the time of this one.
+fn report(what: &str, done: u64, of: u64, tally: Tally, now: Option<(Tally, Duration)>, failures: usize) {
+    let of = if of == done || of == u64::MAX { String::new() } else { format!(" of {of}") };
+    let pace = now.map_or(String::new(), |(earlier, took)| {
+        let judged = tally.states + tally.recut - earlier.states - earlier.recut;
+        let seconds = took.as_secs_f64();
+        format!("{seconds:.0} s, {:.0} states/s, ", judged as f64 / seconds)
+    });
     println!(
         "{what}: {done}{of} workloads, {} distinct states ({} heard by the kernel and e2fsck), {} cuts in recovery, \
-         {seconds:.0} s, {:.0} states/s, {failures} failures so far",
-        tally.states,
-        tally.kernel,
-        tally.recut,
-        (tally.states + tally.recut) as f64 / seconds,
+         {pace}{failures} failures so far",
+        tally.states, tally.kernel, tally.recut,
     );
 }

@@ -11,7 +11,8 @@ use fsck::{Code, Mode};
 
 use super::epochs::{Density, epoch_at, for_each_state};
 use super::kernel;
-use super::model::{Promise, Tree};
+use super::ledger::Pledge;
+use super::model::Tree;
 use super::observe;
 use super::subject::{Config, Recorded, SUPERBLOCK, env, mount_options};
 
@@ -76,11 +77,11 @@ impl Court {
     ) -> Result<Tally, (StateName, anyhow::Error)> {
         let mut tally = Tally::default();
         for_each_state(&run.recording, self.density, |_, epoch, state| {
-            let promise = &run.promises[epoch as usize];
+            let pledge = &run.pledges[epoch as usize];
             let mut dice = Dice::new(salt ^ state.fingerprint);
             let hear_kernel = self.kernel_every != 0 && dice.one_in(self.kernel_every);
             let recut = self.recut_every != 0 && dice.one_in(self.recut_every);
-            tally.recut += self.judge(config, promise, &state, hear_kernel, recut)?;
+            tally.recut += self.judge(config, pledge, &state, hear_kernel, recut)?;
             tally.states += 1;
             tally.kernel += u64::from(hear_kernel);
             Ok(())
@@ -93,21 +94,25 @@ impl Court {
     /// # Errors
     /// What is wrong with it.
     pub fn judge_one(&self, config: &Config, run: &Recorded, name: StateName) -> Result<()> {
-        let promise = &run.promises[epoch_at(&run.recording, name.cut) as usize];
-        self.judge(config, promise, &run.recording.build(name), kernel::available(), true).map(drop)
+        let pledge = &run.pledges[epoch_at(&run.recording, name.cut) as usize];
+        self.judge(config, pledge, &run.recording.build(name), kernel::available(), true).map(drop)
     }
 
     fn judge(
         &self,
         config: &Config,
-        promise: &Promise,
+        pledge: &Pledge,
         state: &CrashState,
         hear_kernel: bool,
         recut: bool,
     ) -> Result<u64> {
+        if !config.format().journal {
+            self.judge_unlogged(pledge, &state.image, hear_kernel)?;
+            return Ok(0);
+        }
         let block = u64::from(config.block);
         let (recovering, tree) = self.recover(&state.image)?;
-        promise.check(&tree, block).map_err(anyhow::Error::msg)?;
+        pledge.check(&tree, block).map_err(anyhow::Error::msg)?;
         let recovered = recovering.snapshot();
         self.checked(&recovered, Mode::CheckOnly).context("fsck.rext4 after our recovery")?;
         if hear_kernel {
@@ -135,6 +140,23 @@ impl Court {
         .map_err(|(at, why)| why.context(format!("cut in recovery at {at}")))
     }
 
+    /// Without a journal a check comes first, whose findings are nobody's fault.
+    fn judge_unlogged(&self, pledge: &Pledge, image: &Image, hear_kernel: bool) -> Result<()> {
+        let (repaired, _) = check(image, Mode::Yes)?;
+        self.checked(&repaired, Mode::CheckOnly).context("fsck.rext4 after itself")?;
+        let (_, tree) = self.recover(&repaired)?;
+        pledge.check_steady(&tree).map_err(anyhow::Error::msg)?;
+        if hear_kernel {
+            let by_kernel = kernel::opinion_on_repaired(&repaired)?;
+            agree("the kernel", &tree, &by_kernel)?;
+            if let Some(repaired) = kernel::repaired_by_e2fsck(image)? {
+                let (_, tree) = self.recover(&repaired)?;
+                pledge.check_steady(&tree).map_err(anyhow::Error::msg).context("after e2fsck's repair")?;
+            }
+        }
+        Ok(())
+    }
+
     /// Mounts a disk, reads it, unmounts it. The recorder knows all that recovery wrote.
     fn recover(&self, image: &Image) -> Result<(Recorder, Tree)> {
         let recorder = Recorder::with_whole(image.clone(), SUPERBLOCK);
@@ -154,16 +176,7 @@ impl Court {
 
     /// A disk after fsck.rext4, which may find nothing but a journal to replay and orphans to clear.
     fn checked(&self, image: &Image, mode: Mode) -> Result<Image> {
-        let disk = Arc::new(MemDevice::from_image(image.clone()));
-        let options = fsck::Options {
-            mode,
-            force: true,
-            memory: 64 << 20,
-            threads: 1,
-            now: 1_700_000_000,
-            ..fsck::Options::default()
-        };
-        let report = fsck::check(disk.clone(), &options)?;
+        let (disk, report) = check(image, mode)?;
         let has_orphans = report.findings.iter().any(|finding| ORPHANS.contains(&finding.problem.code));
         let expected = |code: &Code| match mode {
             _ if self.may_be_flagged && FLAGS.contains(code) => true,
@@ -173,8 +186,23 @@ impl Court {
         let found = report.findings.iter().map(|finding| &finding.problem);
         let strange: Vec<_> = found.filter(|problem| !expected(&problem.code)).collect();
         ensure!(strange.is_empty(), "{strange:?}");
-        Ok(disk.snapshot())
+        Ok(disk)
     }
+}
+
+/// A disk after fsck.rext4, and what that found.
+fn check(image: &Image, mode: Mode) -> Result<(Image, fsck::Report)> {
+    let disk = Arc::new(MemDevice::from_image(image.clone()));
+    let options = fsck::Options {
+        mode,
+        force: true,
+        memory: 64 << 20,
+        threads: 1,
+        now: 1_700_000_000,
+        ..fsck::Options::default()
+    };
+    let report = fsck::check(disk.clone(), &options)?;
+    Ok((disk.snapshot(), report))
 }
 
 fn agree(who: &str, ours: &Tree, theirs: &Tree) -> Result<()> {

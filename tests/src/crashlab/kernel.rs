@@ -83,6 +83,30 @@ pub fn replayed_by_e2fsck(disk: &Path) -> Result<bool> {
     Ok(true)
 }
 
+/// What the kernel shows of a disk that has been repaired and that e2fsck finds in order.
+pub fn opinion_on_repaired(image: &Image) -> Result<Tree> {
+    let dir = scratch()?;
+    let disk = dir.path().join("disk");
+    save(image, &disk)?;
+    is_clean(&disk).context("e2fsck after fsck.rext4")?;
+    mounted(&disk, dir.path(), observe::by_kernel)
+}
+
+/// A disk after e2fsck has repaired whatever it found. None where it gave up: it does so (1.47.0) when a name leads
+/// to an inode behind those that the group has ever used, where nothing but stale bytes lies.
+pub fn repaired_by_e2fsck(image: &Image) -> Result<Option<Image>> {
+    let dir = scratch()?;
+    let disk = dir.path().join("disk");
+    save(image, &disk)?;
+    let repaired = output(tool("e2fsck").arg("-fy").arg(&disk))?;
+    if both(&repaired).contains("e2fsck: aborted") {
+        return Ok(None);
+    }
+    ensure!(matches!(repaired.status.code(), Some(0 | 1)), "e2fsck -fy: {}", both(&repaired));
+    is_clean(&disk).context("after e2fsck's repair")?;
+    load(&disk).map(Some)
+}
+
 /// e2fsck finds nothing on a disk that has been recovered.
 pub fn is_clean(disk: &Path) -> Result<()> {
     run(tool("e2fsck").arg("-fn").arg(disk)).map(drop)

@@ -1,32 +1,31 @@
-//! A device that lets the journal commit in the middle of file data's way to the disk, where another
-//! thread's fsync might: what a commit must not depend on shows up then.
+//! A device that lets something else happen in the middle of file data's way to the disk, where another thread
+//! might do it: what a commit must not depend on shows up then.
 
-use std::sync::{Arc, OnceLock, Weak};
+use std::sync::{Arc, OnceLock};
 
 use blockdev::sim::Dice;
 use blockdev::{BlockDevice, DeviceGeometry, Result};
-use fs_core::Filesystem;
 use parking_lot::Mutex;
 
 use super::ops::CELL;
 
-/// A device with a commit before some of the data writes.
+/// A device with an interruption before some of the data writes.
 pub struct Meddler {
     inner: Arc<dyn BlockDevice>,
-    fs: OnceLock<Weak<Filesystem>>,
+    interruption: OnceLock<Box<dyn Fn() + Send + Sync>>,
     dice: Mutex<Dice>,
 }
 
 impl Meddler {
-    /// Does nothing until it knows the filesystem.
+    /// Does nothing until it knows what.
     #[must_use]
     pub fn new(inner: Arc<dyn BlockDevice>, seed: u64) -> Meddler {
-        Meddler { inner, fs: OnceLock::new(), dice: Mutex::new(Dice::new(seed)) }
+        Meddler { inner, interruption: OnceLock::new(), dice: Mutex::new(Dice::new(seed)) }
     }
 
-    /// From here on, one data write in two finds a commit before it.
-    pub fn meddle_with(&self, fs: &Arc<Filesystem>) {
-        self.fs.get_or_init(|| Arc::downgrade(fs));
+    /// From here on, one data write in two is interrupted by this.
+    pub fn meddle_with(&self, interruption: impl Fn() + Send + Sync + 'static) {
+        self.interruption.get_or_init(|| Box::new(interruption));
     }
 
     /// Only file data begin with a cell of one tag: the journal must not be entered from its own writes.
@@ -36,9 +35,8 @@ impl Meddler {
         if !is_data || !self.dice.lock().one_in(2) {
             return;
         }
-        if let Some(fs) = self.fs.get().and_then(Weak::upgrade) {
-            // A failed commit aborts the journal, which the workload notices by itself.
-            drop(fs.step_commit());
+        if let Some(interruption) = self.interruption.get() {
+            interruption();
         }
     }
 }

@@ -9,10 +9,13 @@
 //! [`journal`] does the same one floor down, for the journal alone over raw blocks. Both name a failure
 //! by one line that builds the state again.
 
+pub mod actor;
+pub mod clients;
 pub mod epochs;
 pub mod journal;
 pub mod judge;
 pub mod kernel;
+pub mod ledger;
 pub mod meddler;
 pub mod model;
 pub mod observe;

@@ -160,13 +160,24 @@ impl Allowed {
     }
 }
 
-/// What holds for a cut in one epoch.
+/// What had been made durable by a syncfs and was not touched since.
 #[derive(Clone, Debug)]
+pub struct Steady {
+    name: String,
+    id: NodeId,
+    node: Node,
+    cells: Vec<u8>,
+}
+
+/// What holds for a cut in one epoch.
+#[derive(Clone, Debug, Default)]
 pub struct Promise {
     /// The namespaces that may be found, oldest first.
     pub namespaces: Vec<Arc<Namespace>>,
     /// Per file that may be found, its contents.
     pub contents: BTreeMap<NodeId, Arc<Allowed>>,
+    /// Without a journal, all that must be found.
+    pub steady: Vec<Steady>,
 }
 
 /// A name found on a recovered disk.
@@ -209,6 +220,21 @@ impl Promise {
             }
         }
         Err(closest.unwrap_or_default())
+    }
+
+    /// Whether `tree` has what is steady; the reason if not.
+    ///
+    /// # Errors
+    /// The first difference.
+    pub fn check_steady(&self, tree: &Tree) -> Result<(), String> {
+        for Steady { name, node, cells, .. } in &self.steady {
+            let found = tree.get(name).ok_or_else(|| format!("{name} is gone"))?;
+            let same = found.node == *node && found.size == cells.len() as u64 * CELL;
+            if !same || (node.kind == Kind::File && found.cells.as_ref() != Ok(cells)) {
+                return Err(format!("{name} is {found:?}, was {node:?} with {cells:?}"));
+            }
+        }
+        Ok(())
     }
 
     fn check_against(&self, namespace: &Namespace, tree: &Tree, block: u64) -> Result<(), String> {
@@ -257,6 +283,8 @@ pub struct Format {
     pub block: u64,
     /// Whether files are mapped by extents; without, fallocate only punches.
     pub extents: bool,
+    /// Whether there is a journal; without, only what is [`Steady`] is promised.
+    pub journal: bool,
 }
 
 /// The model of one run.
@@ -274,6 +302,10 @@ pub struct Model {
     entries_changed: BTreeMap<String, usize>,
     /// Per node: the version that made it.
     born: BTreeMap<NodeId, usize>,
+    /// All there was at the last syncfs.
+    synced: Vec<Steady>,
+    /// What has changed since, in any way.
+    touched: BTreeSet<NodeId>,
     format: Format,
     next_node: NodeId,
     next_tag: u8,
@@ -292,6 +324,8 @@ impl Model {
             changed: BTreeMap::new(),
             entries_changed: BTreeMap::new(),
             born: BTreeMap::new(),
+            synced: vec![],
+            touched: BTreeSet::new(),
             format,
             next_node: 0,
             next_tag: 1,
@@ -450,6 +484,9 @@ impl Model {
                 self.oldest = self.versions.len() - 1;
                 self.allowed =
                     self.contents.iter().map(|(id, c)| (*id, Arc::new(Allowed::exactly(c)))).collect();
+                if !self.format.journal {
+                    self.settle();
+                }
             }
             (Persist::FsyncParent, _) => self.directory_durable(parent(name)),
             (Persist::Fsync, Some(_)) if self.now.is_dir(name) => self.directory_durable(name),
@@ -476,7 +513,36 @@ impl Model {
     /// What holds for a cut now.
     #[must_use]
     pub fn promise(&self) -> Promise {
-        Promise { namespaces: self.versions[self.oldest..].to_vec(), contents: self.allowed.clone() }
+        Promise {
+            namespaces: self.versions[self.oldest..].to_vec(),
+            contents: self.allowed.clone(),
+            steady: self.steady(),
+        }
+    }
+
+    fn settle(&mut self) {
+        self.touched.clear();
+        let names = self.now.names.iter().map(|(name, &id)| Steady {
+            name: name.clone(),
+            id,
+            node: self.now.nodes[&id].clone(),
+            cells: self.contents.get(&id).map_or(vec![], |content| content.cells.clone()),
+        });
+        self.synced = names.collect();
+    }
+
+    /// What was not touched since the last syncfs, and lies in no directory that was.
+    fn steady(&self) -> Vec<Steady> {
+        let moved: Vec<String> = self
+            .synced
+            .iter()
+            .filter(|old| self.touched.contains(&old.id))
+            .map(|old| format!("{}/", old.name))
+            .collect();
+        let steady = self.synced.iter().filter(|old| {
+            !self.touched.contains(&old.id) && !moved.iter().any(|dir| old.name.starts_with(dir))
+        });
+        steady.cloned().collect()
     }
 
     fn make(&mut self, name: &str, kind: Kind, mode: u16) {
@@ -498,6 +564,7 @@ impl Model {
         self.entries_changed.insert(parent(name).into(), version);
         if let Some(id) = self.now.names.get(name) {
             self.changed.insert(*id, version);
+            self.touched.insert(*id);
         }
     }
 
@@ -507,10 +574,12 @@ impl Model {
             change(node);
         }
         self.changed.insert(id, self.versions.len());
+        self.touched.insert(id);
     }
 
     fn data(&mut self, file: &str, change: impl FnOnce(&mut Content, &mut Allowed)) {
         let id = self.now.names[file];
+        self.touched.insert(id);
         let content = self.contents.entry(id).or_default();
         let allowed = Arc::make_mut(self.allowed.entry(id).or_default());
         change(content, allowed);

@@ -1,23 +1,25 @@
-//! The filesystem under test: a volume over a recorder, with the model beside it.
+//! The filesystem under test: a volume over a recorder, and clients that work on it, each with its model beside it.
 //!
 //! Background work is stepped by hand, where the seed says so: the same workload and seed give the same
 //! device writes.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 use blockdev::sim::{Dice, Fault, FaultDevice, Fill, Image, MemDevice, Recorder, Recording, When};
 use blockdev::{BlockDevice, Chance, Clock, Env, Timestamp, Workers};
-use ext4_format::Ino;
 use fs_core::Filesystem;
-use fs_core::ops::{FallocateMode, OpenFlags, RenameFlags, SetXattr, WriteMode};
 use fs_core::types::{Caller, MountOptions, SetAttr};
 use mkfs::{Kind, Options};
 use parking_lot::Mutex;
 
+use super::actor::Actor;
+use super::clients::Crowd;
+use super::ledger::{Ledger, Pledge};
 use super::meddler::Meddler;
-use super::model::{Format, Model, Promise, symlink_target};
-use super::ops::{CELL, Falloc, Op, Persist, Step, Way, Workload, parent};
+use super::model::{Format, Model};
+use super::ops::{Op, Persist, Step, Workload};
 use super::workload;
 
 /// A kind of volume to run workloads on.
@@ -38,6 +40,7 @@ pub const CONFIGS: &[Config] = &[
     Config { name: "4k", kind: Kind::Ext4, block: 4096, features: "", wrap: false },
     Config { name: "1k", kind: Kind::Ext4, block: 1024, features: "^orphan_file", wrap: false },
     Config { name: "wrap", kind: Kind::Ext4, block: 1024, features: "^64bit", wrap: true },
+    Config { name: "unlogged", kind: Kind::Ext4, block: 1024, features: "^has_journal", wrap: false },
     Config { name: "ext3", kind: Kind::Ext3, block: 1024, features: "", wrap: false },
 ];
 
@@ -87,13 +90,22 @@ impl Config {
     /// What the model has to know of it.
     #[must_use]
     pub fn format(&self) -> Format {
-        Format { block: self.block.into(), extents: self.kind == Kind::Ext4 }
+        Format {
+            block: self.block.into(),
+            extents: self.kind == Kind::Ext4,
+            journal: !self.features.contains("^has_journal"),
+        }
     }
 
     /// A clean volume that holds [`workload::START`], on a disk full of stale bytes.
     pub fn base(&self) -> Result<Image> {
+        self.base_for(&[String::new()])
+    }
+
+    /// The same with [`workload::START`] in each of these directories.
+    pub fn base_for(&self, homes: &[String]) -> Result<Image> {
         // A journal cannot be smaller than 1024 blocks, so that is most of the volume.
-        let size = u64::from(self.block) * 2048;
+        let size = u64::from(self.block) * (1536 + 512 * homes.len() as u64);
         let disk = Arc::new(MemDevice::new(size, Fill::Stale(0x57a1)));
         let mut options = Options::new(self.kind, 1_700_000_000);
         options.block_size = Some(self.block);
@@ -104,15 +116,23 @@ impl Config {
         options.discard = false;
         mkfs::format(&*disk, &options).context("mkfs")?;
         let recorder = Recorder::new(disk.snapshot());
-        let device = Arc::new(recorder.clone());
-        let mut subject = Subject::mount(recorder.clone(), device, Model::new(self.format()), 0, false)?;
-        for op in workload::START {
-            subject.apply(op)?;
+        let fs = Filesystem::mount(Arc::new(recorder.clone()), mount_options(), env(0)).context("mount")?;
+        let ledger = Ledger::new(recorder.clone(), vec![]);
+        for home in homes {
+            if !home.is_empty() {
+                let made = fs.mkdir(&Caller::root(), fs.root(), home.as_bytes(), 0o755)?;
+                fs.forget(made.ino, 1);
+            }
+            let actor = Actor { fs: fs.clone(), home: home.clone() };
+            let mut client = Client::new(actor, 0, Model::new(self.format()), 0);
+            for op in workload::START {
+                client.apply(op, &ledger)?;
+            }
+            if self.wrap {
+                advance_log(&client.actor)?;
+            }
         }
-        if self.wrap {
-            subject.advance_log()?;
-        }
-        subject.fs.unmount()?;
+        fs.unmount()?;
         Ok(recorder.snapshot())
     }
 
@@ -120,11 +140,11 @@ impl Config {
     pub fn run(&self, base: &Image, workload: &Workload, seed: u64) -> Result<Recorded> {
         let seed = seed ^ workload.salt();
         let recorder = Recorder::with_whole(base.clone(), SUPERBLOCK);
-        let mut subject = self.subject(recorder.clone(), Arc::new(recorder.clone()), seed)?;
+        let (mut client, ledger) = self.alone(&recorder, Arc::new(recorder.clone()), seed)?;
         for step in &workload.0 {
-            subject.step(step)?;
+            client.step(step, &ledger)?;
         }
-        Ok(Recorded { recording: recorder.recording(), promises: subject.promises })
+        Ok(ledger.close())
     }
 
     /// Runs a workload on a device one of whose requests fails, or all from one on, until the first
@@ -135,26 +155,75 @@ impl Config {
         let below = recorder.clone();
         let failing = FaultDevice::with_failed_flush(recorder.clone(), seed, move || below.flush_failed());
         let failing = Arc::new(failing);
-        let mut subject = self.subject(recorder.clone(), failing.clone(), seed)?;
+        let (mut client, ledger) = self.alone(&recorder, failing.clone(), seed)?;
         let mut dice = Dice::new(seed);
         let kind = *dice.pick(&[blockdev::Op::Write, blockdev::Op::Flush]);
         // 5 is EIO.
         failing.arm(Fault { op: kind, when: When::Nth(dice.below(6)), sticky: dice.one_in(2), errno: 5 });
         for step in &workload.0 {
-            if let Err(error) = subject.step(step) {
+            if let Err(error) = client.step(step, &ledger) {
                 ensure!(failing.struck() > 0, error);
                 break;
             }
         }
-        Ok(Recorded { recording: recorder.recording(), promises: subject.promises })
+        Ok(ledger.close())
     }
 
-    fn subject(&self, recorder: Recorder, device: Arc<dyn BlockDevice>, seed: u64) -> Result<Subject> {
-        // An indirect map keeps its handle open across the data's IO: a commit there would wait for itself.
-        let meddle = self.kind == Kind::Ext4;
-        let mut subject = Subject::mount(recorder, device, workload::start(self.format()), seed, meddle)?;
-        subject.next_epoch();
-        Ok(subject)
+    /// Several clients at once, each with a workload and a directory of its own, on a copy of a base made
+    /// for `homes`; recorded.
+    pub fn run_crowd(&self, base: &Image, homes: &[String], seed: u64) -> Result<Recorded> {
+        let recorder = Recorder::with_whole(base.clone(), SUPERBLOCK);
+        let device = Arc::new(Meddler::new(Arc::new(recorder.clone()), seed));
+        let fs = Filesystem::mount(device.clone(), mount_options(), env(seed)).context("mount")?;
+        let begin = workload::start(self.format()).promise();
+        let ledger = Ledger::new(recorder, homes.iter().map(|home| (home.clone(), begin.clone())).collect());
+        let mut dice = Dice::new(seed);
+        let clients = homes.iter().enumerate().map(|(index, home)| {
+            let actor = Actor { fs: fs.clone(), home: home.clone() };
+            let mut client = Client::new(actor, index, workload::start(self.format()), dice.roll());
+            let length = 4 + dice.below(12) as usize;
+            client.todo = workload::sample(length, self.format(), &mut dice).0.into();
+            client
+        });
+        let crowd = Arc::new(Crowd::new(clients.collect(), fs.clone(), ledger, dice.roll()));
+        if self.may_be_interrupted() {
+            let weak = Arc::downgrade(&crowd);
+            device.meddle_with(move || {
+                if let Some(crowd) = weak.upgrade() {
+                    crowd.interrupt();
+                }
+            });
+        }
+        crowd.run()?;
+        Ok(crowd.ledger.close())
+    }
+
+    /// An indirect map keeps its handle open across the data's IO: a commit there would wait for itself.
+    fn may_be_interrupted(&self) -> bool {
+        self.kind == Kind::Ext4
+    }
+
+    fn alone(
+        &self,
+        recorder: &Recorder,
+        device: Arc<dyn BlockDevice>,
+        seed: u64,
+    ) -> Result<(Client, Ledger)> {
+        let device = Arc::new(Meddler::new(device, seed));
+        let fs = Filesystem::mount(device.clone(), mount_options(), env(seed)).context("mount")?;
+        if self.may_be_interrupted() {
+            let weak = Arc::downgrade(&fs);
+            device.meddle_with(move || {
+                if let Some(fs) = weak.upgrade() {
+                    // A failed commit aborts the journal, which the workload notices by itself.
+                    drop(fs.step_commit());
+                }
+            });
+        }
+        let actor = Actor { fs, home: String::new() };
+        let client = Client::new(actor, 0, workload::start(self.format()), seed);
+        let ledger = Ledger::new(recorder.clone(), vec![(String::new(), client.model.promise())]);
+        Ok((client, ledger))
     }
 }
 
@@ -163,206 +232,91 @@ pub struct Recorded {
     /// What the device saw.
     pub recording: Recording,
     /// Per epoch.
-    pub promises: Vec<Promise>,
+    pub pledges: Vec<Pledge>,
 }
 
-struct Subject {
-    fs: Arc<Filesystem>,
-    recorder: Recorder,
+/// Who works on a volume: operations one after the other, and the model of their effects.
+pub struct Client {
+    /// The hands.
+    pub actor: Actor,
+    /// What is still to be done.
+    pub todo: VecDeque<Step>,
+    index: usize,
     model: Model,
-    promises: Vec<Promise>,
     dice: Dice,
 }
 
-impl Subject {
-    fn mount(
-        recorder: Recorder,
-        device: Arc<dyn BlockDevice>,
-        model: Model,
-        seed: u64,
-        meddle: bool,
-    ) -> Result<Subject> {
-        let device = Arc::new(Meddler::new(device, seed));
-        let fs = Filesystem::mount(device.clone(), mount_options(), env(seed)).context("mount")?;
-        if meddle {
-            device.meddle_with(&fs);
-        }
-        Ok(Subject { fs, recorder, model, promises: vec![], dice: Dice::new(seed) })
+impl Client {
+    /// The client of this number in the ledger.
+    fn new(actor: Actor, index: usize, model: Model, seed: u64) -> Client {
+        Client { actor, todo: VecDeque::new(), index, model, dice: Dice::new(seed) }
     }
 
-    fn step(&mut self, step: &Step) -> Result<()> {
-        self.apply(step.op()).with_context(|| format!("{:?}", step.op()))?;
-        self.persist(step.op(), step.then).with_context(|| format!("{:?} {:?}", step.then, step.op()))
+    /// Its number in the ledger.
+    #[must_use]
+    pub fn index(&self) -> usize {
+        self.index
     }
 
-    fn next_epoch(&mut self) {
-        self.recorder.mark(self.promises.len() as u64);
-        self.promises.push(self.model.promise());
+    /// One step, and perhaps some background work after the operation.
+    ///
+    /// # Errors
+    /// What the filesystem answers.
+    pub fn step(&mut self, step: &Step, ledger: &Ledger) -> Result<()> {
+        self.apply(step.op(), ledger).with_context(|| format!("{:?}", step.op()))?;
+        self.background();
+        self.persist(step, ledger).with_context(|| format!("{:?} {:?}", step.then, step.op()))
     }
 
-    fn apply(&mut self, op: &Op) -> Result<()> {
+    /// The operation of a step.
+    ///
+    /// # Errors
+    /// What the filesystem answers.
+    pub fn apply(&mut self, op: &Op, ledger: &Ledger) -> Result<()> {
         let tag = self.model.next_tag();
         let written = self.model.written(op);
         self.model.begin(op);
-        self.next_epoch();
-        self.execute(op, written, tag)?;
-        self.background();
-        Ok(())
+        ledger.next_epoch(self.index, self.model.promise());
+        self.actor.execute(op, written, tag)
     }
 
     /// Now and then a worker gets its turn.
-    fn background(&mut self) {
+    pub fn background(&mut self) {
+        let fs = &self.actor.fs;
         match self.dice.below(8) {
-            0 => self.fs.step_convert(),
-            1 => self.fs.step_flush(),
-            2 => drop(self.fs.step_commit()),
-            3 => drop(self.fs.tick()),
+            0 => fs.step_convert(),
+            1 => fs.step_flush(),
+            2 => drop(fs.step_commit()),
+            3 => drop(fs.tick()),
             _ => {}
         }
     }
 
-    fn execute(&self, op: &Op, written: Option<(u64, u64)>, tag: u8) -> Result<()> {
-        let (fs, root) = (&self.fs, Caller::root());
-        match *op {
-            Op::Create(name) => self.in_parent(name, |dir, leaf| {
-                let made = fs.mknod(&root, dir, leaf, 0o100_644, (0, 0))?;
-                fs.forget(made.ino, 1);
-                Ok(())
-            })?,
-            Op::Mkdir(name) => self.in_parent(name, |dir, leaf| {
-                let made = fs.mkdir(&root, dir, leaf, 0o755)?;
-                fs.forget(made.ino, 1);
-                Ok(())
-            })?,
-            Op::Symlink(name, len) => self.in_parent(name, |dir, leaf| {
-                let made = fs.symlink(&root, dir, leaf, symlink_target(len).as_bytes())?;
-                fs.forget(made.ino, 1);
-                Ok(())
-            })?,
-            Op::Rmdir(name) => self.in_parent(name, |dir, leaf| Ok(fs.rmdir(dir, leaf)?))?,
-            Op::Unlink(name) => self.in_parent(name, |dir, leaf| Ok(fs.unlink(dir, leaf)?))?,
-            Op::UnlinkOpen(name) => {
-                let ino = lookup(fs, name)?;
-                fs.open(ino, OpenFlags::default())?;
-                self.in_parent(name, |dir, leaf| Ok(fs.unlink(dir, leaf)?))?;
-            }
-            Op::Link(from, to) => self.with(from, |ino| {
-                self.in_parent(to, |dir, leaf| {
-                    let made = fs.link(&root, ino, dir, leaf)?;
-                    fs.forget(made.ino, 1);
-                    Ok(())
-                })
-            })?,
-            Op::Rename(from, to) => self.rename(from, to, RenameFlags::default())?,
-            Op::Exchange(a, b) => {
-                self.rename(a, b, RenameFlags { exchange: true, ..RenameFlags::default() })?
-            }
-            Op::Write { file, way, .. } | Op::Append { file, way, .. } => {
-                let (at, len) = written.context("a write has a range")?;
-                let mode = if way == Way::Direct { WriteMode::Direct } else { WriteMode::Cached };
-                let data = vec![tag; (len * CELL) as usize];
-                let done = self.with(file, |ino| Ok(fs.write(&root, ino, at * CELL, &data, mode)?))?;
-                ensure!(done == data.len(), "wrote {done} of {}", data.len());
-            }
-            Op::Truncate(file, size) => {
-                let change = SetAttr { size: Some(size * CELL), ..SetAttr::default() };
-                self.with(file, |ino| Ok(fs.setattr(ino, &change)?)).map(drop)?;
-            }
-            Op::Chmod(file, mode) => {
-                let change = SetAttr { mode: Some(mode), ..SetAttr::default() };
-                self.with(file, |ino| Ok(fs.setattr(ino, &change)?)).map(drop)?;
-            }
-            Op::Fallocate { file, how, at, len } => {
-                let mode = match how {
-                    Falloc::Allocate => FallocateMode::Allocate { keep_size: false },
-                    Falloc::KeepSize => FallocateMode::Allocate { keep_size: true },
-                    Falloc::Punch => FallocateMode::PunchHole,
-                    Falloc::Zero => FallocateMode::ZeroRange { keep_size: false },
-                    Falloc::ZeroKeepSize => FallocateMode::ZeroRange { keep_size: true },
-                    Falloc::Collapse => FallocateMode::Collapse,
-                    Falloc::Insert => FallocateMode::Insert,
-                };
-                self.with(file, |ino| Ok(fs.fallocate(&root, ino, at * CELL, len * CELL, mode)?))?;
-            }
-            Op::SetXattr(file, attr, len) => {
-                let value = vec![tag; len];
-                self.with(file, |ino| {
-                    Ok(fs.setxattr(&root, ino, attr.as_bytes(), &value, SetXattr::Any, false)?)
-                })?;
-            }
-            Op::RemoveXattr(file, attr) => {
-                self.with(file, |ino| Ok(fs.removexattr(&root, ino, attr.as_bytes())?))?;
-            }
+    /// The persistence point of a step.
+    ///
+    /// # Errors
+    /// What the filesystem answers.
+    pub fn persist(&mut self, step: &Step, ledger: &Ledger) -> Result<()> {
+        if step.then != Persist::No {
+            self.actor.persist(step.op(), step.then, self.dice.one_in(2))?;
+            self.model.persisted(step.op(), step.then);
+            ledger.next_epoch(self.index, self.model.promise());
         }
         Ok(())
-    }
-
-    fn rename(&self, from: &str, to: &str, flags: RenameFlags) -> Result<()> {
-        self.in_parent(from, |from_dir, from_leaf| {
-            self.in_parent(to, |to_dir, to_leaf| {
-                Ok(self.fs.rename(&Caller::root(), (from_dir, from_leaf), (to_dir, to_leaf), flags)?)
-            })
-        })
-    }
-
-    fn persist(&mut self, op: &Op, what: Persist) -> Result<()> {
-        let fs = &self.fs;
-        match what {
-            Persist::No => return Ok(()),
-            Persist::Sync => fs.syncfs()?,
-            Persist::FsyncParent => {
-                let data_only = self.dice.one_in(2);
-                self.with(parent(op.target()), |ino| Ok(fs.fsyncdir(ino, data_only)?))?;
-            }
-            Persist::Fsync | Persist::Fdatasync => {
-                self.with(op.target(), |ino| Ok(fs.fsync(ino, what == Persist::Fdatasync)?))?;
-            }
-        }
-        self.model.persisted(op, what);
-        self.next_epoch();
-        Ok(())
-    }
-
-    /// Looks `path` up, as a kernel does, for the time of `f`.
-    fn with<T>(&self, path: &str, f: impl FnOnce(Ino) -> Result<T>) -> Result<T> {
-        let ino = lookup(&self.fs, path)?;
-        let result = f(ino);
-        if !path.is_empty() {
-            self.fs.forget(ino, 1);
-        }
-        result
-    }
-
-    fn in_parent<T>(&self, path: &str, f: impl FnOnce(Ino, &[u8]) -> Result<T>) -> Result<T> {
-        let leaf = path.rsplit('/').next().unwrap_or(path);
-        self.with(parent(path), |dir| f(dir, leaf.as_bytes()))
-    }
-
-    /// Commits until the log's head is a few blocks before its end.
-    fn advance_log(&self) -> Result<()> {
-        // An empty change of the mode takes a descriptor, the inode, the superblock and a commit block.
-        let change = |mode| SetAttr { mode: Some(mode), ..SetAttr::default() };
-        self.with("foo", |ino| {
-            for _ in 0..125 {
-                self.fs.setattr(ino, &change(0o600))?;
-                self.fs.fsync(ino, false)?;
-                self.fs.setattr(ino, &change(0o644))?;
-                self.fs.fsync(ino, false)?;
-            }
-            Ok(())
-        })
     }
 }
 
-/// The inode of a path; takes a reference unless it is the root.
-pub fn lookup(fs: &Filesystem, path: &str) -> Result<Ino> {
-    let mut at = fs.root();
-    for name in path.split('/').filter(|name| !name.is_empty()) {
-        let next = fs.lookup(at, name.as_bytes()).with_context(|| format!("lookup of {path}"))?.ino;
-        if at != fs.root() {
-            fs.forget(at, 1);
+/// Commits until the log's head is a few blocks before its end.
+fn advance_log(actor: &Actor) -> Result<()> {
+    // An empty change of the mode takes a descriptor, the inode, the superblock and a commit block.
+    let change = |mode| SetAttr { mode: Some(mode), ..SetAttr::default() };
+    actor.with("foo", |ino| {
+        for _ in 0..125 {
+            actor.fs.setattr(ino, &change(0o600))?;
+            actor.fs.fsync(ino, false)?;
+            actor.fs.setattr(ino, &change(0o644))?;
+            actor.fs.fsync(ino, false)?;
         }
-        at = next;
-    }
-    Ok(at)
+        Ok(())
+    })
 }

@@ -88,20 +88,25 @@ pub fn all(length: usize, format: Format) -> Vec<Workload> {
     open
 }
 
-/// A sequence of `length` operations drawn by the dice.
+/// A sequence of `length` operations drawn by the dice, or fewer where they have led to a tree on which hardly any
+/// operation is possible. The last one is made durable.
 #[must_use]
 pub fn sample(length: usize, format: Format, dice: &mut Dice) -> Workload {
     let mut model = start(format);
-    let mut steps = vec![];
-    while steps.len() < length {
+    let mut steps: Vec<Step> = vec![];
+    let mut tries = 0;
+    while steps.len() < length && tries < 200 * length {
+        tries += 1;
         let op = dice.below(catalogue().len() as u64) as usize;
         let then = *dice.pick(&[Persist::No, Persist::No, LAST[0], LAST[1], LAST[2], LAST[3]]);
-        let last = steps.len() + 1 == length;
-        let step = Step { op, then: if last && then == Persist::No { Persist::Sync } else { then } };
+        let step = Step { op, then };
         if model.possible(step.op()) && sensible(&step) {
             model.begin(step.op());
             steps.push(step);
         }
+    }
+    if let Some(last) = steps.last_mut().filter(|last| last.then == Persist::No) {
+        last.then = Persist::Sync;
     }
     Workload(steps)
 }
