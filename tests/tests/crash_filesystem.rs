@@ -113,20 +113,20 @@ fn several_clients_at_once_keep_their_promises() {
         let config = subject::config(name).unwrap();
         let base = config.base_for(&homes).unwrap();
         let mut tally = Tally::default();
-        for seed in 1..4 {
+        for seed in 1..3 {
             let run =
                 config.run_crowd(&base, &homes, seed).unwrap_or_else(|why| panic!("seed {seed}: {why:#}"));
             let judged = court.judge_all(config, &run, seed);
             tally += judged.unwrap_or_else(|(state, why)| panic!("seed {seed} at {state}: {why:#}"));
         }
         eprintln!("{name}: {tally:?}");
-        assert!(tally.states > 300, "{tally:?}");
+        assert!(tally.states > 200, "{tally:?}");
     }
 }
 
 /// Nothing is atomic and a check comes first; but what a syncfs had made durable and nobody touched is there.
 #[test]
 fn without_a_journal_what_was_synced_and_left_alone_is_there() {
-    judge("unlogged", 1, 1, |_| true);
-    judge("unlogged", 2, 400, |_| true);
+    judge("unlogged", 1, 4, |_| true);
+    judge("unlogged", 2, 800, |_| true);
 }
