@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use blockdev::sim::{MemDevice, Recorder};
+use blockdev::sim::{MemDevice, Recorder, Walk};
 use blockdev::{Env, Workers};
 use ext4_format::Ino;
 use fs_core::Filesystem;
@@ -39,7 +39,7 @@ fn a_commit_between_two_batches_leaves_no_written_extent_behind_the_size() {
     fs.step_convert();
     let recording = recorder.recording();
     assert!(recording.events().len() > before, "nothing was committed between the batches");
-    let mut walk = blockdev::sim::Walk::new(&recording);
+    let mut walk = Walk::new(&recording);
     walk.go_to(recording.events().len());
     for keep in walk.keeps(1, 1, 1) {
         let dev = Arc::new(MemDevice::from_image(walk.build(keep).image));
@@ -137,4 +137,40 @@ fn neighbours_are_merged_and_overwrites_need_no_handle() {
     fs.unmount().unwrap();
     drop(fs);
     e2fsck(&dev.snapshot(), "after overwrites");
+}
+
+/// What an operation that makes things durable is called, and how it is asked for.
+type Flusher = (&'static str, fn(&Filesystem, Ino));
+
+#[test]
+fn whoever_commits_flushes_the_completed_list_before() {
+    let flushers: [Flusher; 5] = [
+        ("fsync", |fs, ino| fs.fsync(ino, false).unwrap()),
+        ("fdatasync", |fs, ino| fs.fsync(ino, true).unwrap()),
+        ("syncfs", |fs, _| fs.syncfs().unwrap()),
+        ("the commit timer", |fs, _| fs.tick().unwrap()),
+        ("unmount", |fs, _| fs.unmount().unwrap()),
+    ];
+    for (name, flush) in flushers {
+        let recorder = Recorder::new(mke2fs(&["-t", "ext4", "-b", "1024"]));
+        let fs = mount(Arc::new(recorder.clone()), manual());
+        let ino = file(&fs, "file");
+        fs.syncfs().unwrap();
+        for block in [0, 1, 5] {
+            write(&fs, ino, block, 6);
+        }
+        assert_eq!(fs.data_stats().conversions_pending, 2, "{name}");
+        flush(&fs, ino);
+        assert_eq!(fs.data_stats().conversions_pending, 0, "{name}");
+        // The power goes: what is open is lost.
+        let recording = recorder.recording();
+        let mut walk = Walk::new(&recording);
+        walk.go_to(recording.events().len());
+        for keep in walk.keeps(0, 0, 1) {
+            let dev = Arc::new(MemDevice::from_image(walk.build(keep).image));
+            let fs = recover(dev).unwrap();
+            let expected = [[6; 1024], [6; 1024], [0; 1024], [0; 1024], [0; 1024], [6; 1024]].concat();
+            assert_same(&read_all(&fs, file(&fs, "file")), &expected, name);
+        }
+    }
 }
