@@ -58,6 +58,7 @@ fn fio_reads_back_what_it_wrote() -> Result<()> {
             "--verify=crc32c",
             "--do_verify=1",
             "--verify_fatal=1",
+            "--verify_state_save=0",
         ];
         let place = [
             format!("--directory={}", mounted.path().display()),
