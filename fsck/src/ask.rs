@@ -66,12 +66,14 @@ pub struct Judge<'u> {
     pub report: Report,
     /// The journal was thrown away: a new one is made at the end.
     pub journal_lost: bool,
+    /// The round ended early because what it built on was wrong; the next one knows better.
+    pub restart: bool,
 }
 
 impl<'u> Judge<'u> {
     /// A judge that speaks through `ui`.
     pub fn new(mode: Mode, ui: &'u mut dyn Ui) -> Judge<'u> {
-        Judge { mode, ui, report: Report::default(), journal_lost: false }
+        Judge { mode, ui, report: Report::default(), journal_lost: false, restart: false }
     }
 
     /// A line for people.

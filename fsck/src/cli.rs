@@ -108,6 +108,7 @@ impl Cli {
                 ("fragcheck", "") => options.fragcheck = true,
                 ("discard", "") => options.discard = true,
                 ("nodiscard" | "no_optimize_extents" | "optimize_extents", "") => {}
+                ("check_encoding", "") => options.check_encoding = true,
                 ("memory", size) => match bytes(size) {
                     Some(size) => options.memory = size,
                     None => return usage(&format!("bad size in -E memory={size}")),

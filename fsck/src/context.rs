@@ -1,14 +1,17 @@
 //! What every pass knows: the volume's shape, the device, and what was found so far. Shared by the threads of a
 //! pass; what they change in it is atomic or behind a lock.
 
-use std::collections::{BTreeMap, HashMap};
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use ext4_format::casefold;
 use ext4_format::csum::Csum;
+use ext4_format::features::Incompat;
 use ext4_format::geometry::Geometry;
-use ext4_format::group_desc::GroupDesc;
-use ext4_format::inode::{BASE_SIZE, Inode, InodeLayout};
+use ext4_format::group_desc::{GroupDesc, GroupFlags};
+use ext4_format::inode::{BASE_SIZE, Inode, InodeLayout, flag};
 use ext4_format::superblock::{RawSuperBlock, SuperBlock};
 use ext4_format::{BlockNo, GroupNo, Ino};
 
@@ -16,6 +19,7 @@ use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::map::{BlockMap, InodeMap};
 use crate::options::Options;
+use crate::problem::Code;
 
 /// A directory that pass 1 found.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -61,7 +65,21 @@ pub struct Found {
     pub pieces: Mutex<Vec<(u32, u64)>>,
     /// Whether a file needs the `large_file` feature.
     pub large_file: AtomicBool,
+    /// Groups whose word about unused inodes turned out to be wrong.
+    pub distrusted: Mutex<BTreeSet<GroupNo>>,
 }
+
+/// A piece of metadata that lies on an impossible place and gets a new one once pass 1 knows what is free.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Homeless {
+    /// Its group.
+    pub group: GroupNo,
+    /// Which it is, by the code of the problem.
+    pub code: Code,
+}
+
+/// The place of metadata that have none (yet): block 0 never holds any of a group's.
+pub const NOWHERE: BlockNo = BlockNo(0);
 
 /// The volume under check.
 pub struct Context {
@@ -77,6 +95,8 @@ pub struct Context {
     pub layout: InodeLayout,
     /// The group descriptors.
     pub descs: Vec<GroupDesc>,
+    /// Metadata that need a new place; their descriptors say [`NOWHERE`].
+    pub homeless: Vec<Homeless>,
     /// What the caller wants.
     pub options: Options,
     /// What was found.
@@ -97,7 +117,12 @@ pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Context {
     /// The volume that a superblock and its descriptors describe.
     #[must_use]
-    pub fn new(disk: Disk, sb: SuperBlock, descs: Vec<GroupDesc>, options: Options) -> Context {
+    pub fn new(
+        disk: Disk,
+        sb: SuperBlock,
+        (descs, homeless): (Vec<GroupDesc>, Vec<Homeless>),
+        options: Options,
+    ) -> Context {
         let geometry = Geometry::new(&sb);
         let found = Found {
             blocks: BlockMap::new(&geometry),
@@ -112,13 +137,42 @@ impl Context {
             fragmented: AtomicU64::new(0),
             pieces: Mutex::default(),
             large_file: AtomicBool::new(false),
+            distrusted: Mutex::default(),
         };
         let next_sb = Mutex::new(sb);
         let (csum, layout) = (Csum::new(&sb), InodeLayout::new(&sb));
         // A remembered name costs about 24 bytes, and half of the bound is left to the maps.
         let names_kept = (options.memory_bound() / 48 / options.thread_count() as u64) as usize;
         let metadata = Vec::new();
-        Context { disk, geometry, csum, layout, sb, descs, options, found, metadata, names_kept, next_sb }
+        Context {
+            disk,
+            geometry,
+            csum,
+            layout,
+            sb,
+            descs,
+            homeless,
+            options,
+            found,
+            metadata,
+            names_kept,
+            next_sb,
+        }
+    }
+
+    /// What a name in a directory with these flags is compared and hashed by.
+    #[must_use]
+    pub fn folded<'n>(&self, inode_flags: u32, name: &'n [u8]) -> Cow<'n, [u8]> {
+        let folds = inode_flags & (flag::CASEFOLD | flag::ENCRYPT) == flag::CASEFOLD
+            && self.sb.raw().encoding.get() == casefold::ENCODING_UTF8;
+        if folds { casefold::folded(name) } else { Cow::Borrowed(name) }
+    }
+
+    /// Whether names must be text in the volume's encoding.
+    #[must_use]
+    pub fn strict_names(&self) -> bool {
+        self.sb.incompat().has(Incompat::CASEFOLD)
+            && self.sb.raw().encoding_flags.get() & casefold::STRICT != 0
     }
 
     /// Changes the superblock that is written at the end. A change that makes no sense is not taken.
@@ -140,22 +194,37 @@ impl Context {
         self.metadata.get(at).is_some_and(|range| range.start < end)
     }
 
-    /// The block and byte of an inode's record.
+    /// Inodes at the head of a group's table that are looked at: the rest is unused, as far as its descriptor can be
+    /// believed. Reserved inodes are looked at even in a group that says it has none.
+    #[must_use]
+    pub fn inodes_to_scan(&self, group: GroupNo) -> u32 {
+        let desc = &self.descs[group.0 as usize];
+        let used = match self.csum.group_descs() {
+            true if desc.flags.has(GroupFlags::INODE_UNINIT) => 0,
+            true => self.geometry.inodes_per_group.saturating_sub(desc.itable_unused),
+            false => self.geometry.inodes_per_group,
+        };
+        if group.0 == 0 { used.max(self.first_ino() - 1) } else { used }
+    }
+
+    /// The block and byte of an inode's record; `None` for one in a table that lies nowhere, too.
     #[must_use]
     pub fn inode_place(&self, ino: Ino) -> Option<(BlockNo, usize)> {
         let at = self.geometry.inode_location(ino)?;
         let table = self.descs.get(at.group.0 as usize)?.inode_table;
+        if table == NOWHERE {
+            return None;
+        }
         Some((BlockNo(table.0 + u64::from(at.table_block)), at.byte))
     }
 
-    /// An inode's record.
+    /// An inode's record; zeros where its table was lost.
     ///
     /// # Errors
     /// The device's, or a number past the last inode.
     pub fn read_record(&self, ino: Ino) -> Result<Vec<u8>> {
-        let (block, byte) =
-            self.inode_place(ino).ok_or_else(|| Error::Unusable(format!("there is no inode {ino}")))?;
         let mut record = vec![0; self.geometry.inode_size];
+        let Some((block, byte)) = self.inode_place(ino) else { return self.only_lost(ino, record) };
         let offset = block.0 * u64::from(self.geometry.block_size) + byte as u64;
         self.disk.read_bytes(offset, &mut record)?;
         Ok(record)
@@ -169,14 +238,20 @@ impl Context {
         Ok(Inode::decode_damaged(&self.read_record(ino)?, &self.layout))
     }
 
-    /// Writes an inode's record, with its checksum.
+    fn only_lost<T>(&self, ino: Ino, instead: T) -> Result<T> {
+        match self.geometry.inode_location(ino) {
+            Some(_) => Ok(instead),
+            None => Err(Error::Unusable(format!("there is no inode {ino}"))),
+        }
+    }
+
+    /// Writes an inode's record, with its checksum. A lost table gets none: it will be made of zeros.
     ///
     /// # Errors
     /// The device's, or a number past the last inode.
     pub fn write_record(&self, ino: Ino, record: &mut [u8]) -> Result<()> {
         self.csum.set_inode(record, ino);
-        let (block, byte) =
-            self.inode_place(ino).ok_or_else(|| Error::Unusable(format!("there is no inode {ino}")))?;
+        let Some((block, byte)) = self.inode_place(ino) else { return self.only_lost(ino, ()) };
         self.disk.write_bytes(block.0 * u64::from(self.geometry.block_size) + byte as u64, record)
     }
 

@@ -12,7 +12,9 @@ use crate::error::Result;
 use crate::journal::{self, Outcome};
 use crate::options::{Mode, Options};
 use crate::problem::{Code, Problem};
-use crate::{mmp, orphans, pass1, pass1b, pass2, pass3, pass4, pass5, paths, rehash, volume};
+use crate::{
+    mmp, orphans, pass1, pass1b, pass2, pass3, pass4, pass5, paths, quota, rehash, relocate, volume,
+};
 
 /// Runs one round; the judge holds what it found.
 pub fn round(disk: Disk, options: &Options, judge: &mut Judge<'_>) -> Result<()> {
@@ -36,16 +38,21 @@ pub fn round(disk: Disk, options: &Options, judge: &mut Judge<'_>) -> Result<()>
         return Ok(());
     }
     pass1::run(&mut ctx, judge)?;
+    relocate::run(&mut ctx)?;
     if ctx.found.any_multiple.load(Relaxed) {
         pass1b::run(&ctx, judge)?;
     }
     pass2::run(&ctx, judge)?;
+    if begin_again(&mut ctx, judge)? {
+        return Ok(());
+    }
     pass3::run(&ctx, judge)?;
     pass4::run(&ctx, judge)?;
     rehash::run(&ctx, judge)?;
     if judge.journal_lost && options.may_write() {
         journal::create(&ctx, judge)?;
     }
+    quota::run(&ctx, judge)?;
     pass5::run(&mut ctx, judge)?;
     paths::name(&ctx, &mut judge.report);
     if options.fragcheck {
@@ -66,6 +73,22 @@ pub fn round(disk: Disk, options: &Options, judge: &mut Judge<'_>) -> Result<()>
     }
     judge.report.changed = ctx.disk.changed();
     Ok(())
+}
+
+/// Ends the round when groups were found to hold more inodes than they say: the next one looks at all of them.
+fn begin_again(ctx: &mut Context, judge: &mut Judge<'_>) -> Result<bool> {
+    let wrong = std::mem::take(&mut *lock(&ctx.found.distrusted));
+    if wrong.is_empty() {
+        return Ok(false);
+    }
+    for group in wrong {
+        let desc = &mut ctx.descs[group.0 as usize];
+        *desc = volume::distrusted(*desc);
+    }
+    volume::write_back(ctx)?;
+    judge.say("The check begins again.");
+    (judge.report.changed, judge.restart) = (true, true);
+    Ok(true)
 }
 
 /// Gives the device back what no file and no metadata use.

@@ -26,7 +26,9 @@ mod pass4;
 mod pass5;
 mod paths;
 mod problem;
+mod quota;
 mod rehash;
+mod relocate;
 mod report;
 mod undo;
 mod volume;
@@ -71,6 +73,7 @@ pub fn check_with(device: Arc<dyn BlockDevice>, options: &Options, ui: &mut dyn 
         let disk = Disk::new(Arc::clone(&device), undo.clone());
         let mut judge = Judge::new(options.mode, ui);
         finish::round(disk, &options, &mut judge)?;
+        let restart = judge.restart;
         let report = judge.report;
         let again = report.changed && report.count > 0;
         let left = report.left;
@@ -78,7 +81,7 @@ pub fn check_with(device: Arc<dyn BlockDevice>, options: &Options, ui: &mut dyn 
             None => report,
             Some(earlier) => earlier.then(report),
         });
-        if !again || left > 0 && options.mode == Mode::Ask {
+        if !again || left > 0 && options.mode == Mode::Ask && !restart {
             break;
         }
         // What follows looks at the repaired volume, whatever it says of itself and wherever it was found.

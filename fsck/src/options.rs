@@ -33,6 +33,8 @@ pub struct Options {
     pub fragcheck: bool,
     /// Discard free blocks after a clean check (`-E discard`).
     pub discard: bool,
+    /// Names of case-insensitive directories must be text, even if the volume is not strict (`-E check_encoding`).
+    pub check_encoding: bool,
     /// Optimise directories (`-D`).
     pub optimize_dirs: bool,
     /// Bound of memory in bytes for what grows with directories (`-E memory=`); 0 is a quarter of the machine's.

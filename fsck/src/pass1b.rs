@@ -21,7 +21,7 @@ pub fn run(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
     for group in ctx.groups().filter(|group| ctx.found.inodes.touched(group.0)) {
         for index in 0..ctx.geometry.inodes_per_group {
             let Some(ino) = ctx.geometry.inode_at(group, index) else { break };
-            if matches!(ctx.found.inodes.get(ino), Use::Free | Use::Reserved) {
+            if ctx.found.inodes.get(ino) == Use::Free {
                 continue;
             }
             let shared = shared_clusters(ctx, ino)?;
@@ -44,6 +44,12 @@ pub fn run(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
         if !judge.ask(problem)? {
             continue;
         }
+        if ctx.found.inodes.get(ino) == Use::Reserved {
+            // Nobody reads what a reserved inode maps: it gives it up.
+            ctx.write_record(ino, &mut vec![0; ctx.geometry.inode_size])?;
+            settle(&mut users, shared);
+            continue;
+        }
         let free = ctx.found.blocks.free_count();
         // A tree of its own takes a block for every few hundred extents.
         let needed =
@@ -55,13 +61,18 @@ pub fn run(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
             ctx.found.inodes.set(ino, Use::Free, 0);
             crate::context::lock(&ctx.found.dirs).remove(&ino.get());
         }
-        for cluster in shared {
-            if let Some(users) = users.get_mut(&cluster) {
-                *users = users.saturating_sub(1);
-            }
-        }
+        settle(&mut users, shared);
     }
     Ok(())
+}
+
+/// Clusters have one user less.
+fn settle(users: &mut HashMap<u64, u32>, shared: Vec<u64>) {
+    for cluster in shared {
+        if let Some(users) = users.get_mut(&cluster) {
+            *users = users.saturating_sub(1);
+        }
+    }
 }
 
 /// Clusters of an inode that somebody else claims, too; one that it claims twice stands twice.

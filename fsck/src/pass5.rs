@@ -9,7 +9,7 @@ use ext4_format::group_desc::{GroupDesc, GroupFlags};
 use ext4_format::{BlockNo, GroupNo};
 
 use crate::ask::{Ask, Judge};
-use crate::context::{Context, lock};
+use crate::context::{Context, NOWHERE, lock};
 use crate::error::Result;
 use crate::parallel;
 use crate::problem::{Code, Problem};
@@ -125,7 +125,12 @@ fn stated_blocks(ctx: &Context, group: GroupNo, desc: &GroupDesc) -> Result<Vec<
         ctx.geometry.fill_uninit_block_bitmap(group, desc, &mut bytes);
         return Ok(bytes);
     }
-    ctx.disk.read(desc.block_bitmap)
+    read_bitmap(ctx, desc.block_bitmap)
+}
+
+/// A bitmap; zeros where it was lost.
+fn read_bitmap(ctx: &Context, place: BlockNo) -> Result<Vec<u8>> {
+    if place == NOWHERE { Ok(vec![0; ctx.disk.block_size()]) } else { ctx.disk.read(place) }
 }
 
 fn stated_inodes(ctx: &Context, desc: &GroupDesc) -> Result<Vec<u8>> {
@@ -134,7 +139,7 @@ fn stated_inodes(ctx: &Context, desc: &GroupDesc) -> Result<Vec<u8>> {
         ctx.geometry.fill_uninit_inode_bitmap(&mut bytes);
         return Ok(bytes);
     }
-    ctx.disk.read(desc.inode_bitmap)
+    read_bitmap(ctx, desc.inode_bitmap)
 }
 
 fn differences(stated: &[u8], truth: &[u8], bits: u32) -> Option<(u64, u64)> {

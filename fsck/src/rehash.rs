@@ -98,8 +98,8 @@ fn build(ctx: &Context, ino: Ino) -> Result<()> {
     let version = HashVersion::from_raw(raw_version)
         .unwrap_or(HashVersion::HalfMd4)
         .with_unsigned(ctx.sb.hash_unsigned());
-    // Hashes of casefolded names are not known here: such directories stay linear.
-    if !ctx.sb.compat().has(Compat::DIR_INDEX) || inode.has(flag::CASEFOLD) || format.hashed {
+    // The hashes of encrypted and casefolded names need a key: such directories stay linear.
+    if !ctx.sb.compat().has(Compat::DIR_INDEX) || format.hashed {
         return Ok(());
     }
     let extents = pass1::extents_of(ctx, &inode);
@@ -114,7 +114,8 @@ fn build(ctx: &Context, ino: Ino) -> Result<()> {
                     b"." => {}
                     b".." => parent = target,
                     name => entries.push(Entry {
-                        hash: name_hash(version, ctx.sb.hash_seed(), name).unwrap_or_default(),
+                        hash: name_hash(version, ctx.sb.hash_seed(), &ctx.folded(inode.flags, name))
+                            .unwrap_or_default(),
                         name: name.to_vec(),
                         ino: target,
                         kind: entry.file_type().unwrap_or(FileType::Regular),

@@ -1,7 +1,6 @@
 //! From a device to a volume that can be checked: the superblock or a copy of it, the group descriptors or copies
 //! of them, and what these say about themselves.
 
-use ext4_format::bitmap::Bits;
 use ext4_format::csum::Csum;
 use ext4_format::features::{self, Compat, Incompat, RoCompat};
 use ext4_format::geometry::Geometry;
@@ -16,13 +15,10 @@ use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::options::Options;
 use crate::problem::{Code, Problem};
+use crate::relocate;
 
-/// Features that the checker cannot judge.
-const UNKNOWN: [(Incompat, &str); 3] = [
-    (Incompat::COMPRESSION, "compression"),
-    (Incompat::JOURNAL_DEV, "journal_dev"),
-    (Incompat::DIRDATA, "dirdata"),
-];
+/// Features with a name that the checker cannot judge; e2fsck refuses the same.
+const REFUSED: [&str; 6] = ["compression", "journal_dev", "dirdata", "lazy_bg", "snapshot_bitmap", "replica"];
 
 /// Bytes of a device in which an unusual place of a superblock's copy is looked for.
 const SEARCHED: u64 = 256 << 20;
@@ -48,8 +44,9 @@ pub fn open(mut disk: Disk, options: &Options, judge: &mut Judge<'_>) -> Result<
             )));
         }
     }
-    let descs = read_descriptors(&disk, &sb, &geometry, judge)?;
-    let ctx = Context::new(disk, sb, descs, options.clone());
+    let mut descs = read_descriptors(&disk, &sb, &geometry, judge)?;
+    let homeless = relocate::judge(&geometry, &mut descs, judge)?;
+    let ctx = Context::new(disk, sb, (descs, homeless), options.clone());
     if adopted {
         ctx.edit_super(|raw| raw.block_group_nr.set(0));
     }
@@ -80,6 +77,8 @@ fn mended(disk: &Disk) -> Result<Option<SuperBlock>> {
     let mut bytes = [0; SUPERBLOCK_LEN];
     disk.read_bytes(1024, &mut bytes)?;
     let Ok(mut raw) = RawSuperBlock::read_from_bytes(&bytes[..]) else { return Ok(None) };
+    // No mkfs makes another first inode.
+    raw.first_ino.set(11);
     if !RoCompat(raw.feature_ro_compat.get()).has(RoCompat::BIGALLOC) {
         raw.log_cluster_size = raw.log_block_size;
         raw.clusters_per_group = raw.blocks_per_group;
@@ -153,16 +152,14 @@ fn find_super(disk: &Disk, options: &Options, judge: &mut Judge<'_>) -> Result<(
 }
 
 fn refuse_unknown(sb: &SuperBlock) -> Result<()> {
-    let mut names: Vec<String> = UNKNOWN
-        .iter()
-        .filter(|(bit, _)| sb.incompat().has(*bit))
-        .map(|(_, name)| (*name).to_owned())
-        .collect();
-    let known = |word| features::TABLE.iter().filter(|f| f.word == word).fold(0, |all, f| all | f.mask);
-    let unknown_incompat = Incompat(sb.incompat().0 & !known(features::Word::Incompat));
-    let unknown_ro = RoCompat(sb.ro_compat().0 & !known(features::Word::RoCompat));
-    names.extend(unknown_incompat.names());
-    names.extend(unknown_ro.names());
+    let known = |word| {
+        let judged = features::TABLE.iter().filter(|f| f.word == word && !REFUSED.contains(&f.name));
+        judged.fold(0, |all, f| all | f.mask)
+    };
+    let compat = Compat(sb.compat().0 & !known(features::Word::Compat));
+    let incompat = Incompat(sb.incompat().0 & !known(features::Word::Incompat));
+    let ro_compat = RoCompat(sb.ro_compat().0 & !known(features::Word::RoCompat));
+    let names: Vec<String> = compat.names().chain(incompat.names()).chain(ro_compat.names()).collect();
     if names.is_empty() {
         Ok(())
     } else {
@@ -173,17 +170,19 @@ fn refuse_unknown(sb: &SuperBlock) -> Result<()> {
 /// Features that exclude or need each other.
 fn check_features(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
     let (compat, ro, incompat) = (ctx.sb.compat(), ctx.sb.ro_compat(), ctx.sb.incompat());
+    let both_sums = ro.has(RoCompat::METADATA_CSUM) && ro.has(RoCompat::GDT_CSUM);
+    let why = "metadata_csum supersedes uninit_bg; both feature bits cannot be set";
+    if both_sums && judge.ask(Problem::new(Code::SuperFeatureBits).named(why))? {
+        ctx.edit_super(|raw| {
+            raw.feature_ro_compat.set(raw.feature_ro_compat.get() & !RoCompat::GDT_CSUM.0);
+        });
+    }
     let mut fix = |wrong: bool, why: &str, change: &dyn Fn(&mut ext4_format::superblock::RawSuperBlock)| {
         if wrong && judge.ask(Problem::new(Code::SuperFeatures).named(why))? {
             ctx.edit_super(change);
         }
         Ok::<(), Error>(())
     };
-    fix(
-        ro.has(RoCompat::METADATA_CSUM) && ro.has(RoCompat::GDT_CSUM),
-        "metadata_csum supersedes uninit_bg; both feature bits cannot be set",
-        &|raw| raw.feature_ro_compat.set(raw.feature_ro_compat.get() & !RoCompat::GDT_CSUM.0),
-    )?;
     fix(
         incompat.has(Incompat::CSUM_SEED) && !ro.has(RoCompat::METADATA_CSUM),
         "metadata_csum_seed is not necessary without metadata_csum",
@@ -219,8 +218,13 @@ fn check_features(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
         },
     )?;
     fix(
-        ctx.sb.reserved_blocks() > ctx.geometry.blocks_count,
-        "more blocks are reserved than there are",
+        !compat.has(Compat::HAS_JOURNAL) && raw.journal_dev.get() != 0,
+        "an external journal is named, but the has_journal feature is off",
+        &|raw| raw.journal_dev.set(0),
+    )?;
+    fix(
+        ctx.sb.reserved_blocks() > ctx.geometry.blocks_count / 2,
+        "more than half of the blocks are reserved",
         &|raw| {
             raw.r_blocks_count_lo.set(0);
             raw.r_blocks_count_hi.set(0);
@@ -301,91 +305,13 @@ fn read_descriptors(
             }
         }
     }
-    relocate(disk, geometry, &mut descs, judge)?;
     Ok(descs)
 }
 
 /// A descriptor whose hints may be stale: everything in its group must be looked at.
-fn distrusted(desc: GroupDesc) -> GroupDesc {
+pub fn distrusted(desc: GroupDesc) -> GroupDesc {
     let flags = GroupFlags(desc.flags.0 & !(GroupFlags::INODE_UNINIT.0 | GroupFlags::BLOCK_UNINIT.0));
     GroupDesc { flags, itable_unused: 0, ..desc }
-}
-
-/// Gives bitmaps and tables on impossible places new ones: blocks that no other metadata use. The contents of bitmaps
-/// are made in pass 5; a relocated inode table starts empty.
-fn relocate(disk: &Disk, geometry: &Geometry, descs: &mut [GroupDesc], judge: &mut Judge<'_>) -> Result<()> {
-    let table = u64::from(geometry.inode_table_blocks());
-    let taken = crate::map::BlockMap::new(geometry);
-    for group in geometry.groups() {
-        taken.claim(geometry.group_first_block(group), geometry.head(group).len().into(), |_| ());
-    }
-    // Clusters may be shared by neighbours among the metadata, so overlaps are told block by block only.
-    let exact = geometry.cluster_ratio == 1;
-    let bitmaps: Vec<(GroupNo, Option<BlockNo>)> = descs
-        .iter()
-        .enumerate()
-        .map(|(at, desc)| {
-            let real =
-                !desc.flags.has(GroupFlags::BLOCK_UNINIT) && geometry.contains_blocks(desc.block_bitmap, 1);
-            (GroupNo(at as u32), real.then_some(desc.block_bitmap))
-        })
-        .collect();
-    let mut broken: Vec<(GroupNo, Code, &mut BlockNo, u64)> = Vec::new();
-    for (at, desc) in descs.iter_mut().enumerate() {
-        let group = GroupNo(at as u32);
-        let before = broken.len();
-        for (code, place, len) in [
-            (Code::BlockBitmapPlace, &mut desc.block_bitmap, 1),
-            (Code::InodeBitmapPlace, &mut desc.inode_bitmap, 1),
-            (Code::InodeTablePlace, &mut desc.inode_table, table),
-        ] {
-            let holds = geometry.contains_blocks(*place, len) && !(exact && taken.any(*place, len));
-            if holds {
-                taken.claim(*place, len, |_| ());
-            } else {
-                broken.push((group, code, place, len));
-            }
-        }
-        if broken.len() > before {
-            desc.flags = distrusted(GroupDesc { flags: desc.flags, ..GroupDesc::default() }).flags;
-            desc.itable_unused = 0;
-        }
-    }
-    if broken.is_empty() {
-        return Ok(());
-    }
-    // What the other groups' bitmaps say is in use must not be overwritten; a group without a bitmap is left alone.
-    let blind: Vec<GroupNo> = broken.iter().filter(|b| b.1 == Code::BlockBitmapPlace).map(|b| b.0).collect();
-    for (group, bitmap) in bitmaps {
-        if blind.contains(&group) {
-            taken.claim(geometry.group_first_block(group), geometry.blocks_in_group(group).into(), |_| ());
-        } else if let Some(bitmap) = bitmap {
-            let bytes = disk.read(bitmap)?;
-            for run in Bits::new(&bytes, geometry.clusters_in_group(group)).set_runs(0..u32::MAX) {
-                let first =
-                    geometry.group_first_block(group).0 + u64::from(run.start * geometry.cluster_ratio);
-                taken.claim(BlockNo(first), u64::from(run.len() as u32 * geometry.cluster_ratio), |_| ());
-            }
-        }
-    }
-    for (group, code, place, len) in broken {
-        let fix = judge.ask(Problem::of_group(code, group).values(place.0, 0_u32))?;
-        let clusters = len.div_ceil(u64::from(geometry.cluster_ratio));
-        let goal = geometry.group_first_block(group);
-        if !fix && geometry.contains_blocks(*place, len) {
-            continue;
-        }
-        let Some(free) = taken.find_free(goal, clusters).filter(|_| fix) else {
-            return Err(Error::Unusable(format!("group {group} has no place for its metadata")));
-        };
-        taken.claim(free, len, |_| ());
-        *place = free;
-        let zeros = vec![0; disk.block_size()];
-        for ahead in 0..len {
-            disk.write(BlockNo(free.0 + ahead), &zeros)?;
-        }
-    }
-    Ok(())
 }
 
 /// Writes the superblock and the descriptors, and their copies.

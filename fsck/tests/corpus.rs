@@ -19,7 +19,7 @@ use std::process::Command;
 use ext4_format::dirent::{DirBlock, DirFormat};
 use ext4_format::{GroupNo, Ino};
 use fsck::Mode;
-use support::{Kind, Volume, check, e2fsck_of, filled, fix_sum};
+use support::{Kind, Volume, check, e2fsck, e2fsck_of, filled, fix_sum};
 
 const VOLUMES: [(&str, &str); 5] = [
     ("ext4", "-t ext4 -b 1024 -J size=1 -N 1024 -g 4096"),
@@ -196,7 +196,32 @@ fn every_planted_defect_is_found_and_repaired() {
             Ok(report) => report.codes().join(" "),
             Err(error) => format!("ERROR {error}"),
         };
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), &image).unwrap();
+        let (code, words) = e2fsck(file.path(), "-p");
+        let (preened, after) = check(&image, Mode::Preen);
+        let mine = preened.as_ref().map_or(4, |report| i32::from(report.exit_code()));
+        if (mine < 4) != (code < 4) || (mine == 0) != (code == 0) {
+            eprintln!(
+                "PREEN {}: {mine}, e2fsck {code}: {problems}: {}",
+                case.name,
+                words.replace('\n', " / ")
+            );
+        }
+        if mine < 4 && e2fsck_of(&after).0 != 0 {
+            eprintln!("PREEN {}: not clean after it", case.name);
+        }
+        std::fs::write(file.path(), &image).unwrap();
+        let (code, words) = e2fsck(file.path(), "-y");
         let (repaired, ours) = check(&image, Mode::Yes);
+        let mine = repaired.as_ref().map_or(8, |report| i32::from(report.exit_code()));
+        if mine != code {
+            eprintln!(
+                "EXIT {}: {mine}, e2fsck {code}: {problems}: {}",
+                case.name,
+                words.replace('\n', " / ")
+            );
+        }
         let (again, _) = check(&ours, Mode::CheckOnly);
         let (verdict, words) = e2fsck_of(&ours);
         let (before, after) = (Volume::new(base).unwrap().files(), Volume::new(&ours).map(|v| v.files()));

@@ -36,6 +36,8 @@ pub enum What {
     JournalBlock,
     /// The multi-mount protection block.
     Mmp,
+    /// A quota file.
+    QuotaFile,
 }
 
 /// Where it was found. More than one field may be known.

@@ -2,6 +2,7 @@
 
 pub mod bitmap;
 mod bits;
+pub mod casefold;
 pub mod corruption;
 pub mod crc;
 pub mod csum;
@@ -19,6 +20,7 @@ pub mod locate;
 pub mod mmp;
 pub mod num;
 pub mod orphan;
+pub mod quota;
 pub mod superblock;
 pub mod verify;
 pub mod xattr;

@@ -52,6 +52,12 @@ impl Ino {
     pub const BAD_BLOCKS: Ino = Ino::literal(1);
     /// Inode 2, the root directory.
     pub const ROOT: Ino = Ino::literal(2);
+    /// Inode 3, where user quotas used to be and mostly are.
+    pub const USER_QUOTA: Ino = Ino::literal(3);
+    /// Inode 4, group quotas likewise.
+    pub const GROUP_QUOTA: Ino = Ino::literal(4);
+    /// Inode 5, the boot loader.
+    pub const BOOT_LOADER: Ino = Ino::literal(5);
     /// Inode 7, the reserved group descriptor blocks.
     pub const RESIZE: Ino = Ino::literal(7);
     /// Inode 8, the journal, unless the superblock names another.

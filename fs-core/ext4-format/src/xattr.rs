@@ -40,6 +40,9 @@ pub const PREFIXES: &[(u8, &str)] = &[
 /// Name index of `system.` attributes, among them `data`, the rest of an inline file.
 pub const INDEX_SYSTEM: u8 = 7;
 
+/// Name index of the encryption context, whose name is `c`.
+pub const INDEX_ENCRYPTION: u8 = 9;
+
 /// The prefix of a name index.
 #[must_use]
 pub fn prefix(index: u8) -> Option<&'static str> {

@@ -18,6 +18,7 @@ use crate::problem::{Code, Problem};
 /// Checks the whole tree of an inode.
 pub fn check(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject, effects: &mut Effects) -> Result<()> {
     let ino = s.ino;
+    mend_depth(ctx, ask, s)?;
     let mut root = s.inode.block;
     let bad = match Node::parse(&root) {
         Ok(node) if node.depth() > 0 && node.is_empty() => Some("eh_entries"),
@@ -40,6 +41,24 @@ pub fn check(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject, effects: &mut Ef
     // An index root that lost all its nodes becomes an empty leaf.
     if Node::parse(&s.inode.block).is_ok_and(|node| node.depth() > 0 && node.is_empty()) {
         let _ = NodeMut::init(&mut s.inode.block, 0);
+        s.dirty = true;
+    }
+    Ok(())
+}
+
+/// A root whose only fault is its depth: one without entries is an empty leaf, and one that makes sense as a leaf is one.
+fn mend_depth(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject) -> Result<()> {
+    let mut leaf = s.inode.block;
+    set_depth(&mut leaf, 0);
+    let why = match Node::parse(&s.inode.block) {
+        Ok(node) if node.depth() > 0 && node.is_empty() => "no entries",
+        Err(corruption) if corruption.field == "eh_depth" && Node::parse(&leaf).is_ok() => "more than five",
+        _ => return Ok(()),
+    };
+    let volume = Bounds::of_volume(BlockNo(ctx.geometry.first_data_block.into()), ctx.geometry.blocks_count);
+    let sane = Node::parse(&leaf).is_ok_and(|node| node.is_empty() || node.check(&volume, false).is_ok());
+    if sane && ask.ask(Problem::of(Code::ExtentDepth, s.ino).named(why))? {
+        s.inode.block = leaf;
         s.dirty = true;
     }
     Ok(())
@@ -169,7 +188,7 @@ impl Walk<'_> {
         };
         let wrong = match Node::parse(&bytes) {
             Err(corruption) => Some(corruption.field),
-            Ok(node) if node.depth() + 1 != depth || depth > MAX_DEPTH => Some("eh_depth"),
+            Ok(_) if depth > MAX_DEPTH => Some("eh_depth"),
             Ok(node) if node.is_empty() => Some("eh_entries"),
             Ok(_) => None,
         };
@@ -181,8 +200,23 @@ impl Walk<'_> {
             let problem = Problem::of(Code::ExtentNode, ino).at(block).named("checksum and contents");
             return Ok(decide(self.ask.ask(problem)?));
         }
+        let mut changed = false;
+        let stated = Node::parse(&bytes).map_or(0, |node| node.depth());
+        if stated + 1 != depth {
+            // A node whose entries make sense where it hangs only has a wrong number.
+            let mut right = bytes.clone();
+            set_depth(&mut right, depth - 1);
+            let problem = Problem::of(Code::ExtentNodeDepth, ino).at(block).values(stated, depth - 1);
+            if !self.sane(&right) || !self.ask.ask(problem)? {
+                return Ok(decide(
+                    self.ask.ask(Problem::of(Code::ExtentNode, ino).at(block).named("eh_depth"))?,
+                ));
+            }
+            bytes = right;
+            changed = true;
+        }
         self.effects.claims.push((block.0, 1));
-        let mut changed = self.node(&mut bytes, end)?;
+        changed |= self.node(&mut bytes, end)?;
         if !sum_holds && !changed {
             changed = self.ask.ask(Problem::of(Code::ExtentNodeChecksum, ino).at(block))?;
         }
@@ -220,6 +254,11 @@ enum Child {
     Drop,
     /// Damaged, but not to be touched.
     Leave,
+}
+
+fn set_depth(bytes: &mut [u8], depth: u16) {
+    const EH_DEPTH: std::ops::Range<usize> = 6..8;
+    bytes[EH_DEPTH].copy_from_slice(&depth.to_le_bytes());
 }
 
 fn edit(bytes: &mut [u8], change: impl FnOnce(&mut NodeMut<'_>) -> bool) -> bool {

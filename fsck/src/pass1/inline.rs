@@ -1,5 +1,6 @@
 //! Inline data: the first 60 bytes in `i_block`, the rest in the attribute `system.data`.
 
+use ext4_format::features::Compat;
 use ext4_format::inode::{BLOCK_AREA, Inode, flag};
 use ext4_format::xattr::{self, Home, INDEX_SYSTEM, Value};
 
@@ -23,6 +24,9 @@ pub fn rest(ctx: &Context, record: &[u8], inode: &Inode) -> Option<std::ops::Ran
 
 /// Checks that the inode has its data and that the size is theirs.
 pub fn check(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject) -> Result<()> {
+    if !ctx.sb.compat().has(Compat::EXT_ATTR) && ask.ask(Problem::of(Code::XattrFeature, s.ino))? {
+        ctx.edit_super(|raw| raw.feature_compat.set(raw.feature_compat.get() | Compat::EXT_ATTR.0));
+    }
     let Some(rest) = rest(ctx, &s.record, &s.inode) else {
         if ask.ask(Problem::of(Code::InlineData, s.ino).named("no system.data"))? {
             if s.inode.is_dir() {

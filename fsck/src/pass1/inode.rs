@@ -157,13 +157,14 @@ fn examine(
 ) -> Result<()> {
     let ino = s.ino;
     let reserved = ino.get() < ctx.first_ino();
+    // So small a time is a link of an orphan list that was torn.
+    let low = s.inode.dtime != 0 && s.inode.dtime < ctx.geometry.inodes_count;
+    if low && ask.ask(Problem::of(Code::DeletedLowDtime, ino))? {
+        s.inode.dtime = if s.inode.links > 0 { 0 } else { ctx.options.now() };
+        s.dirty = true;
+    }
     if s.inode.links == 0 && !reserved {
         if s.inode.dtime == 0 && s.inode.mode != 0 && ask.ask(Problem::of(Code::DeletedNoDtime, ino))? {
-            s.inode.dtime = ctx.options.now();
-            s.dirty = true;
-        }
-        let low = s.inode.dtime != 0 && s.inode.dtime < ctx.geometry.inodes_count;
-        if low && ask.ask(Problem::of(Code::DeletedLowDtime, ino))? {
             s.inode.dtime = ctx.options.now();
             s.dirty = true;
         }
@@ -177,13 +178,13 @@ fn examine(
         }
         return Ok(());
     }
-    if s.inode.dtime != 0 && s.inode.links > 0 && ask.ask(Problem::of(Code::InodeDtime, ino))? {
-        s.inode.dtime = 0;
-        s.dirty = true;
-    }
     check_extra_isize(ctx, ask, s)?;
     if special::check(ctx, ask, s, effects)? {
         return Ok(());
+    }
+    if s.inode.dtime != 0 && s.inode.links > 0 && !low && ask.ask(Problem::of(Code::InodeDtime, ino))? {
+        s.inode.dtime = 0;
+        s.dirty = true;
     }
     let Some(kind) = kind else {
         if ask.ask(Problem::of(Code::InodeMode, ino).values(s.inode.mode, 0_u32))? {
@@ -196,7 +197,7 @@ fn examine(
     xattr::check(ctx, ask, s, effects)?;
     effects.what = Some(Use::File(kind.dirent_code()));
     effects.links = s.inode.links;
-    if s.inode.has(flag::EA_INODE) {
+    if s.inode.has(flag::EA_INODE) && ctx.sb.incompat().has(Incompat::EA_INODE) {
         effects.what = Some(Use::Attribute);
     }
     match kind {
@@ -208,7 +209,7 @@ fn examine(
             }
         }
         FileType::Symlink => check_symlink(ctx, ask, s, effects)?,
-        _ => check_special_file(ctx, ask, s)?,
+        _ => check_special_file(ask, s)?,
     }
     if s.inode.mode == 0 {
         *effects = Effects::default();
@@ -314,7 +315,7 @@ fn check_flags(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject, kind: FileType
     drop(s, !incompat.has(Incompat::INLINE_DATA), Code::FlagInlineFeature, flag::INLINE_DATA)?;
     drop(s, !incompat.has(Incompat::ENCRYPT), Code::FlagEncrypt, flag::ENCRYPT)?;
     drop(s, !dir || !incompat.has(Incompat::CASEFOLD), Code::FlagCasefold, flag::CASEFOLD)?;
-    drop(s, !file || !incompat.has(Incompat::EA_INODE), Code::FlagEaInode, flag::EA_INODE)?;
+    drop(s, !file && incompat.has(Incompat::EA_INODE), Code::FlagEaInode, flag::EA_INODE)?;
     drop(s, !ctx.sb.ro_compat().has(RoCompat::HUGE_FILE), Code::FlagHugeFile, flag::HUGE_FILE)?;
     if s.inode.has(flag::INLINE_DATA) {
         drop(s, true, Code::FlagInlineAndExtents, flag::EXTENTS)?;
@@ -393,20 +394,23 @@ fn check_symlink(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject, effects: &mu
     Ok(())
 }
 
-fn check_special_file(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject) -> Result<()> {
-    let wrong = flag::EXTENTS | flag::INDEX | flag::IMMUTABLE | flag::APPEND;
-    if s.inode.flags & wrong != 0 && ask.ask(Problem::of(Code::FlagExtentsOnSpecial, s.ino))? {
-        s.inode.flags &= !wrong;
-        s.dirty = true;
+fn check_special_file(ask: &mut dyn Ask, s: &mut Subject) -> Result<()> {
+    let mapping = flag::EXTENTS | flag::INDEX | flag::INLINE_DATA;
+    for (code, wrong) in
+        [(Code::FlagExtentsOnSpecial, mapping), (Code::FlagImmutableSpecial, flag::IMMUTABLE | flag::APPEND)]
+    {
+        if s.inode.flags & wrong != 0 && ask.ask(Problem::of(code, s.ino))? {
+            s.inode.flags &= !wrong;
+            // A device keeps its number, which takes two words.
+            let device = matches!(s.inode.file_type(), Some(FileType::CharDevice | FileType::BlockDevice));
+            if code == Code::FlagExtentsOnSpecial && !device {
+                s.inode.block = [0; BLOCK_AREA];
+            }
+            s.dirty = true;
+        }
     }
     let raw_size = u64::from(s.word(4)) | u64::from(s.word(0x6c)) << 32;
-    // A device number takes two words; the kernel does not always clear the next two.
-    let has_data = s.inode.block[16..].iter().any(|&byte| byte != 0);
-    if has_data {
-        if ask.ask(Problem::of(Code::SpecialFile, s.ino))? {
-            s.clear(ctx);
-        }
-    } else if raw_size != 0 && ask.ask(Problem::of(Code::SpecialFile, s.ino))? {
+    if raw_size != 0 && ask.ask(Problem::of(Code::SpecialFile, s.ino))? {
         s.inode.size = 0;
         s.dirty = true;
     }

@@ -2,7 +2,7 @@
 
 use ext4_format::BlockNo;
 
-use crate::context::Context;
+use crate::context::{Context, NOWHERE};
 
 /// Claims the metadata of every group.
 pub fn claim(ctx: &mut Context) {
@@ -15,9 +15,11 @@ pub fn claim(ctx: &mut Context) {
             ranges.push((first, first + u64::from(head.len())));
         }
         let desc = &ctx.descs[group.0 as usize];
-        ranges.push((desc.block_bitmap.0, desc.block_bitmap.0 + 1));
-        ranges.push((desc.inode_bitmap.0, desc.inode_bitmap.0 + 1));
-        ranges.push((desc.inode_table.0, desc.inode_table.0 + table));
+        for (place, len) in [(desc.block_bitmap, 1), (desc.inode_bitmap, 1), (desc.inode_table, table)] {
+            if place != NOWHERE {
+                ranges.push((place.0, place.0 + len));
+            }
+        }
     }
     if let Some(block) = ctx.sb.mmp_block() {
         ranges.push((block.0, block.0 + 1));

@@ -16,14 +16,14 @@ use std::sync::Mutex;
 use std::sync::atomic::Ordering::Relaxed;
 
 use ext4_format::features::RoCompat;
-use ext4_format::group_desc::GroupFlags;
 use ext4_format::{BlockNo, GroupNo, Ino};
 
 pub use extents::list as extents_of;
 pub use inode::Effects;
+pub use metadata::claim as claim_metadata;
 
 use crate::ask::{Ask, Judge, Probe};
-use crate::context::{Context, Dir, SharedBlock, lock};
+use crate::context::{Context, Dir, NOWHERE, SharedBlock, lock};
 use crate::error::{Error, Result};
 use crate::parallel;
 use crate::problem::{Code, Problem};
@@ -91,14 +91,10 @@ fn scan_group(
     trees: &Mutex<Vec<(u64, Ino)>>,
 ) -> Result<()> {
     let desc = &ctx.descs[group.0 as usize];
-    let trusted = ctx.csum.group_descs();
-    let used = match trusted {
-        true if desc.flags.has(GroupFlags::INODE_UNINIT) => 0,
-        true => ctx.geometry.inodes_per_group.saturating_sub(desc.itable_unused),
-        false => ctx.geometry.inodes_per_group,
-    };
-    // Reserved inodes are looked at even in a group that says it has none.
-    let used = if group.0 == 0 { used.max(ctx.first_ino() - 1) } else { used };
+    if desc.inode_table == NOWHERE {
+        return Ok(());
+    }
+    let used = ctx.inodes_to_scan(group);
     let size = ctx.geometry.inode_size;
     let per_read = (1 << 20) / size as u32;
     let mut buf = vec![0; per_read.min(used.max(1)) as usize * size];

@@ -7,7 +7,7 @@ use ext4_format::inode::{FileType, flag};
 use ext4_format::{BlockNo, Ino};
 
 use super::inode::{Effects, Subject};
-use super::{extents, indirect};
+use super::{extents, indirect, xattr};
 use crate::ask::{Ask, Probe};
 use crate::context::Context;
 use crate::error::{Error, Result};
@@ -95,30 +95,45 @@ pub fn check(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject, effects: &mut Ef
         return internal(ctx, ask, s, effects);
     }
     if ino.get() < ctx.first_ino() {
-        effects.what = Some(Use::Reserved);
-        let inode = &s.inode;
-        // The boot loader's inode (5) may be a file.
-        if ino.get() == 5 && inode.file_type() == Some(FileType::Regular) && inode.file_acl.0 == 0 {
-            return internal(ctx, ask, s, effects);
-        }
-        let wrong = inode.mode != 0
-            || inode.links != 0
-            || inode.size != 0
-            || inode.dtime != 0
-            || inode.blocks != 0
-            || inode.flags != 0
-            || inode.file_acl.0 != 0
-            || inode.block != [0; 60];
-        if wrong && ask.ask(Problem::of(Code::ReservedMode, ino).values(s.inode.mode, 0_u32))? {
-            s.clear(ctx);
-        }
-        return Ok(true);
+        return reserved(ctx, ask, s, effects);
     }
     Ok(false)
 }
 
+/// An inode below the first ordinary one that nothing uses: without a mode, and what it maps is its own.
+fn reserved(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject, effects: &mut Effects) -> Result<bool> {
+    effects.what = Some(Use::Reserved);
+    let unused = match s.ino {
+        Ino::JOURNAL => Some(Code::JournalUnused),
+        Ino::USER_QUOTA | Ino::GROUP_QUOTA => Some(Code::QuotaUnused),
+        _ => None,
+    };
+    if let Some(code) = unused {
+        let holds_data = s.inode.links != 0 || s.inode.blocks != 0 || s.inode.block[..4] != [0; 4];
+        if holds_data && ask.ask(Problem::of(code, s.ino))? {
+            s.clear(ctx);
+        }
+        return Ok(true);
+    }
+    // The boot loader's inode may be a file.
+    let wrong = match s.inode.file_type() {
+        Some(kind) if s.ino == Ino::BOOT_LOADER => kind == FileType::Directory,
+        _ => s.inode.mode != 0,
+    };
+    if wrong && ask.ask(Problem::of(Code::ReservedMode, s.ino).values(s.inode.mode, 0_u32))? {
+        s.inode.mode = 0;
+        s.dirty = true;
+    }
+    internal(ctx, ask, s, effects)?;
+    effects.what = Some(Use::Reserved);
+    Ok(true)
+}
+
 /// A regular file that belongs to the volume itself: it needs no name.
 fn internal(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject, effects: &mut Effects) -> Result<bool> {
+    if s.inode.file_acl.0 != 0 {
+        xattr::check(ctx, ask, s, effects)?;
+    }
     map(ctx, ask, s, effects)?;
     effects.what = Some(Use::Internal);
     // The journal and the orphan file are used to their last block.
@@ -132,8 +147,9 @@ fn internal(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject, effects: &mut Eff
         s.inode.size = size;
         s.dirty = true;
     }
-    let sectors = effects.clusters(ctx) * ctx.cluster_sectors();
-    if s.inode.mode != 0
+    let attributes = u64::from(effects.xattr_block.is_some());
+    let sectors = (effects.clusters(ctx) + attributes) * ctx.cluster_sectors();
+    if !s.cleared
         && s.inode.blocks != sectors
         && ask.ask(Problem::of(Code::InodeBlocks, s.ino).values(s.inode.blocks, sectors))?
     {
@@ -180,14 +196,22 @@ fn check_resize(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject, effects: &mut
     if let Some(block) = pointer(&s.inode.block, 13) {
         effects.claims.push((block.0, 1));
     }
+    let blocks: u64 = 1 + wanted_resize(ctx).iter().map(|(.., copies)| 1 + copies.len() as u64).sum::<u64>();
+    let sectors = blocks * ctx.cluster_sectors();
+    if s.inode.blocks != sectors
+        && ask.ask(Problem::of(Code::InodeBlocks, s.ino).values(s.inode.blocks, sectors))?
+    {
+        s.inode.blocks = sectors;
+        s.dirty = true;
+    }
     Ok(())
 }
 
 fn resize_damage(ctx: &Context, s: &Subject) -> Result<Option<&'static str>> {
     let inode = &s.inode;
     let only_double = (0..15).all(|slot| (slot == 13) == pointer(&inode.block, slot).is_some());
-    let regular = inode.file_type() == Some(FileType::Regular);
-    if !only_double || !regular || inode.links == 0 || inode.flags != 0 || inode.file_acl.0 != 0 {
+    let regular = inode.mode & FileType::Regular.mode_bits() == FileType::Regular.mode_bits();
+    if !only_double || !regular || inode.has(flag::EXTENTS | flag::INLINE_DATA) {
         return Ok(Some("shape"));
     }
     let Some(double) = pointer(&inode.block, 13) else { return Ok(Some("i_block")) };
@@ -197,13 +221,11 @@ fn resize_damage(ctx: &Context, s: &Subject) -> Result<Option<&'static str>> {
     let bytes = ctx.disk.read(double)?;
     let wanted = wanted_resize(ctx);
     let per_block = ctx.geometry.block_size / 4;
-    let mut blocks = 1;
     for (slot, gdt, copies) in &wanted {
         if pointer(&bytes, *slot) != Some(*gdt) {
             return Ok(Some("doubly indirect block"));
         }
         let names = ctx.disk.read(*gdt)?;
-        blocks += 1 + copies.len() as u64;
         for (at, copy) in copies.iter().enumerate() {
             if pointer(&names, at as u32) != Some(*copy) {
                 return Ok(Some("indirect block"));
@@ -214,10 +236,7 @@ fn resize_damage(ctx: &Context, s: &Subject) -> Result<Option<&'static str>> {
     if used != wanted.len() {
         return Ok(Some("doubly indirect block"));
     }
-    if inode.size != resize_size(ctx) {
-        return Ok(Some("i_size"));
-    }
-    Ok((inode.blocks != blocks * ctx.cluster_sectors()).then_some("i_blocks"))
+    Ok(None)
 }
 
 /// The size says how far the doubly indirect block reaches.

@@ -17,6 +17,13 @@ pub fn check(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject, effects: &mut Ef
     if s.inode.file_acl.0 != 0 {
         check_block(ctx, ask, s, effects)?;
     }
+    if s.inode.has(flag::ENCRYPT)
+        && !has_encryption_context(ctx, s)?
+        && ask.ask(Problem::of(Code::EncryptionMissing, s.ino))?
+    {
+        s.inode.flags &= !flag::ENCRYPT;
+        s.dirty = true;
+    }
     Ok(())
 }
 
@@ -140,6 +147,20 @@ fn references(ctx: &Context, region: &[u8], home: Home, effects: &mut Effects) -
         }
     }
     bad
+}
+
+/// Whether an encrypted inode has the attribute that says how.
+fn has_encryption_context(ctx: &Context, s: &Subject) -> Result<bool> {
+    let holds =
+        |region: &[u8], home| matches!(xattr::find(region, home, xattr::INDEX_ENCRYPTION, b"c"), Ok(Some(_)));
+    if let Some(range) = s.inode.xattr_range(&ctx.layout)
+        && xattr::in_use(&s.record[range.clone()])
+        && holds(&s.record[range], Home::Inode)
+    {
+        return Ok(true);
+    }
+    let block = s.inode.file_acl;
+    Ok(block.0 != 0 && ctx.on_volume(block, 1) && holds(&ctx.disk.read(block)?, Home::Block))
 }
 
 /// Whether an entry's hash, where it has one, is right for signed or unsigned names.

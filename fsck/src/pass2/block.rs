@@ -3,6 +3,7 @@
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::OnceLock;
 
+use ext4_format::casefold;
 use ext4_format::dirent::{self, DirBlock, DirBlockMut, DirEntry, DirFormat, NewEntry};
 use ext4_format::inode::{BLOCK_AREA, FileType, flag};
 use ext4_format::{Ino, What};
@@ -254,7 +255,8 @@ fn check_dots(
     }
     let code = FileType::Directory.dirent_code();
     if dir.format.filetype && entry.type_code != code {
-        let problem = Problem::of(Code::EntryType, dir.ino).named(entry.name).values(entry.type_code, code);
+        let unset = if entry.type_code == 0 { Code::EntryTypeUnset } else { Code::EntryType };
+        let problem = Problem::of(unset, dir.ino).named(entry.name).values(entry.type_code, code);
         if ask.ask(problem)? {
             return Ok(Verdict::Type(code));
         }
@@ -273,6 +275,9 @@ fn check_entry(
     let Some(target) = entry.ino else { return Ok(Verdict::Fine) };
     let problem = |code| Problem::of(code, dir.ino).named(entry.name).values(target.get(), 0_u32);
     let what = ctx.found.inodes.get(target);
+    if what == Use::Free && beyond_scan(ctx, ask, target)? {
+        return Ok(Verdict::Fine);
+    }
     let internal = target.get() < ctx.first_ino() && target != Ino::ROOT;
     let wrong = if entry.name == b"." || entry.name == b".." {
         Some(Code::EntryDot)
@@ -307,12 +312,20 @@ fn check_entry(
         }
         return Ok(Verdict::Fine);
     }
+    let encoded = dir.inode.flags & (flag::CASEFOLD | flag::ENCRYPT) == flag::CASEFOLD;
+    if encoded && (ctx.strict_names() || ctx.options.check_encoding) && !casefold::is_valid(entry.name) {
+        let renamed = entry.name.iter().map(|&b| if b.is_ascii() { b } else { b'.' }).collect();
+        if ask.ask(problem(Code::EntryEncoding))? {
+            return Ok(Verdict::Rename(renamed));
+        }
+        return Ok(Verdict::Fine);
+    }
     if said.seen.len() >= ctx.names_kept {
         said.seen.clear();
     }
-    if !said.seen.insert(fingerprint(entry.name)) {
+    if !said.seen.insert(fingerprint(&ctx.folded(dir.inode.flags, entry.name))) {
         if ask.ask(problem(Code::EntryDuplicate))? {
-            let renamed = unique_name(entry.name, said);
+            let renamed = unique_name(ctx, dir, entry.name, said);
             if renamed.is_none() {
                 said.names.pop();
                 said.children.remove(&target);
@@ -324,13 +337,32 @@ fn check_entry(
     if let Use::File(code) = what {
         let expected = if dir.format.filetype { code } else { 0 };
         if entry.type_code != expected {
-            let wrong = Problem::of(Code::EntryType, dir.ino).named(entry.name);
+            let code = if entry.type_code == 0 { Code::EntryTypeUnset } else { Code::EntryType };
+            let wrong = Problem::of(code, dir.ino).named(entry.name);
             if ask.ask(wrong.values(entry.type_code, expected))? {
                 return Ok(Verdict::Type(expected));
             }
         }
     }
     Ok(Verdict::Fine)
+}
+
+/// Whether an inode lies where its group says that none is in use, so that nobody has looked. A name for it makes
+/// that doubtful: the group is looked at as a whole in the next round.
+fn beyond_scan(ctx: &Context, ask: &mut dyn Ask, ino: Ino) -> Result<bool> {
+    let Some(place) = ctx.geometry.inode_location(ino) else { return Ok(false) };
+    let scanned = ctx.inodes_to_scan(place.group);
+    if place.index < scanned {
+        return Ok(false);
+    }
+    if !lock(&ctx.found.distrusted).contains(&place.group) {
+        let unused = ctx.geometry.inodes_per_group - scanned;
+        let problem = Problem::of_group(Code::ItableUnused, place.group).values(unused, ino.get());
+        if ask.ask(problem)? {
+            lock(&ctx.found.distrusted).insert(place.group);
+        }
+    }
+    Ok(true)
 }
 
 /// Whether a directory that is named here already has a name.
@@ -348,7 +380,7 @@ fn fingerprint(name: &[u8]) -> u64 {
 }
 
 /// Another name of the same length: its last letters become a counter. `None` when all are taken.
-fn unique_name(name: &[u8], said: &mut Said) -> Option<Vec<u8>> {
+fn unique_name(ctx: &Context, dir: &Directory, name: &[u8], said: &mut Said) -> Option<Vec<u8>> {
     const DIGITS: &[u8; 36] = b"0123456789abcdefghijklmnopqrstuvwxyz";
     let places = name.len().min(4);
     (0..36_usize.pow(places as u32)).find_map(|n| {
@@ -358,7 +390,7 @@ fn unique_name(name: &[u8], said: &mut Said) -> Option<Vec<u8>> {
             *place = DIGITS[rest % 36];
             rest /= 36;
         }
-        said.seen.insert(fingerprint(&new)).then_some(new)
+        said.seen.insert(fingerprint(&ctx.folded(dir.inode.flags, &new))).then_some(new)
     })
 }
 

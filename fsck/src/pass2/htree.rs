@@ -136,13 +136,13 @@ impl Index {
         if !self.indexed || self.broken {
             return;
         }
-        // Hashes of casefolded names need the tables of the encoding; only stored ones are compared.
         let hash = match self.version {
             Some(HashVersion::SipHash) => entry.stored_hash.map(|(major, _)| major & !1),
-            Some(version) if !dir.inode.has(flag::CASEFOLD) => {
-                name_hash(version, ctx.sb.hash_seed(), entry.name).map(|hash| hash.major)
+            Some(version) => {
+                let name = ctx.folded(dir.inode.flags, entry.name);
+                name_hash(version, ctx.sb.hash_seed(), &name).map(|hash| hash.major)
             }
-            _ => None,
+            None => None,
         };
         if let (Some(hash), Some(leaf)) = (hash, self.leaves.get_mut(&place.file_block.0)) {
             *leaf = Some(leaf.map_or((hash, hash), |(low, high)| (low.min(hash), high.max(hash))));
@@ -195,7 +195,7 @@ impl Index {
             let from = if i == 0 { low } else { entry.hash };
             let to = entries.get(i + 1).map_or(high, |next| next.hash);
             if from & !1 < last & !1 || from & !1 > to | 1 {
-                return Some(Problem::of(Code::IndexOrder, dir.ino).values(at, 0_u32));
+                return Some(Problem::of(Code::IndexUnordered, dir.ino).values(at, 0_u32));
             }
             last = from;
             if levels > 0 {

@@ -3,6 +3,8 @@
 
 #![allow(dead_code, reason = "each test binary uses its part")]
 
+pub mod mutate;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
@@ -34,17 +36,40 @@ seq 20000 > big
 chown 7:8 big; chmod 640 big
 "#;
 
+/// As [`FILL`], in fewer blocks and with nothing that an old volume lacks.
+const FILL_LITTLE: &str = r#"
+set -e
+mkdir d deep sub; for i in $(seq 30); do : > "d/a-file-with-a-long-enough-name-to-fill-blocks-soon-$i"; done
+for i in $(seq 4); do mkdir sub/dir$i; echo hello$i > sub/dir$i/f; ln sub/dir$i/f sub/dir$i/g; done
+mkdir -p deep/er/still; seq 1000 > deep/er/still/numbers
+for i in 0 3 5 14 17 40; do echo $i | dd of=holes bs=1024 count=1 seek=$i conv=notrunc,sync status=none; done
+ln -s short fast; ln -s $(printf 'x%.0s' $(seq 200)) slow
+mknod null c 1 3; mkfifo pipe
+for i in 1 2 3; do echo x > attr$i; setfattr -n user.big -v $(printf 'y%.0s' $(seq 400)) attr$i || :; done
+seq 5000 > big
+chown 7:8 big; chmod 640 big
+"#;
+
 /// UUID and hash seed of every test volume, so that names fall into the same blocks each time.
 const PINNED: &str = "5eed5eed-5eed-4eed-8eed-5eed5eed5eed";
 
 /// A volume of `megabytes`, made by mke2fs with `options` and filled by the kernel. `None` where the machine cannot
 /// mount, which is said loudly and is a failure under CI.
 pub fn filled(options: &str, megabytes: u32) -> Option<Vec<u8>> {
+    made(options, &format!("{megabytes}M"), FILL)
+}
+
+/// As [`filled`], with fewer files on a volume of a few hundred kilobytes.
+pub fn filled_little(options: &str, size: &str) -> Option<Vec<u8>> {
+    made(options, size, FILL_LITTLE)
+}
+
+fn made(options: &str, size: &str, fill: &str) -> Option<Vec<u8>> {
     let folder = tempfile::tempdir().unwrap();
     let dir = folder.path().display();
     let script = format!(
-        "set -e; cd {dir}; truncate -s {megabytes}M image; mke2fs -Fq -U {PINNED} -E hash_seed={PINNED} {options} image; mkdir mnt; \
-         mount -o loop image mnt; (cd mnt; {FILL}) || status=$?; umount mnt; exit $status"
+        "set -e; cd {dir}; truncate -s {size} image; mke2fs -Fq -U {PINNED} -E hash_seed={PINNED} {options} image; mkdir mnt; \
+         mount -o loop image mnt; (cd mnt; {fill}) || status=$?; umount mnt; exit $status"
     );
     let output = Command::new("bash").arg("-c").arg(script).output().unwrap();
     if !output.status.success() {
@@ -361,5 +386,10 @@ impl Rng {
 
     pub fn below(&mut self, end: usize) -> usize {
         (self.next() >> 16) as usize % end.max(1)
+    }
+
+    /// One of some values.
+    pub fn pick<T: Copy>(&mut self, all: &[T]) -> T {
+        all[self.below(all.len())]
     }
 }
