@@ -108,6 +108,7 @@ impl Cli {
                 ("fragcheck", "") => options.fragcheck = true,
                 ("discard", "") => options.discard = true,
                 ("nodiscard" | "no_optimize_extents" | "optimize_extents", "") => {}
+                ("scratch", folder) if !folder.is_empty() => options.scratch = Some(folder.into()),
                 ("check_encoding", "") => options.check_encoding = true,
                 ("memory", size) => match bytes(size) {
                     Some(size) => options.memory = size,

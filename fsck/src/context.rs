@@ -4,7 +4,7 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicU64};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ext4_format::casefold;
 use ext4_format::csum::Csum;
@@ -17,9 +17,10 @@ use ext4_format::{BlockNo, GroupNo, Ino};
 
 use crate::disk::Disk;
 use crate::error::{Error, Result};
-use crate::map::{BlockMap, InodeMap};
+use crate::map::{self, BlockMap, InodeMap};
 use crate::options::Options;
 use crate::problem::Code;
+use crate::scratch::{PAGE, Scratch};
 
 /// A directory that pass 1 found.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -45,6 +46,8 @@ pub struct Found {
     pub blocks: BlockMap,
     /// Clusters that more than one claims.
     pub multiple: BlockMap,
+    /// The scratch file behind the maps, where they do not fit into memory.
+    pub scratch: Option<Arc<Scratch>>,
     /// Whether there are such clusters.
     pub any_multiple: AtomicBool,
     /// Inodes in use.
@@ -104,7 +107,7 @@ pub struct Context {
     /// The volume's own blocks, sorted and disjoint.
     pub metadata: Vec<std::ops::Range<u64>>,
     /// Names of one directory that are remembered at a time to find duplicates.
-    pub names_kept: usize,
+    pub names_kept: u64,
     /// The superblock to be written at the end.
     pub next_sb: Mutex<SuperBlock>,
 }
@@ -112,6 +115,24 @@ pub struct Context {
 /// A mutex that a panicking thread does not take with it.
 pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+type Maps = (BlockMap, BlockMap, InodeMap, Option<Arc<Scratch>>);
+
+/// The maps, in memory when they fit into half of the bound however full the volume is, else in a scratch file.
+fn maps(geometry: &Geometry, options: &Options) -> Result<Maps> {
+    let (blocks, inodes) = (map::pages_of_blocks(geometry), map::pages_of_inodes(geometry));
+    let half = options.memory_bound() / 2;
+    if (2 * blocks + inodes).saturating_mul(PAGE as u64) <= half {
+        return Ok((BlockMap::new(geometry), BlockMap::new(geometry), InodeMap::new(geometry), None));
+    }
+    let scratch = Arc::new(Scratch::create(&options.scratch_folder(), half)?);
+    Ok((
+        BlockMap::spilled(geometry, &scratch, 0),
+        BlockMap::spilled(geometry, &scratch, blocks),
+        InodeMap::spilled(geometry, &scratch, 2 * blocks),
+        Some(scratch),
+    ))
 }
 
 impl Context {
@@ -122,13 +143,15 @@ impl Context {
         sb: SuperBlock,
         (descs, homeless): (Vec<GroupDesc>, Vec<Homeless>),
         options: Options,
-    ) -> Context {
+    ) -> Result<Context> {
         let geometry = Geometry::new(&sb);
+        let (blocks, multiple, inodes, scratch) = maps(&geometry, &options)?;
         let found = Found {
-            blocks: BlockMap::new(&geometry),
-            multiple: BlockMap::new(&geometry),
+            blocks,
+            multiple,
             any_multiple: AtomicBool::new(false),
-            inodes: InodeMap::new(&geometry),
+            inodes,
+            scratch,
             dirs: Mutex::default(),
             xattrs: Mutex::default(),
             ea_refs: Mutex::default(),
@@ -141,10 +164,10 @@ impl Context {
         };
         let next_sb = Mutex::new(sb);
         let (csum, layout) = (Csum::new(&sb), InodeLayout::new(&sb));
-        // A remembered name costs about 24 bytes, and half of the bound is left to the maps.
-        let names_kept = (options.memory_bound() / 48 / options.thread_count() as u64) as usize;
+        // A remembered name costs about 24 bytes; half of the bound is left to the maps, a quarter to all the rest.
+        let names_kept = (options.memory_bound() / 96 / options.thread_count() as u64).max(1);
         let metadata = Vec::new();
-        Context {
+        Ok(Context {
             disk,
             geometry,
             csum,
@@ -157,7 +180,7 @@ impl Context {
             metadata,
             names_kept,
             next_sb,
-        }
+        })
     }
 
     /// What a name in a directory with these flags is compared and hashed by.

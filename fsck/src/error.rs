@@ -21,6 +21,14 @@ pub enum Error {
     /// The journal could not be replayed.
     #[error("the journal cannot be replayed: {0}")]
     Journal(String),
+    /// The scratch file for what does not fit into memory failed.
+    #[error("scratch file in {folder}: {source}")]
+    Scratch {
+        /// Its folder.
+        folder: std::path::PathBuf,
+        /// The reason.
+        source: std::io::Error,
+    },
     /// The undo log could not be written; nothing was changed on the device.
     #[error("undo log {path}: {source}")]
     Undo {

@@ -54,6 +54,9 @@ pub fn round(disk: Disk, options: &Options, judge: &mut Judge<'_>) -> Result<()>
     }
     quota::run(&ctx, judge)?;
     pass5::run(&mut ctx, judge)?;
+    if let Some(scratch) = &ctx.found.scratch {
+        scratch.check()?;
+    }
     paths::name(&ctx, &mut judge.report);
     if options.fragcheck {
         let mut pieces = std::mem::take(&mut *lock(&ctx.found.pieces));

@@ -30,6 +30,7 @@ mod quota;
 mod rehash;
 mod relocate;
 mod report;
+mod scratch;
 mod undo;
 mod volume;
 

@@ -37,8 +37,10 @@ pub struct Options {
     pub check_encoding: bool,
     /// Optimise directories (`-D`).
     pub optimize_dirs: bool,
-    /// Bound of memory in bytes for what grows with directories (`-E memory=`); 0 is a quarter of the machine's.
+    /// Bound of memory in bytes for what grows with the volume (`-E memory=`); 0 is a quarter of the machine's.
     pub memory: u64,
+    /// Folder of the scratch file for what does not fit (`-E scratch=`); the system's temporary one without.
+    pub scratch: Option<PathBuf>,
     /// Keep what is overwritten in this file (`-z`).
     pub undo: Option<PathBuf>,
     /// Threads of the parallel passes; 0 is one per core.
@@ -66,6 +68,10 @@ impl Options {
             0 => std::thread::available_parallelism().map_or(1, usize::from),
             n => n,
         }
+    }
+
+    pub(crate) fn scratch_folder(&self) -> PathBuf {
+        self.scratch.clone().unwrap_or_else(std::env::temp_dir)
     }
 
     pub(crate) fn memory_bound(&self) -> u64 {

@@ -186,6 +186,10 @@ fn problems_of(ctx: &Context, group: GroupNo, desc: &GroupDesc, truth: &Truth) -
             problems.push(of(Code::InodeBitmapChecksum));
         }
     }
+    let uninit = GroupFlags(GroupFlags::INODE_UNINIT.0 | GroupFlags::BLOCK_UNINIT.0);
+    if !trusted && (desc.flags.0 & uninit.0 != 0 || desc.itable_unused != 0) {
+        problems.push(of(Code::GroupUninitFeature));
+    }
     if has(GroupFlags::INODE_UNINIT) && truth.used_inodes > 0 {
         problems.push(of(Code::GroupUninit).named("INODE_UNINIT"));
     }
@@ -219,6 +223,10 @@ fn repair(ctx: &mut Context, judge: &mut Judge<'_>, group: GroupNo) -> Result<()
             Code::GroupFreeBlocks => desc.free_blocks = truth.free_blocks,
             Code::GroupFreeInodes => desc.free_inodes = truth.free_inodes,
             Code::GroupUsedDirs => desc.used_dirs = truth.dirs,
+            Code::GroupUninitFeature => {
+                desc.flags.0 &= !(GroupFlags::INODE_UNINIT.0 | GroupFlags::BLOCK_UNINIT.0);
+                desc.itable_unused = 0;
+            }
             Code::ItableUnused => desc.itable_unused = 0,
             Code::InodeBitmap | Code::InodeBitmapChecksum | Code::GroupUninit => inodes = true,
             Code::BlockBitmap | Code::BlockBitmapChecksum => blocks = true,

@@ -151,6 +151,7 @@ problems! {
     InodeMode "inode-mode" Clear Stop "Inode {ino} has a mode that no file has ({found:o})";
     RootNotDir "root-not-dir" Clear Stop "The root inode is not a directory";
     ReservedMode "reserved-mode" Clear Fix "The reserved inode {ino} has a mode ({found:o})";
+    ReservedData "reserved-data" Clear Fix "The reserved inode {ino} holds data that make no sense";
     JournalMode "journal-mode" Fix Fix "The journal inode {ino} is not a regular file";
     BadBlocksInode "bad-blocks-inode" Clear Stop "The bad-blocks inode looks wrong";
     ExtraIsize "extra-isize" Fix Fix "Inode {ino} has an extra size of {found}, which is invalid";
@@ -179,6 +180,7 @@ problems! {
     InodeBlocks "inode-blocks" Fix Fix "Inode {ino}: block count is {found}, should be {expected}";
     ExtentHeader "extent-header" Clear Stop "Inode {ino} has an invalid extent tree ({name})";
     ExtentDepth "extent-depth" Fix Stop "Inode {ino} has an extent tree with a wrong depth ({name})";
+    ExtentMax "extent-max" Fix Stop "Inode {ino}: a node of the extent tree says that {found} entries fit, should be {expected}";
     ExtentNode "extent-node" Clear Stop "Inode {ino}: extent block {block} is invalid ({name})";
     ExtentNodeDepth "extent-node-depth" Fix Stop "Inode {ino}: extent block {block} has depth {found}, should be {expected}";
     ExtentNodeChecksum "extent-node-checksum" Fix Stop "Inode {ino}: extent block {block} passes every check, but its checksum does not match";
@@ -199,6 +201,7 @@ problems! {
     XattrRefcount "xattr-refcount" Fix Stop "The attribute block {block} has a reference count of {found}, should be {expected}";
     XattrHash "xattr-hash" Fix Fix "Inode {ino}: an attribute in block {block} has a wrong hash";
     XattrInode "xattr-inode" Clear Stop "Inode {ino}: the attributes in the inode are damaged ({name})";
+    XattrEmptyValue "xattr-empty-value" Fix Stop "Inode {ino} has an empty attribute that lies outside its place";
     XattrFeature "xattr-feature" Fix Fix "Inode {ino} has attributes, but the volume lacks the ext_attr feature";
     EaInodeBad "ea-inode-bad" Clear Fix "Inode {ino} names inode {found} as the value of an attribute, which it is not";
     EaInodeRefs "ea-inode-refs" Fix Stop "Attribute inode {ino} has a reference count of {found}, should be {expected}";
@@ -259,6 +262,7 @@ problems! {
     InodeBitmapChecksum "inode-bitmap-checksum" Fix Fix "Group {group}: the checksum of the inode bitmap does not match";
     BitmapPadding "bitmap-padding" Fix Fix "Group {group}: the padding of the {name} is not set";
     GroupUninit "group-uninit" Fix Fix "Group {group} is flagged {name}, but is in use";
+    GroupUninitFeature "group-uninit-feature" Fix Fix "Group {group} is flagged uninitialised, but the volume lacks the feature";
     GroupFreeBlocks "group-free-blocks" Fix Fix "Group {group}: {found} free blocks counted, should be {expected}";
     GroupFreeInodes "group-free-inodes" Fix Fix "Group {group}: {found} free inodes counted, should be {expected}";
     GroupUsedDirs "group-used-dirs" Fix Fix "Group {group}: {found} directories counted, should be {expected}";

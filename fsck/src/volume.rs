@@ -46,7 +46,7 @@ pub fn open(mut disk: Disk, options: &Options, judge: &mut Judge<'_>) -> Result<
     }
     let mut descs = read_descriptors(&disk, &sb, &geometry, judge)?;
     let homeless = relocate::judge(&geometry, &mut descs, judge)?;
-    let ctx = Context::new(disk, sb, (descs, homeless), options.clone());
+    let ctx = Context::new(disk, sb, (descs, homeless), options.clone())?;
     if adopted {
         ctx.edit_super(|raw| raw.block_group_nr.set(0));
     }
@@ -218,10 +218,25 @@ fn check_features(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
         },
     )?;
     fix(
-        !compat.has(Compat::HAS_JOURNAL) && raw.journal_dev.get() != 0,
+        !compat.has(Compat::HAS_JOURNAL) && elsewhere,
         "an external journal is named, but the has_journal feature is off",
-        &|raw| raw.journal_dev.set(0),
+        &|raw| {
+            raw.journal_dev.set(0);
+            raw.journal_uuid = [0; 16];
+        },
     )?;
+    fix(raw.log_groups_per_flex > 31, "the size of flexible groups makes no sense", &|raw| {
+        raw.log_groups_per_flex = 0
+    })?;
+    let last = ctx.geometry.inodes_count;
+    let quota = [raw.usr_quota_inum.get(), raw.grp_quota_inum.get(), raw.prj_quota_inum.get()];
+    fix(quota.iter().any(|&ino| ino > last), "a quota inode has a number that does not exist", &|raw| {
+        for field in [&mut raw.usr_quota_inum, &mut raw.grp_quota_inum, &mut raw.prj_quota_inum] {
+            if field.get() > last {
+                field.set(0);
+            }
+        }
+    })?;
     fix(
         ctx.sb.reserved_blocks() > ctx.geometry.blocks_count / 2,
         "more than half of the blocks are reserved",

@@ -5,7 +5,7 @@
 
 use std::sync::atomic::Ordering::Relaxed;
 
-use ext4_format::extent::{Bounds, Extent, MAX_DEPTH, Node, NodeMut};
+use ext4_format::extent::{Bounds, ENTRY_SIZE, Extent, MAX_DEPTH, Node, NodeMut};
 use ext4_format::inode::flag;
 use ext4_format::{BlockNo, FileBlock, Ino};
 
@@ -18,6 +18,9 @@ use crate::problem::{Code, Problem};
 /// Checks the whole tree of an inode.
 pub fn check(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject, effects: &mut Effects) -> Result<()> {
     let ino = s.ino;
+    if mend_max(ask, ino, &mut s.inode.block)? {
+        s.dirty = true;
+    }
     mend_depth(ctx, ask, s)?;
     let mut root = s.inode.block;
     let bad = match Node::parse(&root) {
@@ -44,6 +47,20 @@ pub fn check(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject, effects: &mut Ef
         s.dirty = true;
     }
     Ok(())
+}
+
+/// A node may say that a few entries less fit than do, as old kernels wrote it; not many less.
+fn mend_max(ask: &mut dyn Ask, ino: Ino, bytes: &mut [u8]) -> Result<bool> {
+    const EH_MAX: std::ops::Range<usize> = 4..6;
+    let fit = (bytes.len() / ENTRY_SIZE - 1) as u16;
+    let stated = u16::from_le_bytes([bytes[EH_MAX.start], bytes[EH_MAX.start + 1]]);
+    let magic = bytes[..2] == [0x0a, 0xf3];
+    let wrong = magic && stated + 2 < fit;
+    if !wrong || !ask.ask(Problem::of(Code::ExtentMax, ino).values(stated, fit))? {
+        return Ok(false);
+    }
+    bytes[EH_MAX].copy_from_slice(&fit.to_le_bytes());
+    Ok(true)
 }
 
 /// A root whose only fault is its depth: one without entries is an empty leaf, and one that makes sense as a leaf is one.
@@ -186,13 +203,14 @@ impl Walk<'_> {
             }
             Err(error) => return Err(error),
         };
+        let sum_holds = ctx.csum.verify_extent_block(&bytes, ino, self.generation).is_ok();
+        let mended = mend_max(self.ask, ino, &mut bytes)?;
         let wrong = match Node::parse(&bytes) {
             Err(corruption) => Some(corruption.field),
             Ok(_) if depth > MAX_DEPTH => Some("eh_depth"),
             Ok(node) if node.is_empty() => Some("eh_entries"),
             Ok(_) => None,
         };
-        let sum_holds = ctx.csum.verify_extent_block(&bytes, ino, self.generation).is_ok();
         if let Some(why) = wrong {
             return Ok(decide(self.ask.ask(Problem::of(Code::ExtentNode, ino).at(block).named(why))?));
         }
@@ -200,7 +218,7 @@ impl Walk<'_> {
             let problem = Problem::of(Code::ExtentNode, ino).at(block).named("checksum and contents");
             return Ok(decide(self.ask.ask(problem)?));
         }
-        let mut changed = false;
+        let mut changed = mended;
         let stated = Node::parse(&bytes).map_or(0, |node| node.depth());
         if stated + 1 != depth {
             // A node whose entries make sense where it hangs only has a wrong number.

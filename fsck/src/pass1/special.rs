@@ -120,12 +120,24 @@ fn reserved(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject, effects: &mut Eff
         Some(kind) if s.ino == Ino::BOOT_LOADER => kind == FileType::Directory,
         _ => s.inode.mode != 0,
     };
+    // Nobody reads what such an inode maps: if that makes no sense, all of it goes.
+    let mut seen = Effects::default();
+    let sound = match internal(ctx, &mut Probe, s, &mut seen) {
+        Ok(_) => s.inode.file_acl.0 == 0 && s.inode.size >> 42 == 0,
+        Err(Error::Suspect) => false,
+        Err(error) => return Err(error),
+    };
+    if !sound {
+        if ask.ask(Problem::of(Code::ReservedData, s.ino))? {
+            s.clear(ctx);
+        }
+        return Ok(true);
+    }
     if wrong && ask.ask(Problem::of(Code::ReservedMode, s.ino).values(s.inode.mode, 0_u32))? {
         s.inode.mode = 0;
         s.dirty = true;
     }
-    internal(ctx, ask, s, effects)?;
-    effects.what = Some(Use::Reserved);
+    *effects = Effects { what: Some(Use::Reserved), ..seen };
     Ok(true)
 }
 
@@ -211,7 +223,8 @@ fn resize_damage(ctx: &Context, s: &Subject) -> Result<Option<&'static str>> {
     let inode = &s.inode;
     let only_double = (0..15).all(|slot| (slot == 13) == pointer(&inode.block, slot).is_some());
     let regular = inode.mode & FileType::Regular.mode_bits() == FileType::Regular.mode_bits();
-    if !only_double || !regular || inode.has(flag::EXTENTS | flag::INLINE_DATA) {
+    let odd = inode.has(flag::EXTENTS) || inode.has(flag::INLINE_DATA) || inode.file_acl.0 != 0;
+    if !only_double || !regular || odd || inode.size > 2 * resize_size(ctx) {
         return Ok(Some("shape"));
     }
     let Some(double) = pointer(&inode.block, 13) else { return Ok(Some("i_block")) };

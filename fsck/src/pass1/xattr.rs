@@ -40,6 +40,12 @@ fn check_inside(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject, effects: &mut
             return Ok(());
         }
     }
+    if empty_value_outside(&s.record[range.clone()]) && ask.ask(Problem::of(Code::XattrEmptyValue, s.ino))? {
+        let all = Attributes::read(&s.record[range.clone()], Home::Inode, |ino| value_hash(ctx, ino));
+        if let Ok(all) = all {
+            s.dirty |= all.write(&mut s.record[range.clone()], Home::Inode);
+        }
+    }
     let wrong_hash = xattr::entries(&s.record[range.clone()], Home::Inode)
         .filter_map(std::result::Result::ok)
         .any(|entry| !hash_holds(ctx, &entry));
@@ -61,6 +67,19 @@ fn check_inside(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject, effects: &mut
         }
     }
     Ok(())
+}
+
+/// Whether an entry without a value says that it lies outside the region: the kernel does not mind, e2fsck does.
+fn empty_value_outside(region: &[u8]) -> bool {
+    let mut at = xattr::INODE_HEADER;
+    while let Some(entry) = region.get(at..at + xattr::ENTRY_HEADER).filter(|entry| entry[..4] != [0; 4]) {
+        let offset = usize::from(u16::from_le_bytes([entry[2], entry[3]]));
+        if entry[4..12] == [0; 8] && offset > region.len() - xattr::INODE_HEADER {
+            return true;
+        }
+        at += (xattr::ENTRY_HEADER + usize::from(entry[0])).next_multiple_of(4);
+    }
+    false
 }
 
 fn check_block(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject, effects: &mut Effects) -> Result<()> {

@@ -207,11 +207,26 @@ fn salvage(bytes: &mut [u8], at: usize, format: DirFormat) -> bool {
         let mut entries = DirBlock::new(bytes, format).entries_from(start);
         entries.all(|entry| entry.is_ok())
     };
-    let next = (at + 12..usable).step_by(4).find(|&start| usable - start >= 12 && reaches_end(start));
+    // A record whose name makes sense only has a wrong length.
+    let kept = kept_size(&bytes[at..usable], format);
+    let next = (at + kept.unwrap_or(12)..usable)
+        .step_by(4)
+        .find(|&start| usable - start >= 12 && reaches_end(start));
     let end = next.unwrap_or(usable);
-    bytes[at..at + 12].fill(0);
+    if kept.is_none() {
+        bytes[at..at + 12].fill(0);
+    }
     bytes[at + 4..at + 6].copy_from_slice(&dirent::encode_rec_len(end - at, len).to_le_bytes());
     true
+}
+
+/// The bytes that a record needs, when it names something by a name that may be one.
+fn kept_size(rest: &[u8], format: DirFormat) -> Option<usize> {
+    let len = usize::from(rest[6]);
+    let name = rest.get(dirent::HEADER..dirent::HEADER + len).filter(|name| !name.is_empty())?;
+    let size = format.entry_size(len);
+    let sound = rest[..4] != [0; 4] && size <= rest.len() && !name.iter().any(|&b| b == 0 || b == b'/');
+    sound.then_some(size)
 }
 
 /// The first two records of a directory.
@@ -320,9 +335,6 @@ fn check_entry(
         }
         return Ok(Verdict::Fine);
     }
-    if said.seen.len() >= ctx.names_kept {
-        said.seen.clear();
-    }
     if !said.seen.insert(fingerprint(&ctx.folded(dir.inode.flags, entry.name))) {
         if ask.ask(problem(Code::EntryDuplicate))? {
             let renamed = unique_name(ctx, dir, entry.name, said);
@@ -345,6 +357,45 @@ fn check_entry(
         }
     }
     Ok(Verdict::Fine)
+}
+
+/// Looks for duplicates only, among the names of the part that is being looked at.
+pub fn check_names(
+    ctx: &Context,
+    ask: &mut dyn Ask,
+    dir: &Directory,
+    place: Place,
+    said: &mut Said,
+) -> Result<()> {
+    let mut bytes = ctx.disk.read(place.block)?;
+    let format = DirFormat { tail: false, ..dir.format };
+    let entries: Vec<(usize, Vec<u8>)> = DirBlock::new(&bytes, format)
+        .entries()
+        .map_while(std::result::Result::ok)
+        .filter(|entry| entry.ino.is_some() && entry.name != b"." && entry.name != b"..")
+        .map(|entry| (entry.offset, entry.name.to_vec()))
+        .collect();
+    let mut dirty = false;
+    for (offset, name) in entries {
+        if said.seen.insert(fingerprint(&ctx.folded(dir.inode.flags, &name)))
+            || !ask.ask(Problem::of(Code::EntryDuplicate, dir.ino).named(&name))?
+        {
+            continue;
+        }
+        // Whether the new name is taken, too, the next round finds out.
+        let renamed = unique_name(ctx, dir, &name, said);
+        dirty |= apply(&mut bytes, offset, format, renamed.map_or(Verdict::Clear, Verdict::Rename));
+    }
+    if dirty {
+        if dir.inode.has(flag::INDEX) {
+            lock(&ctx.found.rebuild).push(dir.ino);
+        }
+        if place.file_block.0 > 0 || !dir.inode.has(flag::INDEX) {
+            ctx.csum.set_dir_block(&mut bytes, dir.ino, dir.inode.generation);
+        }
+        ctx.disk.write(place.block, &bytes)?;
+    }
+    Ok(())
 }
 
 /// Whether an inode lies where its group says that none is in use, so that nobody has looked. A name for it makes

@@ -39,9 +39,46 @@ pub struct Said {
     pub children: std::collections::HashSet<Ino>,
     /// What `..` names.
     pub dotdot: u32,
-    /// Hashes of the names so far, to find duplicates.
-    pub seen: std::collections::HashSet<u64>,
+    /// The names so far, to find duplicates.
+    pub seen: Seen,
 }
+
+/// The names of one directory, as numbers. Where all of them together would take too much memory they are looked at in
+/// parts: those whose number leaves one remainder are remembered in one walk, the others in further walks.
+#[derive(Debug)]
+pub struct Seen {
+    numbers: std::collections::HashSet<u64>,
+    part: u64,
+    parts: u64,
+}
+
+impl Default for Seen {
+    fn default() -> Seen {
+        Seen { numbers: std::collections::HashSet::new(), part: 0, parts: 1 }
+    }
+}
+
+impl Seen {
+    /// Parts for a directory of `bytes`, when `most` names may be remembered.
+    fn for_size(bytes: u64, most: u64) -> Seen {
+        Seen { parts: bytes / LEAST_ENTRY / most + 1, ..Seen::default() }
+    }
+
+    /// Remembers a name of this part; false when it is there already.
+    pub fn insert(&mut self, number: u64) -> bool {
+        number % self.parts != self.part || self.numbers.insert(number)
+    }
+
+    /// Goes on to the next part; false after the last.
+    fn next_part(&mut self) -> bool {
+        self.numbers.clear();
+        self.part += 1;
+        self.part < self.parts
+    }
+}
+
+/// Bytes that a directory spends on a name on average, at least.
+const LEAST_ENTRY: u64 = 16;
 
 /// Runs the pass.
 pub fn run(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
@@ -115,6 +152,7 @@ fn check(ctx: &Context, ask: &mut dyn Ask, ino: Ino, said: &mut Said) -> Result<
     }
     let dir = Directory { ino, inode, format };
     let mut index = htree::Index::new(&dir);
+    said.seen = Seen::for_size(dir.inode.size.min(MAX_DIR), ctx.names_kept);
     let blocks = dir.inode.size / u64::from(ctx.geometry.block_size);
     let mut next = 0;
     let mut buf = Vec::new();
@@ -140,8 +178,21 @@ fn check(ctx: &Context, ask: &mut dyn Ask, ino: Ino, said: &mut Said) -> Result<
         next = extent.end();
     }
     fill_holes(ctx, ask, &dir, next..blocks)?;
-    index.finish(ctx, ask, &dir)
+    index.finish(ctx, ask, &dir)?;
+    while said.seen.next_part() {
+        for extent in pass1::extents_of(ctx, &dir.inode) {
+            for ahead in 0..extent.len {
+                let block = BlockNo(extent.start.0 + u64::from(ahead));
+                let file_block = FileBlock(extent.first.0 + ahead);
+                block::check_names(ctx, ask, &dir, Place { file_block, block }, said)?;
+            }
+        }
+    }
+    Ok(())
 }
+
+/// The largest size that a directory is believed to have when its names are divided.
+const MAX_DIR: u64 = 1 << 40;
 
 /// Where a block of a directory lies.
 #[derive(Clone, Copy, Debug)]
