@@ -11,7 +11,7 @@ TOOLS   := mkfs fsck mount
 export RUST_LIB_BACKTRACE ?= 0
 DATADIR := $(DESTDIR)$(PREFIX)/share/doc/rext4
 
-.PHONY: help all demo test test-long bench crash crash-long crash-mutants lint install uninstall clean setup tools
+.PHONY: help all demo test test-long bench bench-fsck crash crash-long crash-mutants lint install uninstall clean setup tools
 
 help:
 	@echo 'make all         build mkfs.rext4, fsck.rext4 and mount.rext4 in $(RELEASE)'
@@ -22,6 +22,7 @@ help:
 	@echo 'make crash-long  crash lab, sampled long workloads (hours, resumable; REXT4_MINUTES)'
 	@echo 'make crash-mutants  the crash lab tested: every deliberate fault must be caught (minutes)'
 	@echo 'make bench       the benchmark against the kernel and fuse2fs (BENCH="--only ... --json ...")'
+	@echo 'make bench-fsck  fsck.rext4 and e2fsck side by side, time and memory (FOLDER= for 20 GiB of images)'
 	@echo 'make lint        formatting and clippy'
 	@echo 'make install     PREFIX=$(PREFIX) DESTDIR=$(DESTDIR); helpers for mount(8) in $(HELPERS)'
 	@echo 'make uninstall   the reverse'
@@ -51,6 +52,9 @@ test-long: setup tools all
 	$(CARGO) build --release --locked -p tests --bins
 	REXT4_SCALE=long $(CARGO) test --release --locked -p tests -p mkfs --no-fail-fast -- --test-threads=1
 	REXT4_DAMAGE_IMAGES=10000 $(CARGO) test --release --locked -p fsck --test damage -- --nocapture
+
+bench-fsck: setup all
+	$(CARGO) run --release --locked -p fsck --example side_by_side -- $(RELEASE)/fsck-rext4 $(or $(FOLDER),/var/tmp) 3
 
 bench: setup all
 	$(CARGO) run -q --release --locked -p tests --bin bench -- $(BENCH)

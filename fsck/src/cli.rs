@@ -42,7 +42,7 @@ pub struct Cli {
     /// Optimise directories.
     #[arg(short = 'D')]
     pub optimize: bool,
-    /// journal_only, fragcheck, discard, nodiscard, memory=SIZE.
+    /// journal_only, fragcheck, discard, unshare_blocks, check_encoding, memory=SIZE, scratch=FOLDER.
     #[arg(short = 'E', value_name = "OPTIONS", value_delimiter = ',')]
     pub extended: Vec<String>,
     /// An external journal, which is not supported.
@@ -95,7 +95,10 @@ impl Cli {
         };
         let mut options = Options {
             mode,
-            force: self.force || self.superblock.is_some() || self.optimize,
+            force: self.force
+                || self.superblock.is_some()
+                || self.optimize
+                || self.extended.iter().any(|o| o == "unshare_blocks"),
             superblock: self.superblock,
             block_size: self.block_size,
             optimize_dirs: self.optimize,
@@ -107,8 +110,19 @@ impl Cli {
                 ("journal_only", "") => options.journal_only = true,
                 ("fragcheck", "") => options.fragcheck = true,
                 ("discard", "") => options.discard = true,
-                ("nodiscard" | "no_optimize_extents" | "optimize_extents", "") => {}
+                // What these change in e2fsck is its own way of working.
+                (
+                    "nodiscard"
+                    | "no_optimize_extents"
+                    | "optimize_extents"
+                    | "fixes_only"
+                    | "inode_count_fullmap"
+                    | "no_inode_count_fullmap",
+                    "",
+                )
+                | ("readahead_kb", _) => {}
                 ("scratch", folder) if !folder.is_empty() => options.scratch = Some(folder.into()),
+                ("unshare_blocks", "") => options.unshare_blocks = true,
                 ("check_encoding", "") => options.check_encoding = true,
                 ("memory", size) => match bytes(size) {
                     Some(size) => options.memory = size,

@@ -137,7 +137,6 @@ fn maps(geometry: &Geometry, options: &Options) -> Result<Maps> {
 
 impl Context {
     /// The volume that a superblock and its descriptors describe.
-    #[must_use]
     pub fn new(
         disk: Disk,
         sb: SuperBlock,

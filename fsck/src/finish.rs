@@ -3,6 +3,7 @@
 use std::sync::atomic::Ordering::Relaxed;
 
 use ext4_format::BlockNo;
+use ext4_format::features::RoCompat;
 use ext4_format::superblock::State;
 
 use crate::ask::{Ask, Judge};
@@ -39,8 +40,14 @@ pub fn round(disk: Disk, options: &Options, judge: &mut Judge<'_>) -> Result<()>
     }
     pass1::run(&mut ctx, judge)?;
     relocate::run(&mut ctx)?;
-    if ctx.found.any_multiple.load(Relaxed) {
+    let shares = ctx.sb.ro_compat().has(RoCompat::SHARED_BLOCKS);
+    if ctx.found.any_multiple.load(Relaxed) && (!shares || options.unshare_blocks) {
         pass1b::run(&ctx, judge)?;
+    }
+    if shares && options.unshare_blocks && options.may_write() {
+        ctx.edit_super(|raw| {
+            raw.feature_ro_compat.set(raw.feature_ro_compat.get() & !RoCompat::SHARED_BLOCKS.0);
+        });
     }
     pass2::run(&ctx, judge)?;
     if begin_again(&mut ctx, judge)? {

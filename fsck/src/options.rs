@@ -31,6 +31,8 @@ pub struct Options {
     pub journal_only: bool,
     /// List fragmented files (`-E fragcheck`).
     pub fragcheck: bool,
+    /// Give each file of a volume with shared blocks its own (`-E unshare_blocks`).
+    pub unshare_blocks: bool,
     /// Discard free blocks after a clean check (`-E discard`).
     pub discard: bool,
     /// Names of case-insensitive directories must be text, even if the volume is not strict (`-E check_encoding`).

@@ -28,6 +28,7 @@ pub fn run(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
     let all: Vec<(u32, Dir)> = lock(&ctx.found.dirs).iter().map(|(&ino, &dir)| (ino, dir)).collect();
     let mut connected: HashSet<u32> = HashSet::from([Ino::ROOT.get()]);
     let total = all.len() as u64;
+    judge.progress(3, 0, total);
     for (done, (number, _)) in all.iter().enumerate() {
         if done % 4096 == 0 {
             judge.progress(3, done as u64, total);

@@ -14,6 +14,7 @@ use crate::problem::{Code, Problem};
 /// Runs the pass.
 pub fn run(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
     let total = u64::from(ctx.geometry.group_count);
+    judge.progress(4, 0, total);
     for group in ctx.groups().filter(|group| ctx.found.inodes.touched(group.0)) {
         judge.progress(4, group.0.into(), total);
         for index in 0..ctx.geometry.inodes_per_group {

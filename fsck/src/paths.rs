@@ -14,29 +14,30 @@ const MOST: usize = 1000;
 
 /// Adds a path to every finding whose inode has one. Damage on the way only leaves a finding without.
 pub fn name(ctx: &Context, report: &mut Report) {
-    let mut wanted: HashSet<u32> =
+    let wanted: HashSet<u32> =
         report.findings.iter().filter_map(|f| f.problem.ino).map(Ino::get).take(MOST).collect();
     if wanted.is_empty() {
         return;
     }
     let parents: HashMap<u32, u32> =
         lock(&ctx.found.dirs).iter().map(|(&ino, dir)| (ino, dir.parent)).collect();
-    // The directories above a wanted one need their names, too.
-    for ino in wanted.clone() {
-        let mut at = ino;
-        while let Some(&parent) = parents.get(&at)
-            && parent != 0
-            && wanted.insert(parent)
-        {
-            at = parent;
-        }
-    }
     let mut named: HashMap<u32, (u32, String)> = HashMap::new();
     for &dir in parents.keys() {
         if named.len() == wanted.len() {
             break;
         }
         collect(ctx, dir, &wanted, &mut named);
+    }
+    // The directories on the way up need their names, too; pass 2 knows which directory names each.
+    for mut at in named.values().map(|(dir, _)| *dir).collect::<HashSet<u32>>() {
+        while at != Ino::ROOT.get() && !named.contains_key(&at) {
+            let Some(&parent) = parents.get(&at).filter(|parent| **parent != 0) else { break };
+            collect(ctx, parent, &HashSet::from([at]), &mut named);
+            if !named.contains_key(&at) {
+                break;
+            }
+            at = parent;
+        }
     }
     for finding in &mut report.findings {
         finding.path = finding.problem.ino.and_then(|ino| path(ino.get(), &named));

@@ -109,6 +109,7 @@ problems! {
     // Before pass 1: the volume as a whole.
     SuperDamaged "super-damaged" Fix Stop "The superblock is damaged ({name}); the copy in block {block} is used";
     SuperFeatures "super-features" Fix Stop "Superblock: {name}";
+    SuperCopy "super-copy" Fix Mild "The copy of the superblock in block {block} says something else ({name})";
     SuperFeatureBits "super-feature-bits" Fix Fix "Superblock: {name}";
     SizeBeyondDevice "size-beyond-device" Tell Stop "The superblock says {expected} blocks, the device has {found}; one of them is likely corrupt";
     DescChecksum "desc-checksum" Fix Fix "Group {group}: descriptor checksum is {found:x}, should be {expected:x}";

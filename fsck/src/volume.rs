@@ -51,6 +51,9 @@ pub fn open(mut disk: Disk, options: &Options, judge: &mut Judge<'_>) -> Result<
         ctx.edit_super(|raw| raw.block_group_nr.set(0));
     }
     check_features(&ctx, judge)?;
+    if !adopted {
+        check_copies(&ctx, judge)?;
+    }
     Ok(ctx)
 }
 
@@ -165,6 +168,38 @@ fn refuse_unknown(sb: &SuperBlock) -> Result<()> {
     } else {
         Err(Error::Unusable(format!("the volume has unsupported features: {}", names.join(", "))))
     }
+}
+
+/// The copies of the superblock against the first one, in what changes only by resizing and tuning. Features that the
+/// kernel switches on by itself stand in the first one alone. All copies are written when any differs.
+fn check_copies(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
+    let own = |sb: &SuperBlock| {
+        let by_itself = RoCompat::LARGE_FILE.0 | RoCompat::DIR_NLINK.0 | RoCompat::ORPHAN_PRESENT.0;
+        let features = [
+            u64::from(sb.compat().0 & !Compat::EXT_ATTR.0),
+            u64::from(sb.incompat().0 & !(Incompat::RECOVER.0 | Incompat::EXTENTS.0)),
+            u64::from(sb.ro_compat().0 & !by_itself),
+        ];
+        (features, sb.blocks_count(), sb.inodes_count(), sb.uuid())
+    };
+    let first = own(&ctx.sb);
+    for group in ctx.geometry.backup_groups() {
+        let block = ctx.geometry.group_first_block(group);
+        let offset = block.0 * u64::from(ctx.geometry.block_size);
+        if offset + SUPERBLOCK_LEN as u64 > ctx.disk.size() {
+            break;
+        }
+        let why = match parse_at(&ctx.disk, offset) {
+            Ok(copy) if own(&copy) == first => continue,
+            Ok(_) => "features or sizes".to_owned(),
+            Err(why) => why,
+        };
+        if judge.ask(Problem::new(Code::SuperCopy).at(block).named(why))? {
+            return write_back(ctx);
+        }
+        break;
+    }
+    Ok(())
 }
 
 /// Features that exclude or need each other.

@@ -11,7 +11,7 @@ use fsck::Mode;
 use support::{Volume, check, e2fsck, e2fsck_of, filled};
 
 /// Features of the table in docs/FORMAT.md, those that are not mounted included.
-const FEATURES: [&str; 22] = [
+const FEATURES: [&str; 27] = [
     "-t ext2",
     "-t ext3",
     "-t ext4",
@@ -34,6 +34,11 @@ const FEATURES: [&str; 22] = [
     "-t ext4 -O large_dir",
     "-t ext4 -O casefold",
     "-t ext4 -O encrypt,verity",
+    "-r 0 -O none",
+    "-t ext2 -O ^filetype",
+    "-t ext4 -O fast_commit,orphan_file,metadata_csum_seed",
+    "-t ext4 -O stable_inodes,uninit_bg,^metadata_csum",
+    "-t ext4 -O quota,bigalloc,casefold,large_dir,ea_inode,mmp -E encoding=utf8",
 ];
 
 fn fresh(options: &str) -> Vec<u8> {
@@ -181,4 +186,237 @@ fn the_command_line_is_e2fscks() {
     assert_eq!(run(&["-fn", "-b", "8193", "-B", "1024"], &image).0, 0);
     assert_eq!(run(&["-fy"], &image).0, 1);
     assert_eq!(e2fsck(&image, "-n").0, 0);
+}
+
+/// A folder with a volume of 16 MiB, and where it lies.
+fn volume_file(options: &str) -> (tempfile::TempDir, std::path::PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let image = folder.path().join("image");
+    std::fs::File::create(&image).unwrap().set_len(16 << 20).unwrap();
+    let made = Command::new("mke2fs").arg("-Fq").args(options.split(' ')).arg(&image).output().unwrap();
+    assert!(made.status.success(), "{options}: {}", String::from_utf8_lossy(&made.stderr));
+    (folder, image)
+}
+
+/// Runs debugfs commands, each on its own line.
+fn debugfs(image: &Path, commands: &str) {
+    let list = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(list.path(), commands).unwrap();
+    let done = Command::new("debugfs").args(["-w", "-f"]).arg(list.path()).arg(image).output().unwrap();
+    assert!(done.status.success());
+}
+
+/// After a repair both judges are content, and a second run finds nothing.
+fn ends_clean(image: &Path) {
+    let (code, words) = run(&["-fn"], image);
+    assert_eq!(code, 0, "{words}");
+    let (code, words) = e2fsck(image, "-n");
+    assert_eq!(code, 0, "{words}");
+}
+
+#[test]
+fn quota_files_are_counted_and_written_anew() {
+    for options in ["-t ext4 -b 1024", "-t ext4 -b 4096", "-t ext4 -O bigalloc -C 16384"] {
+        let features = format!("{options} -O quota,project -E quotatype=usrquota:grpquota:prjquota");
+        let (folder, image) = volume_file(&features);
+        let content = folder.path().join("content");
+        std::fs::write(&content, vec![7; 50_000]).unwrap();
+        let mut commands = String::new();
+        for at in 0..40 {
+            commands +=
+                &format!("write {} file{at}\nsif file{at} uid {}\n", content.display(), 1000 + at * 300);
+        }
+        debugfs(&image, &commands);
+        assert_eq!(e2fsck(&image, "-n").0, 4, "{options}: debugfs counts no quota");
+        let (code, words) = run(&["-fn"], &image);
+        assert!(code == 4 && words.contains("quota file"), "{options}: {words}");
+        assert_eq!(run(&["-fp"], &image).0, 1, "{options}");
+        ends_clean(&image);
+        // Limits survive, a damaged tree does not.
+        debugfs(&image, "set_inode_field <3> size 1024\n");
+        let (code, words) = run(&["-fn"], &image);
+        assert!(code == 4 && words.contains("is damaged (size)"), "{options}: {words}");
+        assert_eq!(run(&["-fy"], &image).0, 1);
+        ends_clean(&image);
+    }
+    // What e2fsck wrote is right for us.
+    let (_folder, image) = volume_file("-t ext4 -O quota");
+    debugfs(&image, "write /etc/passwd file\nsif file uid 77\n");
+    assert_eq!(e2fsck(&image, "-y").0, 1);
+    ends_clean(&image);
+}
+
+#[test]
+fn folded_names_hash_and_collide_as_for_e2fsck() {
+    let (_folder, image) = volume_file("-t ext4 -b 1024 -O casefold -E encoding=utf8");
+    let mut commands = String::from("mkdir cf\nsif cf flags 0x40080000\n");
+    for at in 0..150 {
+        commands += &format!("write /etc/hostname cf/Gr\u{f6}\u{df}e-\u{3a3}\u{391}\u{3a3}-{at}\n");
+    }
+    debugfs(&image, &(commands + "write /etc/hostname cf/\u{fb01}le\n"));
+    // e2fsck builds the index; our hashes must agree with it, and its with ours.
+    e2fsck(&image, "-yD");
+    ends_clean(&image);
+    assert_eq!(run(&["-fyD"], &image).0, 1);
+    ends_clean(&image);
+    debugfs(&image, "ln cf/\u{fb01}le cf/FILE\nsif cf/FILE links_count 2\n");
+    let (code, words) = run(&["-fn"], &image);
+    assert!(code == 4 && words.contains("twice"), "{words}");
+    assert_eq!(run(&["-fy"], &image).0, 1);
+    ends_clean(&image);
+}
+
+#[test]
+fn a_small_bound_of_memory_changes_nothing_but_where_things_lie() {
+    let Some(image) = filled("-t ext4 -b 1024 -N 4096 -O ^dir_index,^metadata_csum", 64) else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("image");
+    let device = |bytes: &[u8]| {
+        let device =
+            std::sync::Arc::new(blockdev::sim::MemDevice::new(bytes.len() as u64, blockdev::sim::Fill::Zero));
+        blockdev::BlockDevice::write_at(&*device, 0, bytes).unwrap();
+        device
+    };
+    let bounded = fsck::Options {
+        mode: Mode::CheckOnly,
+        force: true,
+        memory: 16 << 10,
+        scratch: Some(folder.path().to_owned()),
+        ..fsck::Options::default()
+    };
+    let free = fsck::Options { memory: 0, ..bounded.clone() };
+    let mut broken = image.clone();
+    let volume = Volume::new(&image).unwrap();
+    let root = volume.inode_offset(ext4_format::Ino::ROOT).unwrap();
+    broken[root..root + 128].fill(0);
+    for bytes in [&image, &broken] {
+        let with = fsck::check(device(bytes), &bounded).unwrap();
+        let without = fsck::check(device(bytes), &free).unwrap();
+        assert_eq!(with, without);
+    }
+    // A name that stands twice in a directory whose names do not fit into the bound together.
+    let mut twice = image.clone();
+    let name = b"to-fill-blocks-soon-17";
+    let at = twice.windows(name.len()).position(|window| window == name).unwrap();
+    twice[at + name.len() - 1] = b'8';
+    std::fs::write(&path, &twice).unwrap();
+    let memory = format!("memory=4k,scratch={}", folder.path().display());
+    let (code, words) = run(&["-fn", "-E", &memory], &path);
+    assert!(code == 4 && words.contains("soon-18' twice"), "{words}");
+    assert_eq!(run(&["-fy", "-E", &memory], &path).0, 1);
+    ends_clean(&path);
+    assert_eq!(run(&["-fn", "-E", "memory=4k,scratch=/nonexistent"], &path).0, 8);
+}
+
+/// What a person sees and types, on a terminal that script(1) makes.
+fn typed(arguments: &str, image: &Path, keys: &str) -> (i32, String) {
+    use std::io::Write;
+    let command = format!("{} {arguments} {}", cargo_bin("fsck-rext4").display(), image.display());
+    let mut child = Command::new("script")
+        .args(["-qec", &command, "/dev/null"])
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(keys.as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    (output.status.code().unwrap_or(-1), String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+#[test]
+fn a_person_is_asked_on_a_terminal() {
+    let sound = fresh("-t ext4 -b 1024");
+    let folder = tempfile::tempdir().unwrap();
+    let image = folder.path().join("image");
+    let mut broken = sound.clone();
+    let root = Volume::new(&sound).unwrap().inode_offset(ext4_format::Ino::ROOT).unwrap();
+    broken[root..root + 256].fill(0);
+    std::fs::write(&image, &broken).unwrap();
+    let (code, words) = typed("-f", &image, "c\n");
+    assert!(code == 32 && words.contains("Create<y>?"), "{code}: {words}");
+    assert_eq!(std::fs::read(&image).unwrap(), broken, "a cancelled check changes nothing");
+    let (code, words) = typed("-f", &image, "n\nn\nn\nn\nn\nn\nn\nn\nn\nn\n");
+    assert!(code & 4 == 4, "{code}: {words}");
+    std::fs::write(&image, &broken).unwrap();
+    let (code, words) = typed("-f", &image, "what\na\n");
+    assert!(code == 1 && words.matches("<y>?").count() == 2, "{code}: {words}");
+    ends_clean(&image);
+    // Without a terminal there is nobody to ask.
+    assert_eq!(run(&["-f"], &image).0, 16);
+}
+
+#[test]
+fn options_do_what_e2fscks_do() {
+    let Some(image) = filled("-t ext4 -b 1024", 32) else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("image");
+    std::fs::write(&path, &image).unwrap();
+    let (code, words) = run(&["-fn", "-t", "-v", "-E", "fragcheck"], &path);
+    assert!(code == 0 && words.contains("time: ") && words.contains("pieces"), "{words}");
+    let (code, words) = run(&["-fn", "-C", "1"], &path);
+    assert!(code == 0 && words.lines().any(|line| line.starts_with("5 ")), "{words}");
+    assert_eq!(run(&["-fn", "-E", "no_such_option"], &path).0, 16);
+    let (code, words) = run(&["-fn", "-j", "/dev/null"], &path);
+    assert!(code == 16 && words.contains("external journals"), "{words}");
+    // Free blocks are given back; what is used is not touched.
+    let before = std::fs::metadata(&path).unwrap();
+    assert_eq!(run(&["-fy", "-E", "discard"], &path).0, 0);
+    let after = std::fs::metadata(&path).unwrap();
+    use std::os::unix::fs::MetadataExt;
+    assert!(after.blocks() < before.blocks(), "{} {}", before.blocks(), after.blocks());
+    ends_clean(&path);
+    assert_eq!(
+        Volume::new(&std::fs::read(&path).unwrap()).unwrap().files(),
+        Volume::new(&image).unwrap().files()
+    );
+    // A problem has its path, in words and in JSON.
+    debugfs(&path, "sif deep/er/still/numbers size 5\n");
+    let (code, words) = run(&["-fn"], &path);
+    assert!(code == 4 && words.contains("/deep/er/still/numbers"), "{words}");
+    let (code, words) = run(&["-fn", "--json"], &path);
+    assert!(code == 4 && words.contains("\"path\":\"/deep/er/still/numbers\""), "{words}");
+    // A copy of the superblock that says something else is brought in line, without a word from -n.
+    assert_eq!(run(&["-fy"], &path).0, 1);
+    let mut bytes = std::fs::read(&path).unwrap();
+    let copy = 8193 * 1024;
+    bytes[copy + 0x68] ^= 0xff;
+    std::fs::write(&path, &bytes).unwrap();
+    assert_eq!(run(&["-fn"], &path).0, 0);
+    assert_eq!(run(&["-fp"], &path).0, 1);
+    let mended = std::fs::read(&path).unwrap();
+    assert_eq!(mended[copy + 0x68], mended[1024 + 0x68]);
+    ends_clean(&path);
+}
+
+#[test]
+fn only_the_journal() {
+    let folder = tempfile::tempdir().unwrap();
+    if interrupted(folder.path(), "").is_none() {
+        return;
+    }
+    let copy = folder.path().join("copy");
+    assert_eq!(run(&["-p", "-E", "journal_only"], &copy).0, 1);
+    let (_, words) = run(&["-fn"], &copy);
+    assert!(!words.contains("skipped"), "the log is empty now: {words}");
+    assert!(run(&["-fy"], &copy).0 <= 1);
+    ends_clean(&copy);
+}
+
+/// A log that ends in fast commits is never replayed in part: it is refused by name, and nothing is changed.
+#[test]
+fn fast_commits_are_refused_or_replayed_whole() {
+    let folder = tempfile::tempdir().unwrap();
+    if interrupted(folder.path(), "-O fast_commit").is_none() {
+        return;
+    }
+    let copy = folder.path().join("copy");
+    let before = std::fs::read(&copy).unwrap();
+    let (code, words) = run(&["-fy"], &copy);
+    if code == 8 {
+        assert!(words.contains("fast commit"), "{words}");
+        assert_eq!(std::fs::read(&copy).unwrap(), before);
+    } else {
+        assert_eq!(code, 1, "{words}");
+        ends_clean(&copy);
+    }
 }

@@ -36,6 +36,7 @@ pub fn run(ctx: &mut Context, judge: &mut Judge<'_>) -> Result<()> {
     let trees: Mutex<Vec<(u64, Ino)>> = Mutex::default();
     let groups = u64::from(ctx.geometry.group_count);
     let threads = ctx.options.thread_count();
+    judge.progress(1, 0, groups);
     parallel::for_each(
         threads,
         groups,

@@ -188,7 +188,7 @@ fn apply(bytes: &mut [u8], offset: usize, format: DirFormat, verdict: Verdict) -
 }
 
 /// Makes a damaged record at `at` a free one that reaches to the next record that makes sense, or to the end. False
-/// when there was no room for a record, and the one in front took the rest.
+/// when there is no record to go on with.
 fn salvage(bytes: &mut [u8], at: usize, format: DirFormat) -> bool {
     let (len, usable) = (bytes.len(), format.usable(bytes.len()));
     let rest = usable - at;
@@ -213,11 +213,16 @@ fn salvage(bytes: &mut [u8], at: usize, format: DirFormat) -> bool {
         .step_by(4)
         .find(|&start| usable - start >= 12 && reaches_end(start));
     let end = next.unwrap_or(usable);
-    if kept.is_none() {
+    let sound =
+        |bytes: &[u8]| DirBlock::new(bytes, format).entries_from(at).next().is_some_and(|e| e.is_ok());
+    let rec_len = dirent::encode_rec_len(end - at, len).to_le_bytes();
+    bytes[at + 4..at + 6].copy_from_slice(&rec_len);
+    if kept.is_none() || !sound(bytes) {
         bytes[at..at + 12].fill(0);
+        bytes[at + 4..at + 6].copy_from_slice(&rec_len);
     }
-    bytes[at + 4..at + 6].copy_from_slice(&dirent::encode_rec_len(end - at, len).to_le_bytes());
-    true
+    // An area that ends at an odd place has no room for a record that makes sense: the walk ends here.
+    sound(bytes)
 }
 
 /// The bytes that a record needs, when it names something by a name that may be one.

@@ -85,6 +85,7 @@ pub fn run(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
     let dirs: Vec<Ino> = lock(&ctx.found.dirs).keys().filter_map(|&ino| Ino::new(ino)).collect();
     let suspects: Mutex<Vec<Ino>> = Mutex::default();
     let total = dirs.len() as u64;
+    judge.progress(2, 0, total);
     parallel::for_each(
         ctx.options.thread_count(),
         total,
