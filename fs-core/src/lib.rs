@@ -22,7 +22,7 @@ pub use data::{ReadPlan, Segment};
 pub use dir::Item as DirItem;
 pub use error::{Error, Posix, Result};
 pub use ext4_format::Ino;
-pub use ext4_format::inode::{FileType, Time};
+pub use ext4_format::inode::{FileType, Time, flag};
 pub use fs::Filesystem;
 pub use mount::MountError;
 pub use ops::{FallocateMode, OpenFlags, RenameFlags, SeekWhence, SetXattr, Shutdown, WriteMode};

@@ -166,8 +166,9 @@ impl Builder<'_> {
             let dir = &dirs[self.rng.usize(0..dirs.len())];
             fs::hard_link(target, dir.join(format!("hard-{index}")))?;
         }
-        // 59 bytes fit into an inode, 60 do not, 4095 are the most there can be.
-        for length in [1, 20, 58, 59, 60, 61, 500, 1023, 4095] {
+        // 59 bytes fit into an inode, 60 do not, 4095 or what a block holds are the most there can be.
+        let block = rustix::fs::statvfs(&self.root)?.f_bsize as usize;
+        for length in [1, 20, 58, 59, 60, 61, 500, 1023, 4095].into_iter().filter(|length| *length < block) {
             let target: String = "target/".chars().cycle().take(length).collect();
             symlink(target, self.root.join(format!("symlink-{length}")))?;
         }

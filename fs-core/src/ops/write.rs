@@ -149,8 +149,22 @@ impl Filesystem {
 
     /// What every change of a file's content by `caller` does to its privileges when the kernel
     /// leaves it to us.
+    ///
+    /// # Errors
+    /// `NotPermitted` where the mode of an append-only file would have to change.
     pub(crate) fn kill_privileges_for(&self, caller: &Caller, ino: Ino) -> Result<()> {
-        if caller.uid == 0 { Ok(()) } else { self.kill_privileges(caller, ino) }
+        if caller.uid == 0 {
+            return Ok(());
+        }
+        {
+            let inode = self.regular(ino)?;
+            let disk = &inode.core.read().disk;
+            let changes = without_privileges(disk.mode, disk.gid, caller) != disk.mode;
+            if changes && disk.has(flag::APPEND) {
+                return Err(Posix::NotPermitted.into());
+            }
+        }
+        self.kill_privileges(caller, ino)
     }
 
     /// Whether `caller` may use the blocks that are set aside.

@@ -10,7 +10,10 @@ use zerocopy::IntoBytes;
 use super::wire::abi::{self, fattr};
 use super::wire::{NewName, Operation, Reply, Request};
 use crate::service::attributes::Change;
-use crate::service::{Answer as Served, FOR_EVER, Opened, Sender, Service, WriteHow, encode_device, node_of};
+use crate::service::{
+    Answer as Served, FOR_EVER, Opened, Sender, Service, WriteHow, changes_attributes, encode_device,
+    node_of, validity,
+};
 
 /// What becomes of a request.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -30,6 +33,9 @@ pub trait Kernel {
     /// which writes the dirty ones to us, and waits until it has: these requests come in through
     /// other threads of the door.
     fn forget_pages(&self, node: u64, offset: u64, len: u64);
+
+    /// Has the kernel forget a file's attributes.
+    fn forget_attributes(&self, node: u64);
 }
 
 /// Ends the filesystem behind the doors, before DESTROY is answered.
@@ -97,12 +103,12 @@ impl Dispatch {
         match &request.operation {
             Operation::Lookup(name) => self.entry(reply, &service.lookup(node, name)?),
             Operation::Getattr(how) => {
-                let names_handle = how.getattr_flags & abi::GETATTR_FH != 0;
-                self.attributes(reply, &service.getattr(from, node, names_handle)?)
+                let handle = (how.getattr_flags & abi::GETATTR_FH != 0).then_some(how.fh);
+                self.attributes(reply, &service.getattr(from, node, handle)?)
             }
             Operation::Statx(how) => {
-                let names_handle = how.getattr_flags & abi::GETATTR_FH != 0;
-                let attr = service.getattr(from, node, names_handle)?;
+                let handle = (how.getattr_flags & abi::GETATTR_FH != 0).then_some(how.fh);
+                let attr = service.getattr(from, node, handle)?;
                 reply.structure(&statx(&attr, service.block_size()))
             }
             Operation::Setattr(how) => self.attributes(reply, &service.setattr(from, node, &change(how))?),
@@ -187,6 +193,9 @@ impl Dispatch {
             Operation::Removexattr(name) => service.removexattr(from, node, name),
             Operation::Ioctl { how, input } => {
                 let out = service.ioctl(from, node, how.cmd, input)?;
+                if changes_attributes(how.cmd) {
+                    kernel.forget_attributes(node);
+                }
                 reply.structure(&abi::IoctlOut::default())?;
                 reply.bytes(&out[..out.len().min(how.out_size as usize)])
             }
@@ -237,7 +246,7 @@ impl Dispatch {
             nodeid: node,
             generation: attr.generation.into(),
             entry_valid: FOR_EVER.as_secs(),
-            attr_valid: FOR_EVER.as_secs(),
+            attr_valid: validity(attr).as_secs(),
             attr: abi::Attr { ino: node, ..self.attr(attr) },
             ..abi::EntryOut::default()
         }
@@ -267,8 +276,8 @@ impl Dispatch {
     }
 
     fn attributes(&self, reply: &mut Reply<'_>, attr: &Attr) -> Served<()> {
-        let attr = self.attr(attr);
-        reply.structure(&abi::AttrOut { attr_valid: FOR_EVER.as_secs(), attr_valid_nsec: 0, dummy: 0, attr })
+        let (attr_valid, attr) = (validity(attr).as_secs(), self.attr(attr));
+        reply.structure(&abi::AttrOut { attr_valid, attr_valid_nsec: 0, dummy: 0, attr })
     }
 
     /// Attributes with ext4's own number, which only GETATTR and its like show of the root.
@@ -330,7 +339,7 @@ fn statx(attr: &Attr, block_size: u32) -> abi::StatxOut {
     let time = |t: Time| abi::StatxTime { sec: t.sec, nsec: t.nsec, reserved: 0 };
     let birth = if attr.crtime.is_some() { abi::STATX_BTIME } else { 0 };
     abi::StatxOut {
-        attr_valid: FOR_EVER.as_secs(),
+        attr_valid: validity(attr).as_secs(),
         stat: abi::Statx {
             mask: abi::STATX_BASIC_STATS | birth,
             blksize: block_size,

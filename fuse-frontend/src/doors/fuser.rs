@@ -15,7 +15,9 @@ use fuser::{
 };
 
 use crate::service::attributes::Change;
-use crate::service::{Answer, FOR_EVER, Sender, Service, WriteHow, encode_device, node_of};
+use crate::service::{
+    Answer, Sender, Service, WriteHow, changes_attributes, encode_device, node_of, validity,
+};
 
 /// Largest request, in bytes.
 const MAX_WRITE: u32 = 1 << 20;
@@ -136,10 +138,19 @@ impl Door {
         });
     }
 
+    /// Has the kernel ask for the attributes of `ino` again.
+    fn forget_attributes(&self, ino: INodeNo) {
+        if let Some(notifier) = self.notifier.get()
+            && let Err(error) = notifier.inval_inode(ino, ATTRIBUTES_ONLY, 0)
+        {
+            tracing::debug!(node = ino.0, %error, "the kernel keeps old attributes");
+        }
+    }
+
     fn reply_entry(&self, reply: fuser::ReplyEntry, answer: Answer<Attr>) {
         match answer {
             Ok(attr) => {
-                reply.entry(&FOR_EVER, &self.attr(&attr), Generation(attr.generation.into()));
+                reply.entry(&validity(&attr), &self.attr(&attr), Generation(attr.generation.into()));
             }
             Err(code) => reply.error(errno(code)),
         }
@@ -151,7 +162,7 @@ impl Door {
                 let mut shown = self.attr(&attr);
                 // Only here may the root show ext4's number for it.
                 shown.ino = INodeNo(attr.ino.get().into());
-                reply.attr(&FOR_EVER, &shown);
+                reply.attr(&validity(&attr), &shown);
             }
             Err(code) => reply.error(errno(code)),
         }
@@ -216,7 +227,7 @@ impl fuser::Filesystem for Door {
     }
 
     fn getattr(&self, req: &Request, ino: INodeNo, fh: Option<FileHandle>, reply: fuser::ReplyAttr) {
-        self.reply_attr(reply, self.service.getattr(sender(req), ino.0, fh.is_some()));
+        self.reply_attr(reply, self.service.getattr(sender(req), ino.0, fh.map(|fh| fh.0)));
     }
 
     fn setattr(
@@ -347,7 +358,7 @@ impl fuser::Filesystem for Door {
         });
         match opened {
             Ok((attr, opened)) => reply.created(
-                &FOR_EVER,
+                &validity(&attr),
                 &self.attr(&attr),
                 Generation(attr.generation.into()),
                 FileHandle(opened.handle),
@@ -401,12 +412,8 @@ impl fuser::Filesystem for Door {
             Ok(taken) => reply.written(taken),
             Err(code) => {
                 reply.error(errno(code));
-                if how.from_cache
-                    && code == libc::ENOSPC
-                    && let Some(notifier) = self.notifier.get()
-                    && let Err(error) = notifier.inval_inode(ino, ATTRIBUTES_ONLY, 0)
-                {
-                    tracing::debug!(node = ino.0, %error, "the writer hears of the full volume at close only");
+                if how.from_cache && code == libc::ENOSPC {
+                    self.forget_attributes(ino);
                 }
             }
         }
@@ -482,7 +489,7 @@ impl fuser::Filesystem for Door {
             let full = match attr {
                 Some(attr) => {
                     let (shown, generation) = (self.attr(attr), Generation(attr.generation.into()));
-                    reply.add(shown.ino, item.next, name, &FOR_EVER, &shown, generation)
+                    reply.add(shown.ino, item.next, name, &validity(attr), &shown, generation)
                 }
                 None => {
                     let shown = dot_attr(item);
@@ -573,7 +580,11 @@ impl fuser::Filesystem for Door {
         out_size: u32,
         reply: fuser::ReplyIoctl,
     ) {
-        match self.service.ioctl(sender(req), ino.0, cmd, in_data) {
+        let answer = self.service.ioctl(sender(req), ino.0, cmd, in_data);
+        if answer.is_ok() && changes_attributes(cmd) {
+            self.forget_attributes(ino);
+        }
+        match answer {
             Ok(out) => reply.ioctl(0, &out[..out.len().min(out_size as usize)]),
             Err(code) => reply.error(errno(code)),
         }

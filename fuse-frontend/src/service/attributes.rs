@@ -1,7 +1,8 @@
 //! Attributes, extended attributes, and those of the volume.
 
-use fs_core::{Attr, Caller, SetAttr, SetXattr, StatFs, Time};
+use fs_core::{Attr, Caller, SetAttr, SetXattr, StatFs, Time, flag};
 
+use super::files::only_writes;
 use super::{Answer, Sender, Service, inode_of, refuse};
 
 const XATTR_CREATE: i32 = 1;
@@ -29,17 +30,22 @@ pub struct Change {
 }
 
 impl Service {
-    /// GETATTR. The kernel names the handle only when it asks on behalf of a write or a seek; this
-    /// is where a write through its page cache can still be told that the volume is full
-    /// ([`Service::write`]).
-    pub fn getattr(&self, sender: Sender, node: u64, names_handle: bool) -> Answer<Attr> {
-        if names_handle && self.starved.lock().contains(&node) {
+    /// GETATTR. The kernel names the handle when it asks on behalf of a write, a seek or a read
+    /// beyond the end; this is where a write through its page cache can still be told that the
+    /// volume is full ([`Service::write`]), or, if it cannot be a read, that the file has become
+    /// immutable since it was opened.
+    pub fn getattr(&self, sender: Sender, node: u64, handle: Option<u64>) -> Answer<Attr> {
+        if handle.is_some() && self.starved.lock().contains(&node) {
             if !self.fs.has_space(&self.caller(sender, 0)) {
                 return Err(libc::ENOSPC);
             }
             self.starved.lock().remove(&node);
         }
-        self.fs.getattr(inode_of(node)?).map_err(refuse)
+        let attr = self.fs.getattr(inode_of(node)?).map_err(refuse)?;
+        match attr.flags & flag::IMMUTABLE != 0 && handle.is_some_and(only_writes) {
+            true => Err(libc::EPERM),
+            false => Ok(attr),
+        }
     }
 
     /// SETATTR. With FUSE_HANDLE_KILLPRIV_V2 a change of owner or group takes set-id bits away,

@@ -21,6 +21,12 @@ const FSXATTR_LEN: usize = 28;
 const XFLAGS: [(u32, u32); 6] =
     [(0x8, 0x10), (0x10, 0x20), (0x20, 0x8), (0x40, 0x80), (0x80, 0x40), (0x200, 0x2000_0000)];
 
+/// Whether a successful ioctl has changed what the kernel remembers of the inode.
+#[must_use]
+pub fn changes_attributes(command: u32) -> bool {
+    matches!(command, FS_IOC_SETFLAGS | FS_IOC32_SETFLAGS | FS_IOC_FSSETXATTR)
+}
+
 impl Service {
     /// IOCTL: gives the bytes to copy out.
     pub fn ioctl(&self, sender: Sender, node: u64, command: u32, input: &[u8]) -> Answer<Vec<u8>> {

@@ -14,10 +14,11 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use fs_core::{Attr, Caller, Error, Filesystem, Ino};
+use fs_core::{Attr, Caller, Error, Filesystem, Ino, flag};
 use parking_lot::Mutex;
 
 pub use files::{Opened, Source, WriteHow};
+pub use ioctl::changes_attributes;
 
 use crate::options::Options;
 
@@ -27,6 +28,13 @@ pub const ROOT_NODE: u64 = 1;
 /// How long the kernel may believe what it was told. Nobody else writes the device, so: for ever
 /// (longer than any uptime; the protocol's own maximum overflows in some kernels' arithmetic).
 pub const FOR_EVER: Duration = Duration::from_secs(u32::MAX as u64);
+
+/// How long the kernel may believe `attr`. Those of an immutable file are asked for each time: so a
+/// write to a handle from before is refused ([`Service::getattr`]).
+#[must_use]
+pub fn validity(attr: &Attr) -> Duration {
+    if attr.flags & flag::IMMUTABLE == 0 { FOR_EVER } else { Duration::ZERO }
+}
 
 /// An answer, or the errno to send instead.
 pub type Answer<T> = Result<T, i32>;

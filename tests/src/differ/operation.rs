@@ -354,6 +354,10 @@ impl Verb {
                 side.handles[*slot].take().map(|_| "closed".to_owned()).ok_or(Errno::BADF)
             }
             Verb::Write { slot, seed, offset, length } => {
+                let file = side.handle(*slot)?;
+                if meets_late_flags(file)? {
+                    return Err(Errno::PERM);
+                }
                 let mut bytes = vec![0; *length];
                 fill(*seed, *offset, &mut bytes);
                 rustix::io::pwrite(side.handle(*slot)?, &bytes, *offset).map(|length| length.to_string())
@@ -370,8 +374,11 @@ impl Verb {
             Verb::CopyRange { from, to, offset_in, offset_out, length } => {
                 let (mut read, mut write) = (*offset_in, *offset_out);
                 let (from, to) = (side.handle(*from)?, side.handle(*to)?);
-                let copied = fs::copy_file_range(from, Some(&mut read), to, Some(&mut write), *length)?;
-                Ok(copied.to_string())
+                match fs::copy_file_range(from, Some(&mut read), to, Some(&mut write), *length)? {
+                    // Behind the end the VFS asks no FUSE server, and knows its flags not.
+                    0 if is_immutable(to)? => Err(Errno::PERM),
+                    copied => Ok(copied.to_string()),
+                }
             }
             Verb::Sync { slot, data_only: true } => fs::fdatasync(side.handle(*slot)?).map(done),
             Verb::Sync { slot, data_only: false } => fs::fsync(side.handle(*slot)?).map(done),
@@ -477,6 +484,25 @@ impl Verb {
             _ => unreachable!("the other verbs are run elsewhere"),
         }
     }
+}
+
+fn is_immutable(file: &OwnedFd) -> Result<bool, Errno> {
+    let is_file = FileType::from_raw_mode(fs::fstat(file)?.st_mode) == FileType::RegularFile;
+    Ok(is_file && fs::ioctl_getflags(file)?.contains(IFlags::IMMUTABLE))
+}
+
+/// Whether the kernel's ext4 refuses a write for a flag that was set after the file was opened, while a FUSE server
+/// cannot: of a write through the page cache it does not hear at all, of its coming only when the handle cannot read,
+/// and a write that takes set-id bits away is in the page cache when it hears of it.
+fn meets_late_flags(file: &OwnedFd) -> Result<bool, Errno> {
+    let stat = fs::fstat(file)?;
+    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+        return Ok(false);
+    }
+    let flags = fs::ioctl_getflags(file)?;
+    let reads_too = fs::fcntl_getfl(file)?.contains(OFlags::RDWR);
+    let has_set_id = stat.st_mode & 0o6000 != 0;
+    Ok(flags.contains(IFlags::IMMUTABLE) && reads_too || flags.contains(IFlags::APPEND) && has_set_id)
 }
 
 /// For ioctls: only files and folders, since a device or a pipe would take them for its own.

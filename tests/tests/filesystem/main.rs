@@ -9,6 +9,7 @@ mod direct_errors;
 mod direct_io;
 mod direct_modes;
 mod doors;
+mod image_kinds;
 mod mounting;
 mod rootless;
 mod round_trip;
