@@ -34,7 +34,7 @@ pub struct Filesystem {
     pub(crate) leaving: RankedMutex<BTreeSet<Ino>>,
     pub(crate) background: Background,
     /// The claim on a volume with multi-mount protection, while it is mounted for writing.
-    pub(crate) claim: Option<Claim>,
+    pub(crate) claim: Option<Arc<Claim>>,
 }
 
 impl Filesystem {

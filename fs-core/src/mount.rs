@@ -103,10 +103,26 @@ impl Filesystem {
         mut opts: MountOptions,
         env: Env,
     ) -> std::result::Result<Arc<Filesystem>, MountError> {
-        let mut sb = read_superblock(dev.as_ref(), &opts)?;
+        let sb = read_superblock(dev.as_ref(), &opts)?;
         judge(&sb, dev.as_ref(), &mut opts)?;
-        let claim = if opts.read_only { None } else { mmp::claim(&dev, &sb, &env)? };
-        let mut dev = dev;
+        let claim = if opts.read_only { None } else { mmp::claim(&dev, &sb, &env)?.map(Arc::new) };
+        let mounted = Self::mount_claimed(dev, sb, opts, env, claim.clone());
+        if mounted.is_err()
+            && let Some(claim) = claim
+            && let Err(error) = claim.release()
+        {
+            warn!(%error, "the next mount has to wait: the claim on the volume could not be given up");
+        }
+        mounted
+    }
+
+    fn mount_claimed(
+        mut dev: Arc<dyn BlockDevice>,
+        mut sb: SuperBlock,
+        mut opts: MountOptions,
+        env: Env,
+        claim: Option<Arc<Claim>>,
+    ) -> std::result::Result<Arc<Filesystem>, MountError> {
         let log = locate_journal(dev.as_ref(), &sb)?;
         if let Some(log) = &log
             && sb.incompat().has(Incompat::RECOVER)
@@ -165,7 +181,7 @@ impl Filesystem {
     pub fn unmount(&self) -> Result<()> {
         self.background.stop();
         let ended = self.end_writing();
-        let released = self.claim.as_ref().map_or(Ok(()), Claim::release);
+        let released = self.claim.as_ref().map_or(Ok(()), |claim| claim.release());
         ended.and(released)
     }
 
@@ -275,6 +291,9 @@ fn mark_mounted(vol: &Volume) -> Result<()> {
     vol.write_super_directly(|sb| {
         sb.set_mount_time(now.sec.max(0) as u64);
         sb.set_mount_count(sb.mount_count().saturating_add(1));
+        if !vol.opts.mount_point.is_empty() {
+            sb.set_last_mounted(&vol.opts.mount_point);
+        }
         if sb.compat().has(Compat::HAS_JOURNAL) {
             sb.set_needs_recovery(true);
             if sb.compat().has(Compat::ORPHAN_FILE) {
@@ -286,7 +305,7 @@ fn mark_mounted(vol: &Volume) -> Result<()> {
     })
 }
 
-fn assemble(vol: Arc<Volume>, claim: Option<Claim>) -> std::result::Result<Arc<Filesystem>, MountError> {
+fn assemble(vol: Arc<Volume>, claim: Option<Arc<Claim>>) -> std::result::Result<Arc<Filesystem>, MountError> {
     let alloc = Arc::new(Allocator::open(vol.clone())?);
     let inodes = Arc::new(Table::new(vol.clone(), alloc.clone()));
     let map = MapCtx { vol: &vol, alloc: &alloc, ino: Ino::ROOT, generation: 0 };

@@ -163,6 +163,10 @@ pub struct MountOptions {
     pub minix_df: bool,
     /// Largest size of a directory, in bytes.
     pub max_dir_size: Option<u64>,
+    /// New files take the group of their directory, whether it has set-group-id or not.
+    pub bsd_groups: bool,
+    /// Where the volume appears, for the record in its superblock (`s_last_mounted`); empty: not known.
+    pub mount_point: Vec<u8>,
 }
 
 impl Default for MountOptions {
@@ -185,6 +189,8 @@ impl Default for MountOptions {
             auto_da_alloc: true,
             minix_df: false,
             max_dir_size: None,
+            bsd_groups: false,
+            mount_point: Vec::new(),
         }
     }
 }

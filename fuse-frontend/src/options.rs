@@ -120,10 +120,6 @@ const HARMLESS: &[&str] = &[
     "data=writeback",
     "orlov",
     "oldalloc",
-    "grpid",
-    "bsdgroups",
-    "nogrpid",
-    "sysvgroups",
     "journal_checksum",
     "nojournal_checksum",
     "journal_async_commit",
@@ -160,6 +156,13 @@ const HARMLESS: &[&str] = &[
     "big_writes",
     "nonempty",
     "uninit_bg",
+    "nouid32",
+    "dax=never",
+    "dax=inode",
+    "warn_on_error",
+    "nowarn_on_error",
+    "data_err=ignore",
+    "data_err=abort",
     "mb_optimize_scan=0",
     "mb_optimize_scan=1",
 ];
@@ -172,7 +175,6 @@ const HARMLESS_VALUED: &[&str] = &[
     "max_batch_time",
     "min_batch_time",
     "init_itable",
-    "data_err",
     "subtype",
     "fsname",
     "comment",
@@ -183,12 +185,18 @@ const HARMLESS_VALUED: &[&str] = &[
 /// Options that ask for what is not to be had, with the reason.
 const REFUSED: &[(&str, &str)] = &[
     ("data=journal", "file data never goes through the journal; it is written before its mapping commits"),
+    ("abort", "a mount begins writable or read-only; EXT4_IOC_SHUTDOWN ends a running one"),
     ("dax", "a FUSE server has no direct access to persistent memory"),
     ("dax=always", "a FUSE server has no direct access to persistent memory"),
     ("quota", "quota files are not maintained"),
     ("usrquota", "quota files are not maintained"),
     ("grpquota", "quota files are not maintained"),
     ("prjquota", "quota files are not maintained"),
+    ("usrjquota", "quota files are not maintained"),
+    ("grpjquota", "quota files are not maintained"),
+    ("jqfmt", "quota files are not maintained"),
+    ("journal_path", "a journal on another device is not supported"),
+    ("journal_dev", "a journal on another device is not supported"),
     ("test_dummy_encryption", "encryption is not supported"),
     ("inlinecrypt", "encryption is not supported"),
     ("noacl", "access control lists of the volume are always honoured"),
@@ -202,13 +210,17 @@ impl Options {
     }
 
     fn apply_one(&mut self, item: &str) -> Result<(), OptionError> {
-        if let Some((name, reason)) = REFUSED.iter().find(|(name, _)| *name == item) {
-            return Err(OptionError::Refused { name: (*name).into(), reason });
-        }
         let (name, value) = match item.split_once('=') {
             Some((name, value)) => (name, Some(value)),
             None => (item, None),
         };
+        if HARMLESS.contains(&item) {
+            tracing::debug!(item, "mount option has no effect here");
+            return Ok(());
+        }
+        if let Some((name, reason)) = REFUSED.iter().find(|(refused, _)| [item, name].contains(refused)) {
+            return Err(OptionError::Refused { name: (*name).into(), reason });
+        }
         let vol = &mut self.volume;
         match (name, value) {
             ("ro", None) => vol.read_only = true,
@@ -245,6 +257,8 @@ impl Options {
             ("sb", Some(v)) => vol.superblock = Some(number(name, v)?),
             ("auto_da_alloc", None | Some("1")) => vol.auto_da_alloc = true,
             ("noauto_da_alloc", None) | ("auto_da_alloc", Some("0")) => vol.auto_da_alloc = false,
+            ("grpid" | "bsdgroups", None) => vol.bsd_groups = true,
+            ("nogrpid" | "sysvgroups", None) => vol.bsd_groups = false,
             ("minixdf", None) => vol.minix_df = true,
             ("bsddf", None) => vol.minix_df = false,
             ("max_dir_size_kb", Some(v)) => {
@@ -291,7 +305,6 @@ impl Options {
             ("sync", None) => self.flags.push(Flag::Sync),
             ("async", None) => self.flags.retain(|f| *f != Flag::Sync),
             ("dirsync", None) => self.flags.push(Flag::DirSync),
-            _ if HARMLESS.contains(&item) => tracing::debug!(item, "mount option has no effect here"),
             (_, Some(_)) if HARMLESS_VALUED.contains(&name) => {
                 tracing::debug!(item, "mount option has no effect here");
             }
@@ -364,6 +377,12 @@ mod tests {
         parsed("defaults,rw,data=ordered,x-systemd.automount,stripe=16").unwrap();
         let said = |items| parsed(items).unwrap_err().to_string();
         assert!(said("data=journal").contains("journal"));
+        assert!(said("jqfmt=vfsv1").contains("quota") && said("prjquota").contains("quota"));
+        assert!(said("journal_dev=0x801").contains("another device"));
+        parsed("dax=never,nouid32,lazytime,acl,user_xattr,journal_checksum,block_validity,i_version")
+            .unwrap();
+        assert!(parsed("bsdgroups").unwrap().volume.bsd_groups);
+        assert!(!parsed("grpid,nogrpid").unwrap().volume.bsd_groups);
         assert!(said("frobnicate").contains("unknown mount option 'frobnicate'"));
         assert!(said("commit=soon").contains("'soon' is not a number"));
         assert!(said("offset=12").contains("'12' is not a multiple of 512"));

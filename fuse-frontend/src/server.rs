@@ -1,5 +1,6 @@
 //! One mount from beginning to end: open, recover, mount, serve, unmount.
 
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -7,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use blockdev::{BlockDevice, Direct, Env, FileDevice, OpenOptions};
-use fs_core::Filesystem;
+use fs_core::{Filesystem, MountOptions};
 use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::{SigSet, Signal};
 use parking_lot::Mutex;
@@ -85,7 +86,8 @@ fn run(
     signals: &SigSet,
 ) -> Result<()> {
     let name = preparation.device().to_owned();
-    let fs = Filesystem::mount(dev, options.volume.clone(), Env::system())
+    let how = MountOptions { mount_point: dir.as_os_str().as_bytes().to_vec(), ..options.volume.clone() };
+    let fs = Filesystem::mount(dev, how, Env::system())
         .with_context(|| format!("cannot mount {}", name.display()))?;
     let volume = Arc::new(Volume { fs, unlock, ended: Mutex::default() });
     let served = serve_mounted(&volume, preparation, dir, options, signals);

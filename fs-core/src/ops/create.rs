@@ -169,8 +169,9 @@ impl Filesystem {
             (core.disk.gid, core.disk.mode, core.disk.flags, core.disk.project)
         };
         let mut mode = kind.mode_bits() | mode & PERMISSIONS;
-        let group_from_above = above_mode & S_ISGID != 0;
-        if group_from_above && kind == FileType::Directory {
+        let sets_gid = above_mode & S_ISGID != 0;
+        let group_from_above = sets_gid || self.vol.opts.bsd_groups;
+        if sets_gid && kind == FileType::Directory {
             mode |= S_ISGID;
         }
         let (extents, want_extra) = {

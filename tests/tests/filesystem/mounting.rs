@@ -2,7 +2,7 @@
 //! several ways, and at an offset.
 
 use std::fs::{self, File};
-use std::os::unix::fs::FileExt as _;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -11,10 +11,10 @@ use rustix::mount::{MountFlags, mount_remount};
 use rustix::process::Signal;
 use tests::load::Storm;
 use tests::manifest::{Depth, Manifest};
-use tests::oracle::{copy_image, e2fsck_is_clean, fingerprint};
-use tests::run::{run, tool};
+use tests::oracle::{copy_image, e2fsck_is_clean, fingerprint, super_field};
+use tests::run::{both, output, run, tool};
 use tests::scale::{Need, can_run, scratch};
-use tests::system::{LoopDevice, Options, System, is_mounted};
+use tests::system::{LoopDevice, Options, System, as_user, is_mounted};
 
 const SIZE: u64 = 64 << 20;
 
@@ -221,4 +221,114 @@ fn at_an_offset_in_a_larger_file() -> Result<()> {
         ensure!(bytes == guard, "written outside of the filesystem, at {at}");
     }
     Ok(())
+}
+
+#[test]
+fn the_superblock_says_where_it_was_mounted_last() -> Result<()> {
+    if !can_run("the_superblock_says_where_it_was_mounted_last", &[Need::Root, Need::Fuse]) {
+        return Ok(());
+    }
+    let folder = tempfile::tempdir_in(scratch())?;
+    let image = image(folder.path())?;
+    let mounted = System::under_test().mount(&image)?;
+    let point = mounted.path().to_string_lossy().into_owned();
+    mounted.unmount()?;
+    let said = super_field(&image, "Last mounted on")?;
+    ensure!(said == point, "{said}");
+    Ok(())
+}
+
+#[test]
+fn groups_of_new_files_as_the_options_say() -> Result<()> {
+    if !can_run("groups_of_new_files_as_the_options_say", &[Need::Root, Need::Fuse]) {
+        return Ok(());
+    }
+    let folder = tempfile::tempdir_in(scratch())?;
+    let image = image(folder.path())?;
+    for (word, group, is_inherited) in [("bsdgroups", 1000, true), ("sysvgroups", 0, false)] {
+        let mounted = System::under_test().mount_with(&image, &Options::words(&[word]))?;
+        let dir = mounted.path().join(word);
+        fs::create_dir(&dir)?;
+        std::os::unix::fs::chown(&dir, None, Some(1000))?;
+        fs::create_dir(dir.join("inner"))?;
+        let made = fs::metadata(dir.join("inner"))?;
+        ensure!(made.gid() == group, "{word}: group {}", made.gid());
+        ensure!(made.mode() & 0o2000 == 0, "{word}: set-group-id from nowhere ({is_inherited})");
+        mounted.unmount()?;
+    }
+    e2fsck_is_clean(&image)
+}
+
+/// The reserve is for root and for those whom the options name; everybody else is told before.
+#[test]
+fn the_reserve_is_for_those_whom_the_options_name() -> Result<()> {
+    if !can_run("the_reserve_is_for_those_whom_the_options_name", &[Need::Root, Need::Fuse]) {
+        return Ok(());
+    }
+    let folder = tempfile::tempdir_in(scratch())?;
+    let image = image(folder.path())?;
+    let filled_by = |words: &[&str]| -> Result<u64> {
+        let mounted = System::under_test().mount_with(&image, &Options::words(words))?;
+        std::os::unix::fs::chown(mounted.path(), Some(1000), Some(1000))?;
+        let script =
+            format!("dd if=/dev/zero of={0}/big bs=64k conv=fsync status=none", mounted.path().display());
+        let mut shell = tool("sh");
+        shell.args(["-c", &script]);
+        let answer = output(&mut as_user(shell, (1000, 1000)))?;
+        ensure!(!answer.status.success(), "it never ended");
+        let left = rustix::fs::statvfs(mounted.path())?.f_bfree;
+        fs::remove_file(mounted.path().join("big"))?;
+        mounted.unmount()?;
+        Ok(left)
+    };
+    let ordinary = filled_by(&["allow_other"])?;
+    let by_user = filled_by(&["allow_other", "resuid=1000"])?;
+    let by_group = filled_by(&["allow_other", "resgid=1000"])?;
+    let reserved: u64 = super_field(&image, "Reserved block count")?.parse()?;
+    ensure!(ordinary >= reserved, "{ordinary} blocks left of a reserve of {reserved}");
+    ensure!(by_user + reserved / 2 < ordinary, "resuid: {by_user} blocks left, {ordinary} without");
+    ensure!(by_group + reserved / 2 < ordinary, "resgid: {by_group} blocks left, {ordinary} without");
+    e2fsck_is_clean(&image)
+}
+
+/// What is refused is refused with a reason, before anything is written.
+#[test]
+fn options_that_cannot_be_honoured_are_refused_by_name() -> Result<()> {
+    if !can_run("options_that_cannot_be_honoured_are_refused_by_name", &[Need::Root, Need::Fuse]) {
+        return Ok(());
+    }
+    let folder = tempfile::tempdir_in(scratch())?;
+    let image = image(folder.path())?;
+    let before = fingerprint(&image)?;
+    let point = tempfile::tempdir()?;
+    for word in ["data=journal", "dax", "prjquota", "usrquota", "noacl", "journal_path=/dev/sdz", "nonsense"]
+    {
+        let mut command = System::Rext4Image.mount_command();
+        let answer = output(command.arg(&image).arg(point.path()).args(["-o", word]))?;
+        let name = word.split('=').next().unwrap_or(word);
+        ensure!(answer.status.code() == Some(32), "{word}: {}", answer.status);
+        ensure!(both(&answer).contains(name), "{word} is not named: {}", both(&answer));
+    }
+    ensure!(before == fingerprint(&image)?);
+    Ok(())
+}
+
+#[test]
+fn another_superblock_and_the_size_of_folders() -> Result<()> {
+    if !can_run("another_superblock_and_the_size_of_folders", &[Need::Root, Need::Fuse]) {
+        return Ok(());
+    }
+    let folder = tempfile::tempdir_in(scratch())?;
+    let image = image(folder.path())?;
+    let mounted = System::under_test().mount_with(&image, &Options::words(&["max_dir_size_kb=8"]))?;
+    let full =
+        (0..2000).find_map(|index| File::create(mounted.path().join(format!("a-longer-name-{index}"))).err());
+    ensure!(full.as_ref().and_then(std::io::Error::raw_os_error) == Some(28), "{full:?}");
+    mounted.unmount()?;
+    e2fsck_is_clean(&image)?;
+    // The first copy of a volume of 1 KiB blocks lies in block 8193; mount(8) counts in 1 KiB.
+    let words = ["ro,sb=8193"];
+    let mounted = System::under_test().mount_with(&image, &Options::words(&words))?;
+    ensure!(mounted.path().join("a-longer-name-0").exists());
+    mounted.unmount()
 }
