@@ -191,6 +191,9 @@ fn problems_of(ctx: &Context, group: GroupNo, desc: &GroupDesc, truth: &Truth) -
     if !trusted && (desc.flags.0 & uninit.0 != 0 || desc.itable_unused != 0) {
         problems.push(of(Code::GroupUninitFeature));
     }
+    if has(GroupFlags::BLOCK_UNINIT) && group.0 + 1 == ctx.geometry.group_count {
+        problems.push(of(Code::GroupLastUninit));
+    }
     if has(GroupFlags::INODE_UNINIT) && truth.used_inodes > 0 {
         problems.push(of(Code::GroupUninit).named("INODE_UNINIT"));
     }
@@ -230,7 +233,7 @@ fn repair(ctx: &mut Context, judge: &mut Judge<'_>, group: GroupNo) -> Result<()
             }
             Code::ItableUnused => desc.itable_unused = 0,
             Code::InodeBitmap | Code::InodeBitmapChecksum | Code::GroupUninit => inodes = true,
-            Code::BlockBitmap | Code::BlockBitmapChecksum => blocks = true,
+            Code::BlockBitmap | Code::BlockBitmapChecksum | Code::GroupLastUninit => blocks = true,
             _ => (blocks, inodes) = (true, true),
         }
     }

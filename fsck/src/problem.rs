@@ -263,6 +263,7 @@ problems! {
     InodeBitmapChecksum "inode-bitmap-checksum" Fix Fix "Group {group}: the checksum of the inode bitmap does not match";
     BitmapPadding "bitmap-padding" Fix Fix "Group {group}: the padding of the {name} is not set";
     GroupUninit "group-uninit" Fix Fix "Group {group} is flagged {name}, but is in use";
+    GroupLastUninit "group-last-uninit" Fix Fix "Group {group} is the last one, and its block bitmap is flagged uninitialised";
     GroupUninitFeature "group-uninit-feature" Fix Fix "Group {group} is flagged uninitialised, but the volume lacks the feature";
     GroupFreeBlocks "group-free-blocks" Fix Fix "Group {group}: {found} free blocks counted, should be {expected}";
     GroupFreeInodes "group-free-inodes" Fix Fix "Group {group}: {found} free inodes counted, should be {expected}";

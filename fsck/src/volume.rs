@@ -94,6 +94,15 @@ fn mended(disk: &Disk) -> Result<Option<SuperBlock>> {
     if let Some(inodes) = inodes.and_then(|inodes| u32::try_from(inodes).ok()) {
         raw.inodes_count.set(inodes);
     }
+    if let Ok(sb) = SuperBlock::from_raw(raw) {
+        return Ok(Some(sb));
+    }
+    // Or the number of all inodes is right, and that of a group is not.
+    let (Ok(stated), Some(groups)) = (RawSuperBlock::read_from_bytes(&bytes[..]), groups) else {
+        return Ok(None);
+    };
+    raw.inodes_count = stated.inodes_count;
+    raw.inodes_per_group.set((u64::from(stated.inodes_count.get()) / groups.max(1)) as u32);
     Ok(SuperBlock::from_raw(raw).ok())
 }
 

@@ -45,7 +45,12 @@ pub fn check(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject, effects: &mut Ef
     if ino == Ino::BAD_BLOCKS {
         effects.what = Some(Use::Internal);
         let inode = &s.inode;
-        let wrong = inode.mode != 0 || inode.links != 0 || inode.file_acl.0 != 0 || inode.flags != 0;
+        let wrong = inode.mode != 0
+            || inode.uid != 0
+            || inode.gid != 0
+            || inode.links != 0
+            || inode.file_acl.0 != 0
+            || inode.flags != 0;
         let mut seen = Effects::default();
         // A list of bad blocks that is itself bad is worth nothing: it goes as a whole.
         let sound = match indirect::check(ctx, &mut Probe, s, &mut seen) {
@@ -103,13 +108,15 @@ pub fn check(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject, effects: &mut Ef
 /// An inode below the first ordinary one that nothing uses: without a mode, and what it maps is its own.
 fn reserved(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject, effects: &mut Effects) -> Result<bool> {
     effects.what = Some(Use::Reserved);
+    let odd = flag::INDEX | flag::CASEFOLD | flag::ENCRYPT | flag::INLINE_DATA | flag::IMAGIC;
+    let flagged = s.inode.flags & odd != 0;
     let unused = match s.ino {
         Ino::JOURNAL => Some(Code::JournalUnused),
         Ino::USER_QUOTA | Ino::GROUP_QUOTA => Some(Code::QuotaUnused),
         _ => None,
     };
     if let Some(code) = unused {
-        let holds_data = s.inode.links != 0 || s.inode.blocks != 0 || s.inode.block[..4] != [0; 4];
+        let holds_data = flagged || s.inode.links != 0 || s.inode.blocks != 0 || s.inode.block[..4] != [0; 4];
         if holds_data && ask.ask(Problem::of(code, s.ino))? {
             s.clear(ctx);
         }
@@ -123,7 +130,7 @@ fn reserved(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject, effects: &mut Eff
     // Nobody reads what such an inode maps: if that makes no sense, all of it goes.
     let mut seen = Effects::default();
     let sound = match internal(ctx, &mut Probe, s, &mut seen) {
-        Ok(_) => s.inode.file_acl.0 == 0 && s.inode.size >> 42 == 0,
+        Ok(_) => !flagged && s.inode.file_acl.0 == 0 && s.inode.size >> 42 == 0,
         Err(Error::Suspect) => false,
         Err(error) => return Err(error),
     };
@@ -224,7 +231,10 @@ fn resize_damage(ctx: &Context, s: &Subject) -> Result<Option<&'static str>> {
     let only_double = (0..15).all(|slot| (slot == 13) == pointer(&inode.block, slot).is_some());
     let regular = inode.mode & FileType::Regular.mode_bits() == FileType::Regular.mode_bits();
     let odd = inode.has(flag::EXTENTS) || inode.has(flag::INLINE_DATA) || inode.file_acl.0 != 0;
-    if !only_double || !regular || odd || inode.size > 2 * resize_size(ctx) {
+    // The doubly indirect block begins behind the direct ones and those of the indirect block.
+    let least = u64::from(ctx.geometry.block_size / 4 + 12) * u64::from(ctx.geometry.block_size);
+    let size_holds = (least..=2 * resize_size(ctx)).contains(&inode.size);
+    if !only_double || !regular || odd || !size_holds {
         return Ok(Some("shape"));
     }
     let Some(double) = pointer(&inode.block, 13) else { return Ok(Some("i_block")) };
