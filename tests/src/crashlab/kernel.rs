@@ -66,8 +66,8 @@ pub fn opinions(image: &Image) -> Result<(Tree, Option<Image>)> {
 /// disk.
 ///
 /// It has no opinion (`false`) where it cut an orphan that goes on living and has its attributes in a block of
-/// their own: it frees that block with the rest (seen in 1.47.0, and in the same way after a crash of the kernel:
-/// `crash_kernel`), and corrects the file's block count after it.
+/// their own: it frees that block with the rest (seen in 1.47.0, and after a crash of the kernel, too:
+/// docs/TESTING.md), and corrects the file's block count after it.
 pub fn replayed_by_e2fsck(disk: &Path) -> Result<bool> {
     // Exit status 1: errors corrected, which replaying a journal and clearing orphans counts as.
     let replayed = output(tool("e2fsck").arg("-fy").arg(disk))?;
