@@ -11,12 +11,13 @@ TOOLS   := mkfs fsck mount
 export RUST_LIB_BACKTRACE ?= 0
 DATADIR := $(DESTDIR)$(PREFIX)/share/doc/rext4
 
-.PHONY: help all demo test test-long bench bench-fsck crash crash-long crash-mutants lint install uninstall clean setup tools
+.PHONY: help all demo test test-doors test-long bench bench-fsck crash crash-long crash-mutants lint install uninstall clean setup tools
 
 help:
 	@echo 'make all         build mkfs.rext4, fsck.rext4 and mount.rext4 in $(RELEASE)'
 	@echo 'make demo        format, mount, fill, compare and check a filesystem, and tell the story'
 	@echo 'make test        every test, small sizes (minutes)'
+	@echo 'make test-doors  the tests of behaviour through our own doors, io_uring included (minutes)'
 	@echo 'make test-long   the same and more with full sizes (hours; REXT4_MINUTES bounds the endless ones)'
 	@echo 'make crash       crash lab: every power cut of short workloads (minutes)'
 	@echo 'make crash-long  crash lab, sampled long workloads (hours, resumable; REXT4_MINUTES)'
@@ -47,6 +48,11 @@ demo: setup all
 test: setup tools
 	$(CARGO) build --locked --workspace --bins
 	$(CARGO) test --locked --workspace --no-fail-fast
+
+# The tests of behaviour through each of our own doors (make test uses the default one).
+test-doors: setup tools
+	$(CARGO) build --locked --workspace --bins
+	for t in dev ring; do REXT4_TRANSPORT=$$t $(CARGO) test --locked -p tests --test filesystem || exit 1; done
 
 test-long: setup tools all
 	$(CARGO) build --release --locked -p tests --bins

@@ -25,6 +25,10 @@ pub struct Options {
     pub stats: bool,
     /// How requests are to come.
     pub transport: Transport,
+    /// With [`Transport::Ring`], threads for each processor.
+    pub ring_threads: usize,
+    /// With [`Transport::Ring`], keep each thread on its processor.
+    pub pinned: bool,
     /// Show every file as owned by the one who mounts, for unprivileged builders.
     pub fake_root: bool,
     /// Mount flags that FUSE itself understands.
@@ -37,6 +41,8 @@ pub enum Transport {
     /// The best of this machine.
     #[default]
     Auto,
+    /// FUSE over io_uring.
+    Ring,
     /// Our own loop on /dev/fuse.
     Dev,
     /// The library `fuser`.
@@ -57,6 +63,9 @@ pub enum Flag {
     DirSync,
     NoAtime,
 }
+
+/// One is fastest where nothing blocks; a second one serves while the first waits for the device.
+const DEFAULT_RING_THREADS: usize = 2;
 
 /// A `-o` item that cannot be taken.
 #[derive(Debug, thiserror::Error)]
@@ -95,6 +104,8 @@ impl Default for Options {
             async_dio: true,
             stats: false,
             transport: Transport::Auto,
+            ring_threads: DEFAULT_RING_THREADS,
+            pinned: true,
             fake_root: false,
             flags: Vec::new(),
         }
@@ -285,11 +296,15 @@ impl Options {
             ("transport", Some(v)) => {
                 self.transport = match v {
                     "auto" => Transport::Auto,
+                    "ring" => Transport::Ring,
                     "dev" => Transport::Dev,
                     "fuser" => Transport::Fuser,
-                    _ => return Err(bad(name, v, "auto, dev or fuser")),
+                    _ => return Err(bad(name, v, "auto, ring, dev or fuser")),
                 };
             }
+            ("ring_threads", Some(v)) => self.ring_threads = number::<usize>(name, v)?.clamp(1, 16),
+            ("pin", None) => self.pinned = true,
+            ("nopin", None) => self.pinned = false,
             ("fakeroot", None) => self.fake_root = true,
             ("kernel", None) => {
                 // fuse2fs: behave like the kernel's ext4 mount of root.

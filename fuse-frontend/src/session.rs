@@ -12,13 +12,14 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use blockdev::OpenOptions;
 use rustix::mount::MountFlags;
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::doors::dispatch::Dispatch;
 use crate::doors::fuser::Door;
 use crate::doors::handshake::{shake_hands, wanted};
 use crate::doors::mount::{Mount, Wish};
-use crate::doors::{Ended, Part, dev};
+use crate::doors::wire::abi::init;
+use crate::doors::{Ended, Part, dev, ring};
 use crate::options::{Flag, Options, Transport};
 use crate::server::Volume;
 use crate::service::Service;
@@ -112,15 +113,36 @@ impl Preparation {
         if !writable {
             mount.make_read_only().context("making the mount read-only")?;
         }
-        let capabilities = shake_hands(mount.device(), wanted(options.async_dio))
+        let ring = self.transport == Transport::Ring && self.rings_are_possible();
+        let also = if ring { init::OVER_IO_URING } else { 0 };
+        let capabilities = shake_hands(mount.device(), wanted(options.async_dio) | also)
             .context("shaking hands with the kernel")?;
         let volume = volume.clone();
         let dispatch = Dispatch::new(Arc::new(service), Box::new(move || volume.end()));
         let device = Arc::new(mount.device().try_clone().context("the FUSE connection")?);
-        dev::serve(Part { device, dispatch: Arc::new(dispatch), capabilities, on_end }, threads)
-            .context("starting to serve")?;
-        info!("serving through our own loop on /dev/fuse");
+        let part = Part { device, dispatch: Arc::new(dispatch), capabilities, on_end };
+        let layout = ring::Layout { threads: options.ring_threads, pinned: options.pinned };
+        if capabilities & init::OVER_IO_URING != 0 {
+            match ring::serve(&part, layout) {
+                Ok(()) => {
+                    info!(?layout, "serving through io_uring");
+                    return Ok(Session { mount: Some(mount) });
+                }
+                Err(error) => warn!(%error, "io_uring cannot be used; falling back to /dev/fuse"),
+            }
+        }
+        dev::serve(part, threads).context("starting to serve")?;
+        info!(threads, "serving through our own loop on /dev/fuse");
         Ok(Session { mount: Some(mount) })
+    }
+
+    /// The kernel waits for every queue once it was told that there will be rings: ask first.
+    fn rings_are_possible(&self) -> bool {
+        let possible = ring::is_possible();
+        if !possible {
+            warn!("this kernel or this process has no FUSE over io_uring; using /dev/fuse");
+        }
+        possible
     }
 
     fn start_fuser(&self, service: Service, options: &Options, writable: bool, on_end: OnEnd) -> Result<()> {

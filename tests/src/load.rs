@@ -22,7 +22,7 @@ use crate::tree::{fill, write_stream};
 
 /// Whether an error says that the server is gone, and not that it did something wrong.
 fn is_gone(error: &io::Error) -> bool {
-    let gone = [Errno::NOTCONN, Errno::CONNABORTED, Errno::IO, Errno::ROFS, Errno::NODEV];
+    let gone = [Errno::NOTCONN, Errno::CONNABORTED, Errno::CANCELED, Errno::IO, Errno::ROFS, Errno::NODEV];
     error.raw_os_error().is_some_and(|code| gone.iter().any(|errno| errno.raw_os_error() == code))
 }
 

@@ -32,6 +32,8 @@ pub enum Need {
     Loop,
     /// `/dev/fuse` and fusermount3.
     Fuse,
+    /// FUSE over io_uring (Linux 6.14). It is off by default and switched on by asking for it.
+    Rings,
     /// A program by name.
     Tool(&'static str),
 }
@@ -42,6 +44,11 @@ impl Need {
             Need::Root => rustix::process::geteuid().is_root(),
             Need::Loop => output(tool("losetup").arg("--find")).is_ok_and(|answer| answer.status.success()),
             Need::Fuse => Path::new("/dev/fuse").exists() && Need::Tool("fusermount3").is_met(),
+            Need::Rings => {
+                let switch = "/sys/module/fuse/parameters/enable_uring";
+                let _ = std::fs::write(switch, "Y");
+                std::fs::read_to_string(switch).is_ok_and(|value| value.trim() == "Y")
+            }
             Need::Tool(name) => output(tool("sh").arg("-c").arg(format!("command -v {name}")))
                 .is_ok_and(|answer| answer.status.success()),
         }

@@ -35,7 +35,8 @@ const RULES: &[Rule] = &[
     Rule { name: "fs-core", dir: "fs-core", may: &["ext4_format", "blockdev", "jbd2"], never: NO_FILES, may_be_unsafe: false },
     Rule { name: "mkfs", dir: "mkfs", may: &["ext4_format", "blockdev"], never: &[], may_be_unsafe: false },
     Rule { name: "fsck", dir: "fsck", may: &["ext4_format", "blockdev", "jbd2::recovery"], never: &[], may_be_unsafe: false },
-    Rule { name: "fuse-frontend", dir: "fuse-frontend", may: &["fs_core", "blockdev"], never: &[], may_be_unsafe: false },
+    Rule { name: "fuse-uring", dir: "fuse-frontend/fuse-uring", may: &[], never: &[], may_be_unsafe: true },
+    Rule { name: "fuse-frontend", dir: "fuse-frontend", may: &["fs_core", "blockdev", "fuse_uring"], never: &[], may_be_unsafe: false },
     Rule { name: "tests", dir: "tests", may: &["ext4_format", "blockdev", "jbd2", "fs_core", "mkfs", "fsck", "fuse_frontend"],
            never: &[], may_be_unsafe: false },
 ];

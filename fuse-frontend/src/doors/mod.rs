@@ -2,7 +2,8 @@
 //! into messages, and nothing else.
 //!
 //! [`fuser`] is the portable one, a library's. Our own speak the protocol themselves ([`wire`],
-//! [`dispatch`]): they mount ([`mount`]), shake hands ([`handshake`]), and serve what [`dev`] reads.
+//! [`dispatch`]): they mount ([`mount`]), shake hands ([`handshake`]), and serve what comes through
+//! /dev/fuse ([`dev`]) or through io_uring ([`ring`]).
 
 mod crew;
 pub mod dev;
@@ -11,6 +12,7 @@ pub mod fuser;
 pub mod handshake;
 pub mod mount;
 pub mod notify;
+pub mod ring;
 pub mod wire;
 
 use std::fs::File;

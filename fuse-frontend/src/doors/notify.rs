@@ -4,9 +4,12 @@ use std::fs::File;
 use std::io::{self, IoSlice};
 use std::sync::Arc;
 
-use zerocopy::IntoBytes;
+use zerocopy::{Immutable, IntoBytes};
 
-use super::wire::abi::{NOTIFY_INVAL_INODE, NotifyInvalInodeOut, OutHeader};
+use super::wire::abi::{
+    NOTIFY_INVAL_INODE, NOTIFY_RETRIEVE, NotifyInvalInodeOut, NotifyRetrieveOut, OutHeader,
+};
+use crate::service::ROOT_NODE;
 
 /// An offset that makes an invalidation leave the cached pages alone.
 const ATTRIBUTES_ONLY: i64 = -1;
@@ -41,10 +44,21 @@ impl Notifier {
         self.invalidate(node, offset as i64, len as i64)
     }
 
+    /// Has the kernel send us a request that means nothing: no page of the root directory.
+    ///
+    /// # Errors
+    /// Those of the connection.
+    pub fn provoke_request(&self) -> io::Result<()> {
+        self.send(NOTIFY_RETRIEVE, &NotifyRetrieveOut { nodeid: ROOT_NODE, ..NotifyRetrieveOut::default() })
+    }
+
     fn invalidate(&self, node: u64, off: i64, len: i64) -> io::Result<()> {
-        let what = NotifyInvalInodeOut { ino: node, off, len };
-        let len = size_of::<OutHeader>() + size_of::<NotifyInvalInodeOut>();
-        let header = OutHeader { len: len as u32, error: NOTIFY_INVAL_INODE, unique: 0 };
+        self.send(NOTIFY_INVAL_INODE, &NotifyInvalInodeOut { ino: node, off, len })
+    }
+
+    fn send<T: IntoBytes + Immutable>(&self, code: i32, what: &T) -> io::Result<()> {
+        let len = size_of::<OutHeader>() + size_of::<T>();
+        let header = OutHeader { len: len as u32, error: code, unique: 0 };
         rustix::io::writev(&self.device, &[IoSlice::new(header.as_bytes()), IoSlice::new(what.as_bytes())])?;
         Ok(())
     }

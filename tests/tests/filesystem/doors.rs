@@ -17,9 +17,15 @@ use tests::scale::{Need, can_run, pick, scratch};
 use tests::system::{LoopDevice, Mounted, Options, System, is_mounted};
 
 const NEEDS: [Need; 3] = [Need::Root, Need::Fuse, Need::Loop];
+
 /// Our own doors, by the option's words.
-const OWN: [&str; 1] = ["dev"];
-const ALL: [&str; 2] = ["dev", "fuser"];
+fn own() -> Vec<&'static str> {
+    if can_run("a test of the ring door", &[Need::Rings]) { vec!["dev", "ring"] } else { vec!["dev"] }
+}
+
+fn all() -> Vec<&'static str> {
+    [own(), vec!["fuser"]].concat()
+}
 
 fn image(folder: &Path) -> Result<PathBuf> {
     let image = folder.join("image");
@@ -53,7 +59,7 @@ fn after_umount_the_device_is_free_and_clean() -> Result<()> {
     let folder = tempfile::tempdir_in(scratch())?;
     let image = image(folder.path())?;
     let device = LoopDevice::attach(&image)?;
-    for door in OWN {
+    for door in own() {
         for round in 0..pick(10, 200) {
             let mounted = through(door, System::Rext4Image, device.path())?;
             let storm =
@@ -77,7 +83,7 @@ fn sync_reaches_the_device() -> Result<()> {
     }
     let folder = tempfile::tempdir_in(scratch())?;
     let (image, copy) = (image(folder.path())?, folder.path().join("copy"));
-    for door in OWN {
+    for door in own() {
         let mounted = through(door, System::Rext4Loop, &image)?;
         for round in 0..5 {
             let name = mounted.path().join(format!("{door}{round}"));
@@ -107,7 +113,7 @@ fn files_without_a_name() -> Result<()> {
     }
     let folder = tempfile::tempdir_in(scratch())?;
     let image = image(folder.path())?;
-    for door in OWN {
+    for door in own() {
         let mounted = through(door, System::Rext4Image, &image)?;
         let make = |flags: OFlags| -> Result<File> {
             let flags = flags | OFlags::TMPFILE | OFlags::RDWR;
@@ -156,7 +162,7 @@ fn birth_times_are_shown() -> Result<()> {
     }
     let folder = tempfile::tempdir_in(scratch())?;
     let image = image(folder.path())?;
-    for door in OWN {
+    for door in own() {
         let mounted = through(door, System::Rext4Image, &image)?;
         let name = mounted.path().join(format!("{door}-file"));
         fs::write(&name, "born")?;
@@ -173,6 +179,39 @@ fn birth_times_are_shown() -> Result<()> {
     Ok(())
 }
 
+/// The log says which door it is: without this, a test of one could run through another.
+#[test]
+fn the_door_that_was_asked_for_serves() -> Result<()> {
+    if !can_run("the_door_that_was_asked_for_serves", &NEEDS) {
+        return Ok(());
+    }
+    let folder = tempfile::tempdir_in(scratch())?;
+    let image = image(folder.path())?;
+    for door in all() {
+        let options = Options::words(&[&format!("transport={door}")]);
+        let mut command = System::Rext4Image.mount_command();
+        let point = tempfile::tempdir()?;
+        command.env("REXT4_LOG", "info").args(["-f", "-o", &options.words.join(",")]);
+        let log = folder.path().join(door);
+        command.arg(&image).arg(point.path()).stderr(File::create(&log)?);
+        let mut server = command.spawn()?;
+        while !fs::read_to_string(&log)?.contains("serving") && server.try_wait()?.is_none() {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let listed = fs::read_dir(point.path()).map(Iterator::count);
+        run(tool("umount").arg(point.path()))?;
+        ensure!(server.wait()?.success() && listed? == 1);
+        let said = fs::read_to_string(&log)?;
+        let wanted = match door {
+            "ring" => "through io_uring",
+            "dev" => "our own loop",
+            _ => "through fuser",
+        };
+        ensure!(said.contains(wanted), "{door}: {said}");
+    }
+    Ok(())
+}
+
 /// Such a write goes through the page cache and waits for its answer, with its pages locked: a server that asks the
 /// kernel for these pages before it answers would wait for ever.
 #[test]
@@ -182,7 +221,7 @@ fn a_write_that_takes_set_id_bits_away_ends() -> Result<()> {
     }
     let folder = tempfile::tempdir_in(scratch())?;
     let image = image(folder.path())?;
-    for door in ALL {
+    for door in all() {
         let words = [&format!("transport={door}"), "allow_other"];
         let options = Options { time_limit: Duration::from_secs(60), ..Options::words(&words) };
         let mounted = System::Rext4Image.mount_with(&image, &options)?;
@@ -231,7 +270,7 @@ fn rude_ends_leave_nothing_behind() -> Result<()> {
     let image = image(folder.path())?;
     let control = tempfile::tempdir()?;
     run(tool("mount").args(["-t", "fusectl", "none"]).arg(control.path()))?;
-    let outcome = ALL.iter().try_for_each(|door| {
+    let outcome = all().iter().try_for_each(|door| {
         (0..pick(9, 100)).try_for_each(|round| {
             let system = if round % 2 == 0 { System::Rext4Loop } else { System::Rext4Image };
             end_rudely(door, system, &image, control.path(), round)

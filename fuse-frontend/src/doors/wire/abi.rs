@@ -107,6 +107,9 @@ pub const FOPEN_PARALLEL_DIRECT_WRITES: u32 = 1 << 6;
 /// Notification that an inode's attributes and cached pages are void.
 pub const NOTIFY_INVAL_INODE: i32 = 2;
 
+/// Notification that asks for cached pages, which come in a request of their own.
+pub const NOTIFY_RETRIEVE: i32 = 5;
+
 /// Extension types up to this one are the number of security contexts that follow.
 pub const MAX_SECURITY_CONTEXTS: u32 = 31;
 
@@ -199,6 +202,7 @@ structures! {
     }
     CopyFileRangeOut = 8 { bytes_copied: u64, }
     Dirent = 24 { ino: u64, off: u64, namelen: u32, kind: u32, }
+    NotifyRetrieveOut = 32 { notify_unique: u64, nodeid: u64, offset: u64, size: u32, padding: u32, }
     NotifyInvalInodeOut = 24 { ino: u64, off: i64, len: i64, }
 
     StatxIn = 24 { getattr_flags: u32, reserved: u32, fh: u64, sx_flags: u32, sx_mask: u32, }

@@ -1,0 +1,275 @@
+//! The ring door: FUSE over io_uring.
+//!
+//! The kernel has one queue for each possible processor, and a request goes to the queue of its
+//! caller's. Each thread here has a ring with one entry: a request waits for a thread that is free,
+//! never behind one that is busy. FORGET and INTERRUPT still come over /dev/fuse, where one thread
+//! of the [`dev`](super::dev) door takes them.
+//!
+//! The kernel holds every request back until each queue has an entry. So either all threads come to
+//! be, or the connection is sent back to /dev/fuse before anything waits for it: a mount never
+//! hangs for want of a queue.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::{Arc, Weak};
+
+use blockdev::AlignedBuf;
+use fuse_uring::Entry;
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+use zerocopy::{FromBytes, IntoBytes};
+
+use super::crew::Crew;
+use super::dispatch::{Answer, Kernel};
+use super::handshake::MAX_WRITE;
+use super::notify::Notifier;
+use super::wire::abi::{InHeader, OutHeader};
+use super::wire::{Body, Request};
+use super::{Ended, Part, dev};
+
+/// Room for replies to requests that carry names or data: the largest is an attribute's value.
+const SCRATCH: usize = (64 << 10) + 4096;
+
+/// How the threads are laid out.
+#[derive(Clone, Copy, Debug)]
+pub struct Layout {
+    /// Threads for each queue.
+    pub threads: usize,
+    /// Keep each on its queue's processor.
+    pub pinned: bool,
+}
+
+/// One of the kernel's queues.
+struct Queue {
+    part: Part,
+    number: u16,
+    pinned: bool,
+    notifier: Notifier,
+    crew: Crew,
+    /// Whether all queues are served; before that, the end of a thread is no news.
+    live: Arc<AtomicBool>,
+}
+
+/// Whether this machine can serve so: asked before INIT, for afterwards the kernel waits for us.
+#[must_use]
+pub fn is_possible() -> bool {
+    let enabled = std::fs::read_to_string("/sys/module/fuse/parameters/enable_uring");
+    enabled.is_ok_and(|value| value.trim() == "Y") && fuse_uring::probe().is_ok()
+}
+
+/// Starts serving.
+///
+/// # Errors
+/// When a queue cannot be served; the whole connection then comes over /dev/fuse.
+pub fn serve(part: &Part, layout: Layout) -> io::Result<()> {
+    let queues = possible_processors()?;
+    let live = Arc::new(AtomicBool::new(false));
+    let shared = Part { on_end: gather(queues + 1, part.on_end.clone()), ..part.clone() };
+    let all: Vec<Arc<Queue>> = (0..queues).map(|n| Queue::new(&shared, n as u16, layout, &live)).collect();
+    let started = all.iter().try_for_each(|queue| (0..layout.threads).try_for_each(|_| queue.crew.grow()));
+    if let Err(error) = started {
+        fuse_uring::fall_back(part.device.as_fd())?;
+        return Err(error);
+    }
+    live.store(true, Ordering::Release);
+    dev::serve(shared, 1)
+}
+
+/// Reports the end when `parts` have ended, and a failure at once. An abort that one of them has
+/// seen counts for all.
+fn gather(parts: usize, on_end: Arc<dyn Fn(Ended) + Send + Sync>) -> Arc<dyn Fn(Ended) + Send + Sync> {
+    let (left, aborted) = (AtomicUsize::new(parts), AtomicBool::new(false));
+    Arc::new(move |ended| {
+        if matches!(ended, Ended::Failed(_)) {
+            return on_end(ended);
+        }
+        aborted.fetch_or(matches!(ended, Ended::Aborted), Ordering::AcqRel);
+        if left.fetch_sub(1, Ordering::AcqRel) == 1 {
+            on_end(if aborted.load(Ordering::Acquire) { Ended::Aborted } else { Ended::Unmounted });
+        }
+    })
+}
+
+impl Queue {
+    fn new(part: &Part, number: u16, layout: Layout, live: &Arc<AtomicBool>) -> Arc<Queue> {
+        Arc::new_cyclic(|weak: &Weak<Queue>| {
+            let weak = weak.clone();
+            let start = move || match weak.upgrade() {
+                Some(queue) => start_thread(queue),
+                None => Err(io::ErrorKind::NotConnected.into()),
+            };
+            Queue {
+                part: part.clone(),
+                number,
+                pinned: layout.pinned,
+                notifier: Notifier::new(part.device.clone()),
+                crew: Crew::new(layout.threads, Box::new(start)),
+                live: live.clone(),
+            }
+        })
+    }
+}
+
+impl Queue {
+    /// Requests that had found no free entry are given out when a reply is sent, not when an entry is
+    /// registered. A new request goes to a new entry, and with its reply the others follow: so one is
+    /// provoked, from the queue's own processor, which is what makes it this queue's.
+    fn wake(&self) -> io::Result<()> {
+        let home = sched_getaffinity(None)?;
+        sched_setaffinity(None, &processor(self.number))?;
+        let provoked = self.notifier.provoke_request();
+        sched_setaffinity(None, &home)?;
+        provoked
+    }
+}
+
+fn processor(number: u16) -> CpuSet {
+    let mut set = CpuSet::new();
+    set.set(number.into());
+    set
+}
+
+/// Starts a thread and waits until it has its entry.
+fn start_thread(queue: Arc<Queue>) -> io::Result<()> {
+    let stand_in = queue.live.load(Ordering::Acquire);
+    let (tell, registered) = sync_channel(1);
+    let serving = queue.clone();
+    let run = move || run(&serving, &tell);
+    std::thread::Builder::new().name("rext4-ring".into()).spawn(run)?;
+    registered.recv().map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe))??;
+    if stand_in { queue.wake() } else { Ok(()) }
+}
+
+fn run(queue: &Queue, tell: &SyncSender<io::Result<()>>) {
+    if queue.pinned {
+        // A processor that is off, or not for us: the thread runs where it may.
+        let _ = sched_setaffinity(None, &processor(queue.number));
+    }
+    let entry = Entry::register(queue.part.device.as_fd(), queue.number, MAX_WRITE as usize);
+    let mut entry = match entry {
+        Ok(entry) => entry,
+        Err(error) => {
+            let _ = tell.send(Err(error));
+            return;
+        }
+    };
+    let _ = tell.send(Ok(()));
+    let ended = match serve_entry(queue, &mut entry) {
+        // What the kernel says on every entry when the mount has ended, one way or the other.
+        error if error.kind() == io::ErrorKind::NotConnected => Ended::Unmounted,
+        error => Ended::Failed(error),
+    };
+    let is_last = queue.crew.leaves_last();
+    if queue.live.load(Ordering::Acquire) && (is_last || matches!(ended, Ended::Failed(_))) {
+        (queue.part.on_end)(ended);
+    }
+}
+
+impl Kernel for Queue {
+    fn forget_pages(&self, node: u64, offset: u64, len: u64) {
+        let waited = self.crew.wait_for_kernel(|| {
+            if let Err(error) = self.notifier.forget_pages(node, offset, len) {
+                tracing::debug!(node, %error, "no pages were dropped");
+            }
+        });
+        if let Err(error) = waited {
+            tracing::warn!(node, %error, "the kernel keeps old pages: no thread could be started");
+        }
+    }
+}
+
+/// Serves until something ends it.
+fn serve_entry(queue: &Queue, entry: &mut Entry) -> io::Error {
+    let mut scratch = AlignedBuf::zeroed(SCRATCH);
+    loop {
+        if let Err(error) = serve_one(queue, entry, &mut scratch) {
+            return error;
+        }
+    }
+}
+
+fn serve_one(queue: &Queue, entry: &mut Entry, scratch: &mut [u8]) -> io::Result<()> {
+    let message = entry.fetch()?;
+    let (header, _) =
+        InHeader::read_from_prefix(&message.header[..]).map_err(|_| io::ErrorKind::InvalidData)?;
+    let answer = if message.received == 0 {
+        // Nothing came in the payload: the reply is written there at once.
+        answer(queue, header, message.operation, &[], message.payload)
+    } else {
+        let received = &message.payload[..message.received];
+        let answered = answer(queue, header, message.operation, received, scratch);
+        if let Answer::Reply(Ok(len)) = answered {
+            message.payload[..len].copy_from_slice(&scratch[..len]);
+        }
+        answered
+    };
+    let (errno, len) = match answer {
+        Answer::Silence => (0, 0),
+        Answer::Reply(Ok(len)) => (0, len),
+        Answer::Reply(Err(errno)) => (errno, 0),
+        Answer::Starved(_) => (libc::ENOSPC, 0),
+    };
+    let reply =
+        OutHeader { len: (size_of::<OutHeader>() + len) as u32, error: -errno, unique: header.unique };
+    message.header[..size_of::<OutHeader>()].copy_from_slice(reply.as_bytes());
+    entry.commit(len)?;
+    if let Answer::Starved(node) = answer {
+        entry.send()?;
+        if let Err(error) = queue.notifier.forget_attributes(node) {
+            tracing::debug!(node, %error, "the writer hears of the full volume at close only");
+        }
+    }
+    Ok(())
+}
+
+fn answer(queue: &Queue, header: InHeader, fixed: &[u8], payload: &[u8], out: &mut [u8]) -> Answer {
+    match Request::parse(header, Body::split(fixed, payload), queue.part.capabilities) {
+        Ok(request) => queue.part.dispatch.answer(&request, out, queue),
+        Err(error) => {
+            tracing::error!(opcode = header.opcode, %error);
+            Answer::Reply(Err(libc::EIO))
+        }
+    }
+}
+
+/// How many queues the kernel has: one for each processor that it could ever have.
+fn possible_processors() -> io::Result<usize> {
+    let list = std::fs::read_to_string("/sys/devices/system/cpu/possible")?;
+    count(list.trim()).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "the list of processors"))
+}
+
+/// The number of processors in a list like `0-3,8`.
+fn count(list: &str) -> Option<usize> {
+    list.split(',')
+        .map(|part| match part.split_once('-') {
+            Some((first, last)) => Some(last.parse::<usize>().ok()?.checked_sub(first.parse().ok()?)? + 1),
+            None => part.parse::<usize>().ok().map(|_| 1),
+        })
+        .sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn processors_are_counted() {
+        assert_eq!(count("0-1"), Some(2));
+        assert_eq!(count("0"), Some(1));
+        assert_eq!(count("0-3,8,10-11"), Some(7));
+        assert_eq!(count("3-1"), None);
+        assert_eq!(count(""), None);
+    }
+
+    #[test]
+    fn the_end_is_told_once_and_an_abort_is_not_lost() {
+        let (tell, told) = std::sync::mpsc::channel();
+        let on_end = gather(3, Arc::new(move |ended| tell.send(ended).unwrap()));
+        on_end(Ended::Unmounted);
+        on_end(Ended::Aborted);
+        assert!(told.try_recv().is_err());
+        on_end(Ended::Unmounted);
+        assert!(matches!(told.try_recv(), Ok(Ended::Aborted)));
+    }
+}
