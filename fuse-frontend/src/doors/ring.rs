@@ -47,7 +47,7 @@ struct Queue {
     pinned: bool,
     notifier: Notifier,
     crew: Crew,
-    /// Whether all queues are served; before that, the end of a thread is no news.
+    /// Whether all queues are served.
     live: Arc<AtomicBool>,
 }
 
@@ -65,6 +65,7 @@ pub fn is_possible() -> bool {
 pub fn serve(part: &Part, layout: Layout) -> io::Result<()> {
     let queues = possible_processors()?;
     let live = Arc::new(AtomicBool::new(false));
+    // The last of these parts is the dev door's thread: falling back, nobody tells on its behalf.
     let shared = Part { on_end: gather(queues + 1, part.on_end.clone()), ..part.clone() };
     let all: Vec<Arc<Queue>> = (0..queues).map(|n| Queue::new(&shared, n as u16, layout, &live)).collect();
     let started = all.iter().try_for_each(|queue| (0..layout.threads).try_for_each(|_| queue.crew.grow()));
@@ -138,7 +139,11 @@ fn start_thread(queue: Arc<Queue>) -> io::Result<()> {
     let run = move || run(&serving, &tell);
     std::thread::Builder::new().name("rext4-ring".into()).spawn(run)?;
     registered.recv().map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe))??;
-    if stand_in { queue.wake() } else { Ok(()) }
+    if stand_in && let Err(error) = queue.wake() {
+        // The mount is about to end, and with it all waiting.
+        tracing::debug!(%error, "nothing was woken");
+    }
+    Ok(())
 }
 
 fn run(queue: &Queue, tell: &SyncSender<io::Result<()>>) {
@@ -161,7 +166,7 @@ fn run(queue: &Queue, tell: &SyncSender<io::Result<()>>) {
         error => Ended::Failed(error),
     };
     let is_last = queue.crew.leaves_last();
-    if queue.live.load(Ordering::Acquire) && (is_last || matches!(ended, Ended::Failed(_))) {
+    if is_last || matches!(ended, Ended::Failed(_)) {
         (queue.part.on_end)(ended);
     }
 }
