@@ -73,7 +73,7 @@ impl Preparation {
     #[must_use]
     pub fn of_file(device: &Path, dir: &Path, options: &Options) -> Preparation {
         let transport = match options.transport {
-            Transport::Auto => Transport::Fuser,
+            Transport::Auto => Transport::Dev,
             chosen => chosen,
         };
         Preparation { device: device.to_owned(), dir: dir.to_owned(), transport, mount: None }

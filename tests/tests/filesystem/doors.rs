@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags};
@@ -51,6 +51,17 @@ fn under_load(mounted: &Mounted, seed: u64, end: impl FnOnce() -> Result<()>) ->
     })
 }
 
+/// umount(8). Another process of the machine may look into every mount for a moment, and keep it busy.
+fn umount(point: &Path) -> Result<()> {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        match run(tool("umount").arg(point)) {
+            Err(_) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(20)),
+            answer => return answer.map(drop),
+        }
+    }
+}
+
 #[test]
 fn after_umount_the_device_is_free_and_clean() -> Result<()> {
     if !can_run("after_umount_the_device_is_free_and_clean", &NEEDS) {
@@ -67,7 +78,7 @@ fn after_umount_the_device_is_free_and_clean() -> Result<()> {
             storm.run(mounted.path(), false)?;
             let point = mounted.path().to_owned();
             // Not a word to the server: umount(8) itself has to wait.
-            run(tool("umount").arg(&point))?;
+            umount(&point)?;
             let checked = e2fsck_is_clean(device.path()).with_context(|| format!("{door}, round {round}"));
             drop(mounted);
             checked?;
@@ -199,7 +210,7 @@ fn the_door_that_was_asked_for_serves() -> Result<()> {
             std::thread::sleep(Duration::from_millis(5));
         }
         let listed = fs::read_dir(point.path()).map(Iterator::count);
-        run(tool("umount").arg(point.path()))?;
+        umount(point.path())?;
         ensure!(server.wait()?.success() && listed? == 1);
         let said = fs::read_to_string(&log)?;
         let wanted = match door {
