@@ -245,7 +245,7 @@ mod tests {
     #[test]
     fn what_is_no_fuse_device_is_refused() {
         use std::os::fd::AsFd;
-        let null = std::fs::File::open("/dev/null").unwrap();
-        assert!(Entry::register(null.as_fd(), 0, 8192).is_err());
+        let file = std::fs::File::open(std::env::current_exe().unwrap()).unwrap();
+        assert!(Entry::register(file.as_fd(), 0, 8192).is_err());
     }
 }
