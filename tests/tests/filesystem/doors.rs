@@ -317,8 +317,14 @@ fn end_rudely(door: &str, system: System, image: &Path, control: &Path, round: u
     if let Some(device) = device {
         let backing =
             Path::new("/sys/block").join(device.file_name().context("a name")?).join("loop/backing_file");
-        let still = fs::read_to_string(backing).is_ok_and(|file| file.trim() == image.to_string_lossy());
-        ensure!(!still, "the loop device is still there");
+        let is_there =
+            || fs::read_to_string(&backing).is_ok_and(|file| file.trim() == image.to_string_lossy());
+        // The kernel lets go of an aborted mount's device at a time of its own.
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while is_there() {
+            ensure!(Instant::now() < deadline, "the loop device is still there");
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
     // Whatever was left, the next mount recovers.
     through(door, System::Rext4Image, image)?.unmount()?;
