@@ -182,6 +182,12 @@ impl Kernel for Queue {
             tracing::warn!(node, %error, "the kernel keeps old pages: no thread could be started");
         }
     }
+
+    fn forget_attributes(&self, node: u64) {
+        if let Err(error) = self.notifier.forget_attributes(node) {
+            tracing::debug!(node, %error, "the kernel keeps old attributes");
+        }
+    }
 }
 
 /// Serves until something ends it.
