@@ -9,6 +9,7 @@ use jbd2::{CommitObserver, Handle};
 use crate::alloc::Allocator;
 use crate::background::Background;
 use crate::data::DataPath;
+use crate::deletions::Deletions;
 use crate::dir;
 use crate::extent::MapCtx;
 use crate::inode::{Inode, Orphans, Table};
@@ -32,6 +33,7 @@ pub struct Filesystem {
     pub(crate) renaming: RankedMutex<()>,
     /// Inodes that were busy when the kernel forgot them.
     pub(crate) leaving: RankedMutex<BTreeSet<Ino>>,
+    pub(crate) deletions: Deletions,
     pub(crate) background: Background,
     /// The claim on a volume with multi-mount protection, while it is mounted for writing.
     pub(crate) claim: Option<Arc<Claim>>,

@@ -3,6 +3,7 @@
 pub mod alloc;
 mod background;
 pub mod data;
+mod deletions;
 pub mod dir;
 pub mod error;
 pub mod extent;

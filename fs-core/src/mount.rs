@@ -16,6 +16,7 @@ use tracing::{info, warn};
 use crate::alloc::Allocator;
 use crate::background::Background;
 use crate::data::DataPath;
+use crate::deletions::Deletions;
 use crate::dir;
 use crate::error::{Error, Result};
 use crate::extent::MapCtx;
@@ -323,6 +324,7 @@ fn assemble(vol: Arc<Volume>, claim: Option<Arc<Claim>>) -> std::result::Result<
         xattrs: XattrCache::default(),
         renaming: RankedMutex::new(Rank::Rename, ()),
         leaving: RankedMutex::new(Rank::Leaf, Default::default()),
+        deletions: Deletions::default(),
         background: Background::new(data.clone()),
         data,
         vol,

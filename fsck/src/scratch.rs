@@ -127,7 +127,7 @@ mod tests {
     #[test]
     fn pages_that_were_given_up_come_back() {
         let scratch = Scratch::create(&std::env::temp_dir(), 0).unwrap();
-        let pages = 4 * 4 * SHARDS as u64;
+        let pages = 3 * 4 * SHARDS as u64;
         for page in 0..pages {
             scratch.with(page, true, |bytes| bytes[0] = page as u8 + 1);
         }

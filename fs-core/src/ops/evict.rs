@@ -7,7 +7,7 @@ use ext4_format::Ino;
 use jbd2::Credits;
 
 use crate::alloc;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::fs::Filesystem;
 use crate::inode::{Departure, Inode, orphan};
 use crate::tx;
@@ -18,6 +18,14 @@ impl Filesystem {
     pub fn forget(&self, ino: Ino, n: u64) {
         self.inodes.forget(ino, n);
         self.let_go(ino);
+    }
+
+    /// Tries again when there was no space but a deletion under way has made some.
+    pub(super) fn after_deletions<T>(&self, mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
+        match attempt() {
+            Err(Error::NoSpace) if self.deletions.wait() => attempt(),
+            done => done,
+        }
     }
 
     /// Lets `ino` leave the table, now or, when it is busy, at a later [`Filesystem::reap`].
@@ -42,6 +50,7 @@ impl Filesystem {
             Departure::Busy => return false,
             Departure::Gone => {}
             Departure::Delete(inode) => {
+                let _running = self.deletions.begin();
                 if let Err(error) = self.delete(&inode) {
                     tracing::error!(%ino, %error, "an inode could not be deleted; recovery or fsck will");
                 }

@@ -202,6 +202,10 @@ impl Filesystem {
                 self.touch_now(core);
                 allocated
             });
+            if matches!(outcome, Err(Error::NoSpace)) {
+                // What they free waits for the commit.
+                self.deletions.wait();
+            }
             match outcome {
                 Err(Error::NoSpace) if self.alloc.retry_after_commit(&mut tries)? => {}
                 outcome => outcome?,

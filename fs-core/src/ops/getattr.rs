@@ -47,8 +47,9 @@ impl Filesystem {
         self.alloc.reserve(1, self.may_use_reserve(caller)).is_ok()
     }
 
-    /// Space and inodes of the volume.
+    /// Space and inodes of the volume, once the deletions under way have ended.
     pub fn statfs(&self) -> Result<StatFs> {
+        self.deletions.wait();
         let counts = self.alloc.counts();
         let sb = self.vol.sb.lock();
         let overhead = if self.vol.opts.minix_df { 0 } else { counts.overhead };

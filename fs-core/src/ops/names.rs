@@ -54,11 +54,12 @@ impl Filesystem {
         Depth::of(self.may_use_reserve(caller))
     }
 
-    /// Tries again after a commit when there was no space but freed blocks are waiting for one.
+    /// Tries again when there was no space: after the deletions under way, and after a commit if freed
+    /// blocks are waiting for one.
     pub(super) fn with_retry<T>(&self, mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
         let mut tries = 0;
         loop {
-            match attempt() {
+            match self.after_deletions(&mut attempt) {
                 Err(Error::NoSpace) if self.alloc.retry_after_commit(&mut tries)? => {}
                 other => return other,
             }

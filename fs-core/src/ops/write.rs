@@ -79,7 +79,7 @@ impl Filesystem {
         }
         self.data.throttle(&inode);
         let _shared = inode.lock.read();
-        match self.data.write_behind(&inode, offset, data, privileged) {
+        match self.after_deletions(|| self.data.write_behind(&inode, offset, data, privileged)) {
             Ok(()) => Ok(data.len()),
             Err(Error::NoSpace) => self.write_what_fits(&inode, offset, data, privileged),
             Err(error) => Err(error),

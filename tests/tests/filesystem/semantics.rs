@@ -157,6 +157,7 @@ fn the_last_block_and_the_last_inode() -> Result<()> {
         ensure!(left.f_bfree < 4096 + 1100, "{} blocks were kept back", left.f_bfree);
         drop(file);
         fs::remove_file(mounted.path().join("big"))?;
+        comes_back("blocks", before.f_bfree, || Ok(rustix::fs::statvfs(mounted.path())?.f_bfree))?;
 
         let dir = mounted.path().join("many");
         fs::create_dir(&dir)?;
