@@ -56,23 +56,23 @@ impl Drop for Deletion<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
     use std::sync::mpsc::channel;
     use std::time::Duration;
 
     use super::*;
+    use crate::threads::Thread;
 
     #[test]
     fn those_that_have_begun_are_waited_for() {
-        let all = Deletions::default();
+        let all = Arc::new(Deletions::default());
         assert!(!all.wait());
-        let (first, (tell, hear)) = (all.begin(), channel());
-        std::thread::scope(|scope| {
-            let all = &all;
-            scope.spawn(move || tell.send(all.wait()));
-            assert!(hear.recv_timeout(Duration::from_millis(50)).is_err());
-            drop(first);
-            assert!(hear.recv().unwrap());
-        });
+        let (first, (tell, hear), waiter) = (all.begin(), channel(), all.clone());
+        let thread = Thread::spawn("waiter", move || tell.send(waiter.wait()).unwrap()).unwrap();
+        assert!(hear.recv_timeout(Duration::from_millis(50)).is_err());
+        drop(first);
+        assert!(hear.recv().unwrap());
+        thread.join();
         assert!(!all.wait());
     }
 }
