@@ -13,6 +13,7 @@ pub mod load;
 pub mod manifest;
 pub mod model;
 pub mod oracle;
+mod rings;
 pub mod run;
 pub mod scale;
 pub mod system;

@@ -32,7 +32,7 @@ pub enum Need {
     Loop,
     /// `/dev/fuse` and fusermount3.
     Fuse,
-    /// FUSE over io_uring (Linux 6.14). It is off by default and switched on by asking for it.
+    /// FUSE over io_uring (Linux 6.14). Off by default; on while the tests run.
     Rings,
     /// A program by name.
     Tool(&'static str),
@@ -44,11 +44,7 @@ impl Need {
             Need::Root => rustix::process::geteuid().is_root(),
             Need::Loop => output(tool("losetup").arg("--find")).is_ok_and(|answer| answer.status.success()),
             Need::Fuse => Path::new("/dev/fuse").exists() && Need::Tool("fusermount3").is_met(),
-            Need::Rings => {
-                let switch = "/sys/module/fuse/parameters/enable_uring";
-                let _ = std::fs::write(switch, "Y");
-                std::fs::read_to_string(switch).is_ok_and(|value| value.trim() == "Y")
-            }
+            Need::Rings => crate::rings::are_on(),
             Need::Tool(name) => output(tool("sh").arg("-c").arg(format!("command -v {name}")))
                 .is_ok_and(|answer| answer.status.success()),
         }
@@ -60,7 +56,9 @@ impl Need {
 /// # Panics
 /// With `CI=true` in the environment: there, what is not tested counts as broken.
 pub fn can_run(test: &str, needs: &[Need]) -> bool {
-    let missing: Vec<&Need> = needs.iter().filter(|need| !need.is_met()).collect();
+    let through_rings = std::env::var("REXT4_TRANSPORT").is_ok_and(|transport| transport == "ring");
+    let rings: &[Need] = if through_rings { &[Need::Rings] } else { &[] };
+    let missing: Vec<&Need> = needs.iter().chain(rings).filter(|need| !need.is_met()).collect();
     if missing.is_empty() {
         return true;
     }

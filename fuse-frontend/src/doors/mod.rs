@@ -5,6 +5,7 @@
 //! [`dispatch`]): they mount ([`mount`]), shake hands ([`handshake`]), and serve what comes through
 //! /dev/fuse ([`dev`]) or through io_uring ([`ring`]).
 
+mod backchannel;
 mod crew;
 pub mod dev;
 pub mod dispatch;
@@ -19,7 +20,9 @@ use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
-use self::dispatch::Dispatch;
+use self::dispatch::{Answer, Dispatch};
+use self::wire::abi::InHeader;
+use self::wire::{Body, Request};
 
 /// What a door of our own serves.
 #[derive(Clone)]
@@ -32,6 +35,19 @@ pub struct Part {
     pub capabilities: u64,
     /// Hears how serving ended, once nothing is being answered any more (or when that failed).
     pub on_end: Arc<dyn Fn(Ended) + Send + Sync>,
+}
+
+impl Part {
+    /// Reads a request.
+    ///
+    /// # Errors
+    /// The answer to one that does not follow the protocol.
+    fn parse<'a>(&self, header: InHeader, body: Body<'a>) -> Result<Request<'a>, Answer> {
+        Request::parse(header, body, self.capabilities).map_err(|error| {
+            tracing::error!(opcode = header.opcode, %error);
+            Answer::Reply(Err(libc::EIO))
+        })
+    }
 }
 
 /// How serving ended.

@@ -20,12 +20,11 @@ use fuse_uring::Entry;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use zerocopy::{FromBytes, IntoBytes};
 
-use super::crew::Crew;
+use super::backchannel::Backchannel;
 use super::dispatch::{Answer, Kernel};
 use super::handshake::MAX_WRITE;
-use super::notify::Notifier;
+use super::wire::Body;
 use super::wire::abi::{InHeader, OutHeader};
-use super::wire::{Body, Request};
 use super::{Ended, Part, dev};
 
 /// Room for replies to requests that carry names or data: the largest is an attribute's value.
@@ -45,8 +44,7 @@ struct Queue {
     part: Part,
     number: u16,
     pinned: bool,
-    notifier: Notifier,
-    crew: Crew,
+    back: Backchannel,
     /// Whether all queues are served.
     live: Arc<AtomicBool>,
 }
@@ -68,7 +66,8 @@ pub fn serve(part: &Part, layout: Layout) -> io::Result<()> {
     // The last of these parts is the dev door's thread: falling back, nobody tells on its behalf.
     let shared = Part { on_end: gather(queues + 1, part.on_end.clone()), ..part.clone() };
     let all: Vec<Arc<Queue>> = (0..queues).map(|n| Queue::new(&shared, n as u16, layout, &live)).collect();
-    let started = all.iter().try_for_each(|queue| (0..layout.threads).try_for_each(|_| queue.crew.grow()));
+    let started =
+        all.iter().try_for_each(|queue| (0..layout.threads).try_for_each(|_| queue.back.crew.grow()));
     if let Err(error) = started {
         fuse_uring::fall_back(part.device.as_fd())?;
         return Err(error);
@@ -104,22 +103,19 @@ impl Queue {
                 part: part.clone(),
                 number,
                 pinned: layout.pinned,
-                notifier: Notifier::new(part.device.clone()),
-                crew: Crew::new(layout.threads, Box::new(start)),
+                back: Backchannel::new(&part.device, layout.threads, Box::new(start)),
                 live: live.clone(),
             }
         })
     }
-}
 
-impl Queue {
     /// Requests that had found no free entry are given out when a reply is sent, not when an entry is
     /// registered. A new request goes to a new entry, and with its reply the others follow: so one is
     /// provoked, from the queue's own processor, which is what makes it this queue's.
     fn wake(&self) -> io::Result<()> {
         let home = sched_getaffinity(None)?;
         sched_setaffinity(None, &processor(self.number))?;
-        let provoked = self.notifier.provoke_request();
+        let provoked = self.back.notifier.provoke_request();
         sched_setaffinity(None, &home)?;
         provoked
     }
@@ -165,28 +161,9 @@ fn run(queue: &Queue, tell: &SyncSender<io::Result<()>>) {
         error if error.kind() == io::ErrorKind::NotConnected => Ended::Unmounted,
         error => Ended::Failed(error),
     };
-    let is_last = queue.crew.leaves_last();
+    let is_last = queue.back.crew.leaves_last();
     if is_last || matches!(ended, Ended::Failed(_)) {
         (queue.part.on_end)(ended);
-    }
-}
-
-impl Kernel for Queue {
-    fn forget_pages(&self, node: u64, offset: u64, len: u64) {
-        let waited = self.crew.wait_for_kernel(|| {
-            if let Err(error) = self.notifier.forget_pages(node, offset, len) {
-                tracing::debug!(node, %error, "no pages were dropped");
-            }
-        });
-        if let Err(error) = waited {
-            tracing::warn!(node, %error, "the kernel keeps old pages: no thread could be started");
-        }
-    }
-
-    fn forget_attributes(&self, node: u64) {
-        if let Err(error) = self.notifier.forget_attributes(node) {
-            tracing::debug!(node, %error, "the kernel keeps old attributes");
-        }
     }
 }
 
@@ -227,20 +204,15 @@ fn serve_one(queue: &Queue, entry: &mut Entry, scratch: &mut [u8]) -> io::Result
     entry.commit(len)?;
     if let Answer::Starved(node) = answer {
         entry.send()?;
-        if let Err(error) = queue.notifier.forget_attributes(node) {
-            tracing::debug!(node, %error, "the writer hears of the full volume at close only");
-        }
+        queue.back.forget_attributes(node);
     }
     Ok(())
 }
 
 fn answer(queue: &Queue, header: InHeader, fixed: &[u8], payload: &[u8], out: &mut [u8]) -> Answer {
-    match Request::parse(header, Body::split(fixed, payload), queue.part.capabilities) {
-        Ok(request) => queue.part.dispatch.answer(&request, out, queue),
-        Err(error) => {
-            tracing::error!(opcode = header.opcode, %error);
-            Answer::Reply(Err(libc::EIO))
-        }
+    match queue.part.parse(header, Body::split(fixed, payload)) {
+        Ok(request) => queue.part.dispatch.answer(&request, out, &queue.back),
+        Err(refusal) => refusal,
     }
 }
 

@@ -14,10 +14,9 @@ use rustix::io::Errno;
 use zerocopy::IntoBytes;
 
 use self::splice::Pipe;
-use super::crew::Crew;
+use super::backchannel::Backchannel;
 use super::dispatch::{Answer, Kernel};
 use super::handshake::MAX_WRITE;
-use super::notify::Notifier;
 use super::wire::abi::{InHeader, OutHeader, READ_LOCKOWNER, WriteIn};
 use super::wire::{Body, Operation, Request, split_header};
 use super::{Ended, Part};
@@ -31,8 +30,7 @@ const SPLICE_FROM: u32 = 64 << 10;
 /// What the threads share.
 struct Door {
     part: Part,
-    notifier: Notifier,
-    crew: Crew,
+    back: Backchannel,
 }
 
 /// Starts serving with `threads` threads.
@@ -46,40 +44,21 @@ pub fn serve(part: Part, threads: usize) -> io::Result<()> {
             Some(door) => start_thread(door),
             None => Err(io::ErrorKind::NotConnected.into()),
         };
-        let notifier = Notifier::new(part.device.clone());
-        Door { part, notifier, crew: Crew::new(threads, Box::new(start)) }
+        let back = Backchannel::new(&part.device, threads, Box::new(start));
+        Door { part, back }
     });
-    (0..threads).try_for_each(|_| door.crew.grow())
+    (0..threads).try_for_each(|_| door.back.crew.grow())
 }
 
 fn start_thread(door: Arc<Door>) -> io::Result<()> {
     let run = move || {
         if let Some(ended) = Worker::new(&door).run()
-            && (door.crew.leaves_last() || matches!(ended, Ended::Failed(_)))
+            && (door.back.crew.leaves_last() || matches!(ended, Ended::Failed(_)))
         {
             (door.part.on_end)(ended);
         }
     };
     std::thread::Builder::new().name("rext4-dev".into()).spawn(run).map(drop)
-}
-
-impl Kernel for Door {
-    fn forget_pages(&self, node: u64, offset: u64, len: u64) {
-        let waited = self.crew.wait_for_kernel(|| {
-            if let Err(error) = self.notifier.forget_pages(node, offset, len) {
-                tracing::debug!(node, %error, "no pages were dropped");
-            }
-        });
-        if let Err(error) = waited {
-            tracing::warn!(node, %error, "the kernel keeps old pages: no thread could be started");
-        }
-    }
-
-    fn forget_attributes(&self, node: u64) {
-        if let Err(error) = self.notifier.forget_attributes(node) {
-            tracing::debug!(node, %error, "the kernel keeps old attributes");
-        }
-    }
 }
 
 /// One thread and its memory.
@@ -107,7 +86,7 @@ impl<'a> Worker<'a> {
                 Err(errno) => return Some(Ended::Failed(errno.into())),
             };
             self.serve(&input[START..START + len]);
-            if self.door.crew.dismisses() {
+            if self.door.back.crew.dismisses() {
                 return None;
             }
         }
@@ -119,7 +98,8 @@ impl<'a> Worker<'a> {
             return;
         };
         let unique = header.unique;
-        let answer = match Request::parse(header, Body::joined(body), self.door.part.capabilities) {
+        let (part, back) = (&self.door.part, &self.door.back);
+        let answer = match part.parse(header, Body::joined(body)) {
             Ok(request) => {
                 if let Operation::Read(how) = &request.operation
                     && how.size >= SPLICE_FROM
@@ -128,21 +108,16 @@ impl<'a> Worker<'a> {
                 {
                     return;
                 }
-                self.door.part.dispatch.answer(&request, &mut self.output, self.door)
+                part.dispatch.answer(&request, &mut self.output, back)
             }
-            Err(error) => {
-                tracing::error!(opcode = header.opcode, %error);
-                Answer::Reply(Err(libc::EIO))
-            }
+            Err(refusal) => refusal,
         };
         match answer {
             Answer::Silence => {}
             Answer::Reply(result) => self.reply(unique, result),
             Answer::Starved(node) => {
                 self.reply(unique, Err(libc::ENOSPC));
-                if let Err(error) = self.door.notifier.forget_attributes(node) {
-                    tracing::debug!(node, %error, "the writer hears of the full volume at close only");
-                }
+                back.forget_attributes(node);
             }
         }
     }
