@@ -78,9 +78,7 @@ impl DataPath {
 
     /// Puts written ranges on the completed list and the inode on the worker's.
     pub(super) fn join(&self, inode: &Arc<Inode>, io: &mut IoGuard<'_>, fresh: &[Range<u64>], end: u64) {
-        let bs = self.block_size();
         for blocks in fresh {
-            let end = end.min(blocks.end * bs);
             self.counters.queued.add(1);
             if io.completed.join(&IoEnd { unwritten: blocks.clone(), end }) {
                 self.counters.merged.add(1);

@@ -58,6 +58,30 @@ fn a_commit_between_two_batches_leaves_no_written_extent_behind_the_size() {
     }
 }
 
+/// A write that fills a hole and goes on over blocks that hold data: the end of the data is not the end of the last
+/// range that is converted.
+#[test]
+fn the_size_moves_with_data_that_end_in_blocks_written_before() {
+    for mode in [WriteMode::Direct, WriteMode::Cached] {
+        let dev = Arc::new(MemDevice::from_image(mke2fs(&["-t", "ext4", "-b", "1024"])));
+        let fs = mount(dev.clone(), manual());
+        let ino = file(&fs, "file");
+        let put = |at: u64, bytes: &[u8], mode| {
+            assert_eq!(fs.write(&Caller::root(), ino, at, bytes, mode).unwrap(), bytes.len());
+        };
+        put(4 * BLOCK, &[1; 2000], WriteMode::Cached);
+        fs.fsync(ino, false).unwrap();
+        put(0, &[2; 6 * BLOCK as usize], mode);
+        fs.fsync(ino, false).unwrap();
+        let after_a_cut = Arc::new(MemDevice::from_image(dev.snapshot()));
+        let fs = recover(after_a_cut.clone()).unwrap();
+        assert_same(&read_all(&fs, file(&fs, "file")), &[2; 6 * BLOCK as usize], &format!("{mode:?}"));
+        fs.unmount().unwrap();
+        drop(fs);
+        e2fsck(&after_a_cut.snapshot(), "after the longer write");
+    }
+}
+
 /// Nobody converts here but the writers themselves.
 #[test]
 fn writers_help_when_the_worker_does_not_keep_up() {
