@@ -13,11 +13,15 @@ pub fn build_folder() -> PathBuf {
 }
 
 /// A command that finds the tools of `sbin` and those of `make tools`, and answers in plain English.
+///
+/// The program is looked up here: where `PATH` is changed the standard library would fork to do it, which copies the
+/// page tables of a crash lab, and gives the child copies of all descriptors for a while.
 pub fn tool(name: &str) -> Command {
     let path = std::env::var("PATH").unwrap_or_default();
-    let own = build_folder().join("../tools/bin");
-    let mut command = Command::new(name);
-    command.env("PATH", format!("{path}:/usr/sbin:/sbin:{}", own.display())).env("LC_ALL", "C");
+    let path = format!("{path}:/usr/sbin:/sbin:{}", build_folder().join("../tools/bin").display());
+    let found = std::env::split_paths(&path).map(|folder| folder.join(name)).find(|file| file.is_file());
+    let mut command = Command::new(found.unwrap_or_else(|| name.into()));
+    command.env("PATH", path).env("LC_ALL", "C");
     command
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::num::NonZero;
 use std::ops::Range;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::available_parallelism;
 use std::time::{Duration, Instant};
 
@@ -31,7 +31,7 @@ struct Args {
     #[arg(long, requires = "long")]
     progress: Option<PathBuf>,
     /// Minutes after which no new workload is begun.
-    #[arg(long, default_value_t = 10.0)]
+    #[arg(long, default_value_t = 60.0)]
     minutes: f64,
     /// Workloads at a time; twice as many as there are processors unless said otherwise.
     #[arg(long)]
@@ -116,6 +116,7 @@ fn main() -> Result<()> {
         // Mounting for the kernel's opinion is mostly waiting.
         threads: args.threads.unwrap_or(2 * available_parallelism().map_or(1, NonZero::get)),
         sum: Mutex::default(),
+        cut_short: AtomicBool::new(false),
     };
     if let Some(name) = &args.program {
         let program = programs::program(name).context("no such program")?;
@@ -301,6 +302,8 @@ struct Lab {
     failures: Mutex<Vec<String>>,
     progress: Mutex<Progress>,
     threads: usize,
+    /// Whether the time was over before a phase was.
+    cut_short: AtomicBool,
     /// Workloads, and what was judged.
     sum: Mutex<(u64, Tally)>,
 }
@@ -376,6 +379,7 @@ impl Lab {
         let (workloads, tally) = self.sum.into_inner();
         report("altogether", workloads, workloads, tally, None, failures.len());
         ensure!(failures.is_empty(), "{} failures, above", failures.len());
+        ensure!(!self.cut_short.into_inner(), "the time was over before all had been run; see above");
         Ok(())
     }
 
@@ -408,6 +412,8 @@ impl Lab {
                 self.progress.lock().note(self.seed, what, done, tally)?;
             }
         }
+        // Samples have no end; everything else has.
+        self.cut_short.fetch_or(done < runs && runs != u64::MAX, Ordering::Relaxed);
         report(what, done, runs, tally, Some((earlier, begun.elapsed())), self.failures.lock().len());
         let mut all = self.sum.lock();
         all.0 += done;

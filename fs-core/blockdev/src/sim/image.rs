@@ -32,10 +32,15 @@ impl Fill {
         match self {
             Fill::Zero => buf.fill(0),
             Fill::Stale(tag) => {
-                for (i, byte) in buf.iter_mut().enumerate() {
-                    let at = offset + i as u64;
-                    let word = u64::from(tag) << 48 | (at & !7);
-                    *byte = word.to_le_bytes()[(at & 7) as usize];
+                let word = |at: u64| (u64::from(tag) << 48 | (at & !7)).to_le_bytes();
+                let start = (offset & 7) as usize;
+                let head = buf.len().min((8 - start) & 7);
+                let (head, words) = buf.split_at_mut(head);
+                head.copy_from_slice(&word(offset)[start..start + head.len()]);
+                let mut at = offset + head.len() as u64;
+                for piece in words.chunks_mut(8) {
+                    piece.copy_from_slice(&word(at)[..piece.len()]);
+                    at += 8;
                 }
             }
         }
