@@ -38,7 +38,7 @@ pub struct Options {
 /// Ways for requests to come.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Transport {
-    /// The best of this machine.
+    /// [`Transport::Ring`] where it can be had, else [`Transport::Dev`].
     #[default]
     Auto,
     /// FUSE over io_uring.

@@ -18,8 +18,9 @@ use crate::doors::dispatch::Dispatch;
 use crate::doors::fuser::Door;
 use crate::doors::handshake::{shake_hands, wanted};
 use crate::doors::mount::{Mount, Wish};
+use crate::doors::ring::{Layout, Rings, possible_processors};
 use crate::doors::wire::abi::init;
-use crate::doors::{Ended, Part, dev, ring};
+use crate::doors::{self, Ended, Part};
 use crate::options::{Flag, Options, Transport};
 use crate::server::Volume;
 use crate::service::Service;
@@ -72,10 +73,7 @@ impl Preparation {
     /// For a device that is open already and called `device` in the mount table.
     #[must_use]
     pub fn of_file(device: &Path, dir: &Path, options: &Options) -> Preparation {
-        let transport = match options.transport {
-            Transport::Auto => Transport::Dev,
-            chosen => chosen,
-        };
+        let transport = options.transport;
         Preparation { device: device.to_owned(), dir: dir.to_owned(), transport, mount: None }
     }
 
@@ -113,36 +111,40 @@ impl Preparation {
         if !writable {
             mount.make_read_only().context("making the mount read-only")?;
         }
-        let ring = self.transport == Transport::Ring && self.rings_are_possible();
-        let also = if ring { init::OVER_IO_URING } else { 0 };
+        let rings = self.rings(options);
+        let also = if rings.is_some() { init::OVER_IO_URING } else { 0 };
         let capabilities = shake_hands(mount.device(), wanted(options.async_dio) | also)
             .context("shaking hands with the kernel")?;
         let volume = volume.clone();
         let dispatch = Dispatch::new(Arc::new(service), Box::new(move || volume.end()));
         let device = Arc::new(mount.device().try_clone().context("the FUSE connection")?);
         let part = Part { device, dispatch: Arc::new(dispatch), capabilities, on_end };
-        let layout = ring::Layout { threads: options.ring_threads, pinned: options.pinned };
-        if capabilities & init::OVER_IO_URING != 0 {
-            match ring::serve(&part, layout) {
-                Ok(()) => {
-                    info!(?layout, "serving through io_uring");
-                    return Ok(Session { mount: Some(mount) });
-                }
-                Err(error) => warn!(%error, "io_uring cannot be used; falling back to /dev/fuse"),
-            }
+        match doors::serve(part, rings, threads).context("starting to serve")? {
+            Transport::Ring => info!(options.ring_threads, options.pinned, "serving through io_uring"),
+            _ => info!(threads, "serving through our own loop on /dev/fuse"),
         }
-        dev::serve(part, threads).context("starting to serve")?;
-        info!(threads, "serving through our own loop on /dev/fuse");
         Ok(Session { mount: Some(mount) })
     }
 
-    /// The kernel waits for every queue once it was told that there will be rings: ask first.
-    fn rings_are_possible(&self) -> bool {
-        let possible = ring::is_possible();
-        if !possible {
-            warn!("this kernel or this process has no FUSE over io_uring; using /dev/fuse");
+    /// The rings, if they are wanted and can be had.
+    fn rings(&self, options: &Options) -> Option<Rings> {
+        if self.transport == Transport::Dev {
+            return None;
         }
-        possible
+        let (threads, pinned) = (options.ring_threads, options.pinned);
+        let made =
+            possible_processors().and_then(|queues| Rings::prepare(Layout { queues, threads, pinned }));
+        match made {
+            Ok(rings) => Some(rings),
+            Err(error) if self.transport == Transport::Ring => {
+                warn!(%error, "FUSE over io_uring is not to be had; using /dev/fuse");
+                None
+            }
+            Err(error) => {
+                info!(%error, "no FUSE over io_uring here");
+                None
+            }
+        }
     }
 
     fn start_fuser(&self, service: Service, options: &Options, writable: bool, on_end: OnEnd) -> Result<()> {

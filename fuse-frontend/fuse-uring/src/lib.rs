@@ -99,53 +99,79 @@ pub struct Message<'a> {
     pub received: usize,
 }
 
-/// Whether this process may use io_uring the way this needs.
+/// Whether this process may use io_uring the way this needs: make a ring, enter it, and have it pass
+/// commands on. Each of these can be forbidden by itself.
 ///
 /// # Errors
 /// The kernel's reason why not.
 pub fn probe() -> io::Result<()> {
-    let ring = IoUring::<Entry128, cqueue::Entry>::builder().build(1)?;
+    let mut ring = IoUring::<Entry128, cqueue::Entry>::builder().build(1)?;
     let mut probe = io_uring::Probe::new();
     ring.submitter().register_probe(&mut probe)?;
-    match probe.is_supported(opcode::UringCmd80::CODE) {
-        true => Ok(()),
-        false => Err(io::ErrorKind::Unsupported.into()),
+    if !probe.is_supported(opcode::UringCmd80::CODE) {
+        return Err(io::ErrorKind::Unsupported.into());
     }
+    // SAFETY: a NOP refers to nothing.
+    unsafe { ring.submission().push(&opcode::Nop::new().build().into()) }.map_err(io::Error::other)?;
+    ring.submit_and_wait(1).map(drop)
 }
 
-/// Makes the kernel serve the whole connection through /dev/fuse again, by a registration that it
-/// has to refuse. Without effect once every queue has an entry.
-///
-/// # Errors
-/// Those of making a ring.
-pub fn fall_back(device: BorrowedFd<'_>) -> io::Result<()> {
-    match Entry::register(device, NO_QUEUE, 2 * PAGE) {
-        Ok(_) => Err(io::Error::other("a queue that does not exist was registered")),
-        Err(_) => Ok(()),
-    }
+/// A ring and its memory, which belong to no queue yet. What a registration could fail of for want of
+/// means is had by then.
+pub struct Blank {
+    ring: IoUring<Entry128, cqueue::Entry>,
+    memory: Memory,
 }
 
-impl Entry {
-    /// Registers one more entry of `queue`, to be served by this thread. `payload_len` is the largest
-    /// request or reply, in bytes.
+// SAFETY: nothing was submitted, so the kernel knows of no thread and no memory, and nobody else does.
+unsafe impl Send for Blank {}
+
+impl Blank {
+    /// One for requests and replies of at most `payload_len` bytes.
     ///
     /// # Errors
-    /// Those of making a ring, and the kernel's refusal.
-    pub fn register(device: BorrowedFd<'_>, queue: u16, payload_len: usize) -> io::Result<Entry> {
-        let ring = IoUring::builder().build(1)?;
-        let memory = Memory::new(payload_len)?;
-        let device = device.as_raw_fd();
-        let mut entry = Entry { ring, device, queue, memory, first: None, _thread: std::marker::PhantomData };
-        entry.push(REGISTER, 0)?;
-        entry.ring.submit()?;
-        // A refusal is there at once; a good registration completes with its first request.
-        entry.first = entry.completed();
+    /// Those of making a ring.
+    pub fn new(payload_len: usize) -> io::Result<Blank> {
+        Ok(Blank { ring: IoUring::builder().build(1)?, memory: Memory::new(payload_len)? })
+    }
+
+    /// Registers it as one more entry of `queue`, to be served by this thread.
+    ///
+    /// # Errors
+    /// The kernel's refusal; the whole connection then comes over /dev/fuse.
+    pub fn register(self, device: BorrowedFd<'_>, queue: u16) -> io::Result<Entry> {
+        let entry = self.ask(device, queue)?;
         match entry.first {
             Some(refused) if refused < 0 => Err(io::Error::from_raw_os_error(-refused)),
             _ => Ok(entry),
         }
     }
 
+    /// Makes the kernel serve the whole connection through /dev/fuse again, by a registration that it
+    /// has to refuse. Without effect once every queue has an entry.
+    ///
+    /// # Errors
+    /// When the kernel could not be told, and goes on waiting for the queues.
+    pub fn send_back(self, device: BorrowedFd<'_>) -> io::Result<()> {
+        match self.ask(device, NO_QUEUE)?.first {
+            Some(refused) if refused < 0 => Ok(()),
+            _ => Err(io::Error::other("a queue that does not exist was registered")),
+        }
+    }
+
+    /// Asks for a registration. A refusal is there at once; a good one completes with its first request.
+    fn ask(self, device: BorrowedFd<'_>, queue: u16) -> io::Result<Entry> {
+        let Blank { ring, memory } = self;
+        let device = device.as_raw_fd();
+        let mut entry = Entry { ring, device, queue, memory, first: None, _thread: std::marker::PhantomData };
+        entry.push(REGISTER, 0)?;
+        entry.ring.submit()?;
+        entry.first = entry.completed();
+        Ok(entry)
+    }
+}
+
+impl Entry {
     fn completed(&mut self) -> Option<i32> {
         let mut completion = self.ring.completion();
         completion.sync();
@@ -246,6 +272,6 @@ mod tests {
     fn what_is_no_fuse_device_is_refused() {
         use std::os::fd::AsFd;
         let file = std::fs::File::open(std::env::current_exe().unwrap()).unwrap();
-        assert!(Entry::register(file.as_fd(), 0, 8192).is_err());
+        assert!(Blank::new(8192).unwrap().register(file.as_fd(), 0).is_err());
     }
 }

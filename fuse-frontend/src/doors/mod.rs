@@ -21,8 +21,10 @@ use std::io;
 use std::sync::Arc;
 
 use self::dispatch::{Answer, Dispatch};
-use self::wire::abi::InHeader;
+use self::ring::Rings;
+use self::wire::abi::{InHeader, init};
 use self::wire::{Body, Request};
+use crate::options::Transport;
 
 /// What a door of our own serves.
 #[derive(Clone)]
@@ -48,6 +50,22 @@ impl Part {
             Answer::Reply(Err(libc::EIO))
         })
     }
+}
+
+/// Serves a connection through `rings`, if INIT has settled that and the kernel takes them, else with
+/// `threads` threads on /dev/fuse; says which it is.
+///
+/// # Errors
+/// When neither can be had: the mount has to go.
+pub fn serve(part: Part, rings: Option<Rings>, threads: usize) -> io::Result<Transport> {
+    if let Some(rings) = rings
+        && part.capabilities & init::OVER_IO_URING != 0
+        && rings.serve(&part)?
+    {
+        return Ok(Transport::Ring);
+    }
+    dev::serve(part, threads)?;
+    Ok(Transport::Dev)
 }
 
 /// How serving ended.

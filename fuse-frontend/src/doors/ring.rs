@@ -5,9 +5,9 @@
 //! never behind one that is busy. FORGET and INTERRUPT still come over /dev/fuse, where one thread
 //! of the [`dev`](super::dev) door takes them.
 //!
-//! The kernel holds every request back until each queue has an entry. So either all threads come to
-//! be, or the connection is sent back to /dev/fuse before anything waits for it: a mount never
-//! hangs for want of a queue.
+//! Once INIT has told it of rings, the kernel holds every request back until each queue has an entry. So
+//! what can be wanting is had before ([`Rings::prepare`]); and if a queue is refused all the same, the
+//! connection is sent back to /dev/fuse: a mount never hangs for want of a queue.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -16,7 +16,8 @@ use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Weak};
 
 use blockdev::AlignedBuf;
-use fuse_uring::Entry;
+use fuse_uring::{Blank, Entry};
+use parking_lot::Mutex;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -30,13 +31,26 @@ use super::{Ended, Part, dev};
 /// Room for replies to requests that carry names or data: the largest is an attribute's value.
 const SCRATCH: usize = (64 << 10) + 4096;
 
+/// The switch of the kernel's module.
+const SWITCH: &str = "/sys/module/fuse/parameters/enable_uring";
+
 /// How the threads are laid out.
 #[derive(Clone, Copy, Debug)]
 pub struct Layout {
+    /// The kernel's queues, [`possible_processors`] of them.
+    pub queues: usize,
     /// Threads for each queue.
     pub threads: usize,
     /// Keep each on its queue's processor.
     pub pinned: bool,
+}
+
+/// All rings, before the kernel has heard of them.
+pub struct Rings {
+    layout: Layout,
+    blanks: Vec<Vec<Blank>>,
+    /// For [`Blank::send_back`].
+    spare: Blank,
 }
 
 /// One of the kernel's queues.
@@ -45,35 +59,50 @@ struct Queue {
     number: u16,
     pinned: bool,
     back: Backchannel,
+    /// For the first threads; a stand-in makes its own.
+    blanks: Mutex<Vec<Blank>>,
     /// Whether all queues are served.
     live: Arc<AtomicBool>,
 }
 
-/// Whether this machine can serve so: asked before INIT, for afterwards the kernel waits for us.
-#[must_use]
-pub fn is_possible() -> bool {
-    let enabled = std::fs::read_to_string("/sys/module/fuse/parameters/enable_uring");
-    enabled.is_ok_and(|value| value.trim() == "Y") && fuse_uring::probe().is_ok()
-}
-
-/// Starts serving.
-///
-/// # Errors
-/// When a queue cannot be served; the whole connection then comes over /dev/fuse.
-pub fn serve(part: &Part, layout: Layout) -> io::Result<()> {
-    let queues = possible_processors()?;
-    let live = Arc::new(AtomicBool::new(false));
-    // The last of these parts is the dev door's thread: falling back, nobody tells on its behalf.
-    let shared = Part { on_end: gather(queues + 1, part.on_end.clone()), ..part.clone() };
-    let all: Vec<Arc<Queue>> = (0..queues).map(|n| Queue::new(&shared, n as u16, layout, &live)).collect();
-    let started =
-        all.iter().try_for_each(|queue| (0..layout.threads).try_for_each(|_| queue.back.crew.grow()));
-    if let Err(error) = started {
-        fuse_uring::fall_back(part.device.as_fd())?;
-        return Err(error);
+impl Rings {
+    /// Makes them, if the machine, its administrator and our limits let us.
+    ///
+    /// # Errors
+    /// The reason why there can be none.
+    pub fn prepare(layout: Layout) -> io::Result<Rings> {
+        let switch = std::fs::read_to_string(SWITCH);
+        if switch.map_err(|error| io::Error::new(error.kind(), format!("{SWITCH}: {error}")))?.trim() != "Y" {
+            return Err(io::Error::new(io::ErrorKind::Unsupported, format!("{SWITCH} is off")));
+        }
+        fuse_uring::probe()?;
+        let blank = || Blank::new(MAX_WRITE as usize);
+        let of_queue = |_| (0..layout.threads).map(|_| blank()).collect();
+        let blanks = (0..layout.queues).map(of_queue).collect::<io::Result<_>>()?;
+        Ok(Rings { layout, blanks, spare: blank()? })
     }
-    live.store(true, Ordering::Release);
-    dev::serve(shared, 1)
+
+    /// Starts serving; false when a queue was refused, and the connection comes over /dev/fuse.
+    ///
+    /// # Errors
+    /// When the kernel waits for queues that it will not get: the mount has to go.
+    pub fn serve(self, part: &Part) -> io::Result<bool> {
+        let Rings { layout, blanks, spare } = self;
+        let live = Arc::new(AtomicBool::new(false));
+        // The last of these parts is the dev door's thread: falling back, nobody tells on its behalf.
+        let shared = Part { on_end: gather(layout.queues + 1, part.on_end.clone()), ..part.clone() };
+        let queue = |(number, blanks)| Queue::new(&shared, number as u16, layout, blanks, &live);
+        let all: Vec<Arc<Queue>> = blanks.into_iter().enumerate().map(queue).collect();
+        let grow = |queue: &Arc<Queue>| (0..layout.threads).try_for_each(|_| queue.back.crew.grow());
+        if let Err(error) = all.iter().try_for_each(grow) {
+            spare.send_back(part.device.as_fd())?;
+            tracing::warn!(%error, "a queue of io_uring was refused");
+            return Ok(false);
+        }
+        live.store(true, Ordering::Release);
+        dev::serve(shared, 1)?;
+        Ok(true)
+    }
 }
 
 /// Reports the end when `parts` have ended, and a failure at once. An abort that one of them has
@@ -92,7 +121,13 @@ fn gather(parts: usize, on_end: Arc<dyn Fn(Ended) + Send + Sync>) -> Arc<dyn Fn(
 }
 
 impl Queue {
-    fn new(part: &Part, number: u16, layout: Layout, live: &Arc<AtomicBool>) -> Arc<Queue> {
+    fn new(
+        part: &Part,
+        number: u16,
+        layout: Layout,
+        blanks: Vec<Blank>,
+        live: &Arc<AtomicBool>,
+    ) -> Arc<Queue> {
         Arc::new_cyclic(|weak: &Weak<Queue>| {
             let weak = weak.clone();
             let start = move || match weak.upgrade() {
@@ -104,6 +139,7 @@ impl Queue {
                 number,
                 pinned: layout.pinned,
                 back: Backchannel::new(&part.device, layout.threads, Box::new(start)),
+                blanks: Mutex::new(blanks),
                 live: live.clone(),
             }
         })
@@ -130,9 +166,11 @@ fn processor(number: u16) -> CpuSet {
 /// Starts a thread and waits until it has its entry.
 fn start_thread(queue: Arc<Queue>) -> io::Result<()> {
     let stand_in = queue.live.load(Ordering::Acquire);
+    let prepared = queue.blanks.lock().pop();
+    let blank = prepared.map_or_else(|| Blank::new(MAX_WRITE as usize), Ok)?;
     let (tell, registered) = sync_channel(1);
     let serving = queue.clone();
-    let run = move || run(&serving, &tell);
+    let run = move || run(&serving, blank, &tell);
     std::thread::Builder::new().name("rext4-ring".into()).spawn(run)?;
     registered.recv().map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe))??;
     if stand_in && let Err(error) = queue.wake() {
@@ -142,13 +180,12 @@ fn start_thread(queue: Arc<Queue>) -> io::Result<()> {
     Ok(())
 }
 
-fn run(queue: &Queue, tell: &SyncSender<io::Result<()>>) {
+fn run(queue: &Queue, blank: Blank, tell: &SyncSender<io::Result<()>>) {
     if queue.pinned {
         // A processor that is off, or not for us: the thread runs where it may.
         let _ = sched_setaffinity(None, &processor(queue.number));
     }
-    let entry = Entry::register(queue.part.device.as_fd(), queue.number, MAX_WRITE as usize);
-    let mut entry = match entry {
+    let mut entry = match blank.register(queue.part.device.as_fd(), queue.number) {
         Ok(entry) => entry,
         Err(error) => {
             let _ = tell.send(Err(error));
@@ -217,7 +254,10 @@ fn answer(queue: &Queue, header: InHeader, fixed: &[u8], payload: &[u8], out: &m
 }
 
 /// How many queues the kernel has: one for each processor that it could ever have.
-fn possible_processors() -> io::Result<usize> {
+///
+/// # Errors
+/// Those of reading the kernel's list.
+pub fn possible_processors() -> io::Result<usize> {
     let list = std::fs::read_to_string("/sys/devices/system/cpu/possible")?;
     count(list.trim()).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "the list of processors"))
 }

@@ -21,6 +21,5 @@ pub mod model;
 pub mod observe;
 pub mod ops;
 pub mod programs;
-pub mod served;
 pub mod subject;
 pub mod workload;

@@ -190,39 +190,6 @@ fn birth_times_are_shown() -> Result<()> {
     Ok(())
 }
 
-/// The log says which door it is: without this, a test of one could run through another.
-#[test]
-fn the_door_that_was_asked_for_serves() -> Result<()> {
-    if !can_run("the_door_that_was_asked_for_serves", &NEEDS) {
-        return Ok(());
-    }
-    let folder = tempfile::tempdir_in(scratch())?;
-    let image = image(folder.path())?;
-    for door in all() {
-        let options = Options::words(&[&format!("transport={door}")]);
-        let mut command = System::Rext4Image.mount_command();
-        let point = tempfile::tempdir()?;
-        command.env("REXT4_LOG", "info").args(["-f", "-o", &options.words.join(",")]);
-        let log = folder.path().join(door);
-        command.arg(&image).arg(point.path()).stderr(File::create(&log)?);
-        let mut server = command.spawn()?;
-        while !fs::read_to_string(&log)?.contains("serving") && server.try_wait()?.is_none() {
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        let listed = fs::read_dir(point.path()).map(Iterator::count);
-        umount(point.path())?;
-        ensure!(server.wait()?.success() && listed? == 1);
-        let said = fs::read_to_string(&log)?;
-        let wanted = match door {
-            "ring" => "through io_uring",
-            "dev" => "our own loop",
-            _ => "through fuser",
-        };
-        ensure!(said.contains(wanted), "{door}: {said}");
-    }
-    Ok(())
-}
-
 /// Such a write goes through the page cache and waits for its answer, with its pages locked: a server that asks the
 /// kernel for these pages before it answers would wait for ever.
 #[test]

@@ -14,5 +14,7 @@ mod mounting;
 mod rootless;
 mod round_trip;
 mod semantics;
+mod stalls;
 mod storm;
 mod suites;
+mod transports;

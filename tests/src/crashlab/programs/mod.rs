@@ -11,18 +11,20 @@ mod spool;
 mod sqlite;
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use blockdev::sim::{Dice, Fill, Image, Keep, MemDevice, Recording, StateName};
+use blockdev::sim::{Dice, Fill, Image, Keep, MemDevice, Recorder, Recording, StateName};
 use mkfs::{Kind, Options};
 
 use super::epochs::epoch_at;
 use super::judge::{Court, Tally};
 use super::kernel;
-use super::served::Served;
+use super::subject::SUPERBLOCK;
 use crate::load::Storm;
 use crate::run::{run, tool};
+use crate::served::Served;
 
 /// A program and the check of what it had made durable.
 pub trait Program: Sync {
@@ -81,8 +83,8 @@ pub fn base(block: u32) -> Result<Image> {
 /// # Errors
 /// When the program, the storm or the server fails.
 pub fn record(program: &dyn Program, base: &Image, rounds: u64, storm: Option<u64>) -> Result<Recording> {
-    let served = Served::start(base)?;
-    let recorder = served.recorder().clone();
+    let recorder = Recorder::with_whole(base.clone(), SUPERBLOCK);
+    let served = Served::start(Arc::new(recorder.clone()), "")?;
     let (own, other) = (served.path().join("own"), served.path().join("other"));
     std::fs::create_dir(&own)?;
     std::fs::create_dir(&other)?;
