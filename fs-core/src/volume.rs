@@ -191,8 +191,9 @@ impl Volume {
             ErrorPolicy::Continue => {}
             ErrorPolicy::RemountReadOnly => {
                 error!("remounting read-only; run fsck.rext4 on the unmounted volume");
-                self.make_read_only();
+                // First: an fsync that finds the volume read-only asks the journal why.
                 self.journal.abort(jbd2::Error::Corrupt(corruption.clone()));
+                self.make_read_only();
             }
             ErrorPolicy::Panic => {
                 error!("errors=panic: ending the process");

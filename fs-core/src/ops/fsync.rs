@@ -63,7 +63,7 @@ impl Filesystem {
     pub(crate) fn sync_all(&self) -> Result<()> {
         self.vol.alive()?;
         if self.vol.writable().is_err() {
-            return self.vol.journal.is_aborted().map_or(Ok(()), |cause| Err(cause.into()));
+            return self.left_behind();
         }
         for inode in self.data.dirty.all() {
             self.data.flush_all(&inode);
@@ -74,18 +74,25 @@ impl Filesystem {
         converted
     }
 
+    /// What a volume that cannot be written has to say to whoever wants something durable: nothing can have been
+    /// changed on one that was mounted read-only, anything on one whose journal was aborted later.
+    fn left_behind(&self) -> Result<()> {
+        self.vol.journal.is_aborted().map_or(Ok(()), |cause| Err(cause.into()))
+    }
+
     fn sync_inode(&self, inode: &Arc<Inode>, data_only: bool) -> Result<()> {
+        if self.vol.writable().is_err() {
+            return self.left_behind();
+        }
         // The names are a directory's content: to fdatasync it is to fsync it.
         let data_only = data_only && !inode.is_dir();
-        if self.vol.writable().is_ok() {
-            // A failure is kept with the inode, and reported from there.
-            let _ = self.data.flush(inode, 0..u64::MAX);
-            if !is(Mutant::FsyncSkipsCompleted) {
-                self.data.convert(inode, By::Fsync)?;
-            }
-            if !data_only {
-                self.data.store_times(inode)?;
-            }
+        // A failure is kept with the inode, and reported from there.
+        let _ = self.data.flush(inode, 0..u64::MAX);
+        if !is(Mutant::FsyncSkipsCompleted) {
+            self.data.convert(inode, By::Fsync)?;
+        }
+        if !data_only {
+            self.data.store_times(inode)?;
         }
         let tid = {
             let core = inode.core.read();
