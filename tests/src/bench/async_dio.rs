@@ -101,7 +101,7 @@ pub fn table(setup: &Setup) -> Result<String> {
             let word = ["async_dio", "noasync_dio"][side];
             eprintln!("round {} of {}: {word}", round + 1, setup.rounds);
             let options = [&setup.options[..], &[word.to_owned()]].concat();
-            let mut bed = Bed::new(System::Rext4Image, &image, folder.path(), &options)?;
+            let mut bed = Bed::new(System::Rext4Image, &image, folder.path(), &options, None)?;
             let mut values = direct(&mut bed)?;
             fs::remove_file(bed.root().join("file"))?;
             // Holes and preallocated ranges first: the written file stays from its first use on.

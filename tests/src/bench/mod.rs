@@ -7,6 +7,7 @@
 
 pub mod async_dio;
 pub mod chart;
+pub mod profile;
 pub mod report;
 pub mod scaling;
 pub mod workloads;
@@ -23,6 +24,7 @@ use anyhow::{Context, Result};
 use crate::oracle::e2fsck_is_clean;
 use crate::run::{run, tool};
 use crate::system::{Mounted, Options, System};
+use profile::Profiler;
 use workloads::{Part, Row};
 
 /// A mounted filesystem under measurement, which can be made cold.
@@ -34,10 +36,25 @@ pub struct Bed {
     folder: PathBuf,
     peak_kib: u64,
     options: Vec<String>,
+    profiler: Option<Profiler>,
+}
+
+/// What is known of a bed's servers when all have ended.
+struct Finished {
+    /// The largest resident size of any.
+    peak_kib: u64,
+    /// From their profiler, if there was one.
+    tables: Vec<String>,
 }
 
 impl Bed {
-    fn new(system: System, image: &Path, folder: &Path, options: &[String]) -> Result<Bed> {
+    fn new(
+        system: System,
+        image: &Path,
+        folder: &Path,
+        options: &[String],
+        profiler: Option<Profiler>,
+    ) -> Result<Bed> {
         run(tool("mke2fs")
             .args(["-q", "-F", "-t", "ext4", "-b", "4096", "-E", "lazy_itable_init=0,nodiscard"])
             .arg(image))?;
@@ -49,6 +66,7 @@ impl Bed {
             folder: folder.to_owned(),
             peak_kib: 0,
             options,
+            profiler,
         };
         bed.mount()?;
         Ok(bed)
@@ -60,14 +78,19 @@ impl Bed {
             time_limit: Duration::from_secs(1800),
             ..Options::default()
         };
-        self.mounted = Some(self.system.mount_with(&self.image, &options)?);
+        let mounted = self.system.mount_with(&self.image, &options)?;
+        if let (Some(profiler), Some(server)) = (&mut self.profiler, mounted.server_pid()) {
+            profiler.start(server)?;
+        }
+        self.mounted = Some(mounted);
         Ok(())
     }
 
     fn unmount(&mut self) -> Result<()> {
         let mounted = self.mounted.take().context("mounted")?;
         self.peak_kib = self.peak_kib.max(mounted.server_pid().map_or(0, peak_memory_kib));
-        mounted.unmount()
+        mounted.unmount()?;
+        self.profiler.as_mut().map_or(Ok(()), Profiler::finish)
     }
 
     /// The mount point.
@@ -97,10 +120,11 @@ impl Bed {
         Ok(())
     }
 
-    fn finish(mut self) -> Result<u64> {
+    fn finish(mut self) -> Result<Finished> {
         self.unmount()?;
         e2fsck_is_clean(&self.image)?;
-        Ok(self.peak_kib)
+        let tables = self.profiler.map_or_else(Vec::new, Profiler::into_tables);
+        Ok(Finished { peak_kib: self.peak_kib, tables })
     }
 }
 
@@ -215,10 +239,11 @@ pub fn measure(setup: &Setup) -> Result<Results> {
                     continue;
                 }
                 eprintln!("round {} of {}: {} on {}", round + 1, setup.rounds, part.name, system.name());
-                let outcome = Bed::new(system, &image, folder.path(), &setup.options).and_then(|mut bed| {
-                    let values = (part.run)(&mut bed)?;
-                    Ok((values, bed.finish()?))
-                });
+                let outcome =
+                    Bed::new(system, &image, folder.path(), &setup.options, None).and_then(|mut bed| {
+                        let values = (part.run)(&mut bed)?;
+                        Ok((values, bed.finish()?.peak_kib))
+                    });
                 record(&mut results, part, system, outcome);
             }
         }

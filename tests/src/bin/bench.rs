@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 use clap::Parser;
-use tests::bench::{Setup, async_dio, chart, measure, report, scaling};
+use tests::bench::{Setup, async_dio, chart, measure, profile, report, scaling};
 use tests::scale::{Need, can_run, scratch};
 use tests::system::System;
 
@@ -32,6 +32,9 @@ struct Arguments {
     /// Instead of the workloads: rext4 with asynchronous direct IO and without.
     #[arg(long)]
     async_dio: bool,
+    /// Instead of the workloads' figures: where the server's time goes in each (needs perf).
+    #[arg(long)]
+    profile: bool,
     /// Writes all figures to this file.
     #[arg(long)]
     json: Option<PathBuf>,
@@ -70,6 +73,7 @@ fn main() -> Result<()> {
     };
     let table = match arguments.scaling {
         _ if arguments.async_dio => async_dio::table(&setup)?,
+        _ if arguments.profile => profile::tables(&setup)?,
         Some(files) => setup
             .systems
             .iter()
