@@ -90,12 +90,18 @@ install: all
 	        ln -sf $(PREFIX)/sbin/$$t.rext4 $(DESTDIR)$(HELPERS)/$$t.rext4 || exit 1; \
 	done
 	ln -sf $(PREFIX)/sbin/mount.rext4 $(DESTDIR)$(HELPERS)/mount.fuse.rext4
+	ln -sf $(PREFIX)/sbin/mount.rext4 $(DESTDIR)$(HELPERS)/umount.fuse.rext4
+	@# The name that umount(8) looks for when root unmounts an absolute path; passes on what is not rext4's.
+	[ -e $(DESTDIR)$(HELPERS)/umount.fuse ] || [ -L $(DESTDIR)$(HELPERS)/umount.fuse ] || \
+	    ln -s $(PREFIX)/sbin/mount.rext4 $(DESTDIR)$(HELPERS)/umount.fuse
 	ln -sf ../../sbin/mount.rext4 $(DESTDIR)$(PREFIX)/libexec/rext4/fuse2fs
 	install -m 644 LICENSE-MIT LICENSE-APACHE $(DATADIR)
 
 uninstall:
 	for t in $(TOOLS); do rm -f $(DESTDIR)$(PREFIX)/sbin/$$t.rext4 $(DESTDIR)$(HELPERS)/$$t.rext4; done
-	rm -f $(DESTDIR)$(HELPERS)/mount.fuse.rext4
+	rm -f $(DESTDIR)$(HELPERS)/mount.fuse.rext4 $(DESTDIR)$(HELPERS)/umount.fuse.rext4
+	[ "$$(readlink $(DESTDIR)$(HELPERS)/umount.fuse)" != $(PREFIX)/sbin/mount.rext4 ] || \
+	    rm $(DESTDIR)$(HELPERS)/umount.fuse
 	rm -rf $(DESTDIR)$(PREFIX)/libexec/rext4 $(DATADIR)
 
 clean:

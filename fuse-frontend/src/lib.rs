@@ -10,3 +10,4 @@ pub mod options;
 pub mod server;
 pub mod service;
 mod session;
+pub mod unmounter;

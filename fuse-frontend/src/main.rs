@@ -1,11 +1,12 @@
-//! `mount.rext4`: mounts an ext4 volume through FUSE.
+//! `mount.rext4`: mounts an ext4 volume through FUSE. Called `umount.` something, it unmounts one.
 
-use std::path::PathBuf;
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Parser;
 use fuse_frontend::options::Options;
-use fuse_frontend::{background, server};
+use fuse_frontend::{background, server, unmounter};
 use tracing_subscriber::EnvFilter;
 
 /// mount(8)'s exit status for a failed mount.
@@ -48,6 +49,15 @@ struct Args {
 }
 
 fn main() -> ExitCode {
+    if is_called_umount() {
+        return match unmounter::run(&unmounter::Args::parse()) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("umount.fuse.rext4: {error:#}");
+                ExitCode::from(MOUNT_FAILURE)
+            }
+        };
+    }
     let args = Args::parse();
     let default_level = match (args.debug, args.verbose) {
         (true, _) => "debug",
@@ -67,6 +77,12 @@ fn main() -> ExitCode {
             ExitCode::from(MOUNT_FAILURE)
         }
     }
+}
+
+fn is_called_umount() -> bool {
+    let name = std::env::args_os().next().map(PathBuf::from);
+    let name = name.as_deref().and_then(Path::file_name).and_then(OsStr::to_str);
+    name.is_some_and(|name| name.starts_with("umount."))
 }
 
 fn run(args: &Args) -> anyhow::Result<()> {

@@ -2,7 +2,7 @@
 //! tuning of a fresh mount that only root can do.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use tracing::debug;
@@ -27,16 +27,58 @@ pub fn raise_read_ahead(dir: &Path, kib: u32) {
     }
 }
 
+/// A line of the kernel's table of mounts.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Entry {
+    /// `major:minor` of the mount.
+    pub device: String,
+    /// The mount point.
+    pub point: PathBuf,
+    /// Its type.
+    pub fs_type: String,
+    /// What is mounted.
+    pub source: PathBuf,
+}
+
+impl Entry {
+    /// The newest mount on `dir`.
+    pub fn of(dir: &Path) -> Option<Entry> {
+        table().into_iter().rev().find(|entry| entry.point == dir)
+    }
+
+    /// Whether a server of ours has mounted it.
+    pub fn is_ours(&self) -> bool {
+        ["fuse.rext4", "fuseblk.rext4"].contains(&self.fs_type.as_str())
+    }
+
+    /// `36 35 98:0 /root /point options optional... - type source options`
+    fn parse(line: &str) -> Option<Entry> {
+        let (front, back) = line.split_once(" - ")?;
+        let (mut front, mut back) = (front.split(' ').skip(2), back.split(' '));
+        let (device, _root, point) = (front.next()?, front.next()?, front.next()?);
+        let (fs_type, source) = (back.next()?, back.next()?);
+        Some(Entry {
+            device: device.into(),
+            point: unescape(point).into(),
+            fs_type: fs_type.into(),
+            source: unescape(source).into(),
+        })
+    }
+}
+
 /// `major:minor` of the newest mount on `dir`.
 pub fn device_of(dir: &Path) -> Option<String> {
-    let table = fs::read_to_string("/proc/self/mountinfo").ok()?;
-    let wanted = dir.to_str()?;
-    let device = |line: &str| {
-        let mut fields = line.split(' ').skip(2);
-        let (device, _root, point) = (fields.next()?, fields.next()?, fields.next()?);
-        (unescape(point) == wanted).then(|| device.to_owned())
-    };
-    table.lines().rev().find_map(device)
+    Entry::of(dir).map(|entry| entry.device)
+}
+
+/// Whether the filesystem `device` is mounted anywhere that we see.
+pub fn is_mounted(device: &str) -> bool {
+    table().iter().any(|entry| entry.device == device)
+}
+
+fn table() -> Vec<Entry> {
+    let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    table.lines().filter_map(Entry::parse).collect()
 }
 
 /// Undoes the octal escapes (`\040`) of the mount table.
@@ -66,5 +108,16 @@ mod tests {
     fn mount_table_escapes_are_undone() {
         assert_eq!(unescape("/mnt/a\\040b\\134c"), "/mnt/a b\\c");
         assert_eq!(unescape("/plain"), "/plain");
+    }
+
+    #[test]
+    fn a_line_of_the_table_is_read() {
+        let line =
+            "40 26 0:36 / /mnt/a\\040b rw,noatime shared:7 master:1 - fuse.rext4 /images/x rw,user_id=0";
+        let entry = Entry::parse(line).unwrap();
+        assert!(entry.is_ours());
+        assert_eq!((entry.device.as_str(), entry.point), ("0:36", "/mnt/a b".into()));
+        assert_eq!(entry.source, Path::new("/images/x"));
+        assert_eq!(Entry::parse("no such line"), None);
     }
 }

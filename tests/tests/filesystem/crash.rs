@@ -54,7 +54,8 @@ fn a_killed_server_loses_nothing_promised() -> Result<()> {
 
         let mounted = system.mount(&image)?;
         promises.check(&inside(mounted.path())).with_context(|| format!("round {round}, replayed by us"))?;
-        std::fs::remove_dir_all(inside(mounted.path()))?;
+        std::fs::remove_dir_all(inside(mounted.path()))
+            .with_context(|| format!("round {round}, removing it; the server said: {}", mounted.log()))?;
         mounted.unmount()?;
         e2fsck_is_clean(&image).with_context(|| format!("round {round}, after our replay"))?;
     }

@@ -18,3 +18,4 @@ mod stalls;
 mod storm;
 mod suites;
 mod transports;
+mod umount_helper;
