@@ -1,18 +1,16 @@
 //! The threads behind a mounted volume: the commit timer, the conversion worker and the flusher of
-//! write-behind. With [`Workers::Manual`] there are none, and the test calls the step functions
-//! of [`Filesystem`] instead.
+//! write-behind. What each of them does in a round, the volume knows ([`Rounds`]). With [`Workers::Manual`] there
+//! are none, and the test asks for rounds.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use blockdev::{Timestamp, Workers};
+use blockdev::Workers;
 use parking_lot::{Condvar, Mutex};
 use tracing::warn;
 
-use crate::data::{By, DataPath};
+use crate::data::DataPath;
 use crate::error::Result;
-use crate::fs::Filesystem;
-use crate::inode::Inode;
 use crate::threads::{self, Thread};
 
 /// How long completions gather before the worker converts them: neighbours merge meanwhile.
@@ -20,6 +18,16 @@ const GATHER: Duration = Duration::from_millis(5);
 
 /// How long a worker sleeps when nobody wakes it.
 const IDLE: Duration = Duration::from_secs(3600);
+
+/// The work of each thread, a round of it.
+pub(crate) trait Rounds: Send + Sync {
+    /// Of the commit timer.
+    fn commit(&self) -> Result<()>;
+    /// Of the conversion worker.
+    fn convert(&self);
+    /// Of the flusher.
+    fn flush(&self);
+}
 
 /// The threads of a volume.
 pub(crate) struct Background {
@@ -39,27 +47,27 @@ impl Background {
         Background { shared: Arc::default(), data, threads: Mutex::new(Vec::new()) }
     }
 
-    /// Starts the threads.
-    pub fn start(&self, fs: &Arc<Filesystem>) {
-        if fs.vol.env.workers == Workers::Manual {
+    /// Starts the threads; a commit comes every `interval`.
+    pub fn start(&self, rounds: Weak<dyn Rounds>, workers: Workers, interval: Duration) {
+        if workers == Workers::Manual {
             return;
         }
-        let interval = fs.vol.opts.commit_interval.max(Duration::from_millis(10));
-        let (weak, shared) = (Arc::downgrade(fs), self.shared.clone());
-        self.spawn("rext4-commit", move || commit_timer(&weak, &shared, interval));
-        let (weak, data) = (Arc::downgrade(fs), self.data.clone());
+        let interval = interval.max(Duration::from_millis(10));
+        let (volume, shared) = (rounds.clone(), self.shared.clone());
+        self.spawn("rext4-commit", move || commit_timer(&volume, &shared, interval));
+        let (volume, data) = (rounds.clone(), self.data.clone());
         self.spawn("rext4-convert", move || {
             while data.completed.wait(IDLE) {
                 threads::sleep(GATHER);
-                let Some(fs) = weak.upgrade() else { return };
-                fs.step_convert();
+                let Some(volume) = volume.upgrade() else { return };
+                volume.convert();
             }
         });
-        let (weak, data) = (Arc::downgrade(fs), self.data.clone());
+        let data = self.data.clone();
         self.spawn("rext4-flush", move || {
             while data.dirty.wait(IDLE) {
-                let Some(fs) = weak.upgrade() else { return };
-                fs.step_flush();
+                let Some(volume) = rounds.upgrade() else { return };
+                volume.flush();
             }
         });
     }
@@ -88,7 +96,7 @@ impl Drop for Background {
     }
 }
 
-fn commit_timer(fs: &Weak<Filesystem>, shared: &Shared, interval: Duration) {
+fn commit_timer(rounds: &Weak<dyn Rounds>, shared: &Shared, interval: Duration) {
     loop {
         {
             let mut stopping = shared.stopping.lock();
@@ -99,71 +107,9 @@ fn commit_timer(fs: &Weak<Filesystem>, shared: &Shared, interval: Duration) {
                 return;
             }
         }
-        let Some(fs) = fs.upgrade() else { return };
-        if let Err(error) = fs.tick() {
+        let Some(volume) = rounds.upgrade() else { return };
+        if let Err(error) = volume.commit() {
             warn!(%error, "the periodic commit failed");
-        }
-    }
-}
-
-impl Filesystem {
-    /// One round of the commit timer: what became dirty an interval ago goes out, completions
-    /// are converted, and the transaction commits.
-    pub fn tick(&self) -> Result<()> {
-        if self.vol.writable().is_err() {
-            return Ok(());
-        }
-        let now = self.vol.env.clock.now();
-        let interval = i64::try_from(self.vol.opts.commit_interval.as_secs()).unwrap_or(i64::MAX);
-        self.flush_due(Timestamp { sec: now.sec.saturating_sub(interval), ..now });
-        self.step_convert();
-        self.vol.journal.commit_running()?;
-        self.vol.journal.checkpoint(jbd2::Checkpoint::Some)?;
-        self.reap();
-        Ok(())
-    }
-
-    /// One round of the commit timer without the rest of it: whatever runs is committed.
-    ///
-    /// # Errors
-    /// Those of the journal.
-    pub fn step_commit(&self) -> Result<()> {
-        Ok(self.vol.journal.commit_running()?)
-    }
-
-    /// One round of the conversion worker: converts what has completed.
-    pub fn step_convert(&self) {
-        for inode in self.data.completed.all() {
-            if let Err(error) = self.data.convert(&inode, By::Worker) {
-                warn!(ino = %inode.ino, %error, "completed writes could not be converted");
-            }
-            self.done_with(inode);
-        }
-    }
-
-    /// One round of the flusher: writes out files that are in a hurry, and the oldest ones while
-    /// more than half of the write-behind is used.
-    pub fn step_flush(&self) {
-        self.flush_due(Timestamp { sec: i64::MIN, nsec: 0 });
-        while let Some(inode) = self.data.relieve_memory() {
-            self.done_with(inode);
-        }
-    }
-
-    /// Writes out the files that became dirty before `before`, and those that were hastened.
-    fn flush_due(&self, before: Timestamp) {
-        for inode in self.data.dirty.due(before) {
-            self.data.flush_all(&inode);
-            self.done_with(inode);
-        }
-    }
-
-    /// Lets an inode leave if only the work that was done on it has kept it.
-    fn done_with(&self, inode: Arc<Inode>) {
-        let ino = inode.ino;
-        drop(inode);
-        if self.leaving.lock().remove(&ino) {
-            self.let_go(ino);
         }
     }
 }

@@ -12,6 +12,7 @@ pub mod inode;
 mod mmp;
 pub mod mount;
 pub mod ops;
+mod rounds;
 pub mod sync;
 mod threads;
 pub mod tx;

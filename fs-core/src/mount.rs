@@ -14,7 +14,7 @@ use jbd2::{Journal, LogChecksum, LogExtent, LogFeatures, LogLocation};
 use tracing::{info, warn};
 
 use crate::alloc::Allocator;
-use crate::background::Background;
+use crate::background::{Background, Rounds};
 use crate::data::DataPath;
 use crate::deletions::Deletions;
 use crate::dir;
@@ -343,7 +343,8 @@ fn assemble(vol: Arc<Volume>, claim: Option<Arc<Claim>>) -> std::result::Result<
     }
     if fs.vol.writable().is_ok() {
         fs.recover_orphans(found)?;
-        fs.background.start(&fs);
+        let rounds: Arc<dyn Rounds> = fs.clone();
+        fs.background.start(Arc::downgrade(&rounds), fs.vol.env.workers, fs.vol.opts.commit_interval);
     }
     Ok(fs)
 }

@@ -16,7 +16,6 @@ use rustix::fs::{FlockOperation, flock, major, minor};
 use rustix::io::Errno;
 
 use crate::file::Kind;
-use crate::open::OpenError;
 
 /// Who uses a device. Its text says what to do.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -79,23 +78,30 @@ impl fmt::Display for Holder {
     }
 }
 
+/// Why a device could not be claimed.
+pub(crate) enum Refusal {
+    /// Somebody has it.
+    InUse(Holder),
+    /// It could not be found out.
+    Failed(io::Error),
+}
+
+impl From<io::Error> for Refusal {
+    fn from(error: io::Error) -> Refusal {
+        Refusal::Failed(error)
+    }
+}
+
 /// Claims an open device or says who has it. Returns a file to keep open for its lock, if another one
 /// than the device itself carries it.
-pub(crate) fn claim(
-    path: &Path,
-    file: &File,
-    kind: Kind,
-    read_only: bool,
-) -> Result<Option<File>, OpenError> {
-    let failed = |source: io::Error| OpenError::Io { path: path.to_owned(), source };
-    let in_use = |holder| OpenError::InUse { path: path.to_owned(), holder };
+pub(crate) fn claim(file: &File, kind: Kind, read_only: bool) -> Result<Option<File>, Refusal> {
     match kind {
         Kind::Image => {
-            if !lock(file, read_only).map_err(failed)? {
-                return Err(in_use(holder_of_lock(file)));
+            if !lock(file, read_only)? {
+                return Err(Refusal::InUse(holder_of_lock(file)));
             }
-            match loop_device_over(file, read_only).map_err(failed)? {
-                Some(holder) => Err(in_use(holder)),
+            match loop_device_over(file, read_only)? {
+                Some(holder) => Err(Refusal::InUse(holder)),
                 None => Ok(None),
             }
         }
@@ -103,7 +109,7 @@ pub(crate) fn claim(
             let Some(image) = file_behind_loop(file) else { return Ok(None) };
             match lock(&image, read_only) {
                 Ok(true) => Ok(Some(image)),
-                Ok(false) => Err(in_use(holder_of_lock(&image))),
+                Ok(false) => Err(Refusal::InUse(holder_of_lock(&image))),
                 // The file behind may live where locks do not exist; the device's own claim stands.
                 Err(_) => Ok(None),
             }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use rustix::fs::{AtFlags, OFlags, SeekFrom, StatxFlags, fcntl_getfl, fcntl_setfl, seek, statx};
 
 use crate::aligned::{PAGE, PooledBuf};
-use crate::claim::{self, Holder};
+use crate::claim::{self, Holder, Refusal};
 use crate::file::{FileDevice, Kind};
 use crate::{DeviceGeometry, discard};
 
@@ -106,7 +106,11 @@ pub fn open(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Arc<FileDev
     // Looked at before it is opened: opening a FIFO would wait, and some character devices act on it.
     let kind = kind_of(path)?;
     let file = open_file(path, kind, options)?;
-    let backing = if options.exclusive { claim::claim(path, &file, kind, options.read_only)? } else { None };
+    let claimed = if options.exclusive { claim::claim(&file, kind, options.read_only) } else { Ok(None) };
+    let backing = claimed.map_err(|refusal| match refusal {
+        Refusal::InUse(holder) => OpenError::InUse { path: path.to_owned(), holder },
+        Refusal::Failed(source) => failed(source),
+    })?;
     let end = seek(&file, SeekFrom::End(0)).map_err(|errno| failed(errno.into()))?;
     let size = match end.checked_sub(options.offset) {
         Some(size) if size > 0 => size,

@@ -8,9 +8,17 @@ use blockdev::sim::Dice;
 use blockdev::{
     BlockDevice, Direct, FileDevice, Holder, OpenError, OpenOptions, PooledBuf, ReadOnlyMap, open,
 };
+use parking_lot::{Mutex, MutexGuard};
 use tempfile::TempDir;
 
 const SIZE: u64 = 8 << 20;
+
+/// A program that one test starts has, until it runs, copies of the descriptors of all, and with them their claims: so
+/// the tests take turns.
+fn my_turn() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock()
+}
 
 fn image(dir: &TempDir) -> PathBuf {
     let path = dir.path().join("image");
@@ -126,6 +134,7 @@ fn neighbours(device: &Arc<FileDevice>) {
 
 #[test]
 fn image_files_keep_what_is_written_buffered_and_direct() {
+    let _turn = my_turn();
     let dir = tempfile::tempdir().unwrap();
     let path = image(&dir);
     for (seed, direct, offset) in
@@ -141,6 +150,7 @@ fn image_files_keep_what_is_written_buffered_and_direct() {
 
 #[test]
 fn loop_devices_of_both_sector_sizes_keep_what_is_written() {
+    let _turn = my_turn();
     let dir = tempfile::tempdir().unwrap();
     let path = image(&dir);
     for (seed, sector) in [(5, "512"), (6, "4096")] {
@@ -159,6 +169,7 @@ fn loop_devices_of_both_sector_sizes_keep_what_is_written() {
 
 #[test]
 fn requests_beyond_the_end_or_against_read_only_are_refused() {
+    let _turn = my_turn();
     let dir = tempfile::tempdir().unwrap();
     let path = image(&dir);
     let device = open(&path, &rw()).unwrap();
@@ -182,6 +193,7 @@ fn holder(result: Result<Arc<FileDevice>, OpenError>) -> Holder {
 
 #[test]
 fn an_image_has_one_writer_or_many_readers() {
+    let _turn = my_turn();
     let dir = tempfile::tempdir().unwrap();
     let path = image(&dir);
     let ro = OpenOptions { read_only: true, ..rw() };
@@ -203,6 +215,7 @@ fn an_image_has_one_writer_or_many_readers() {
 
 #[test]
 fn a_loop_device_and_its_file_exclude_each_other() {
+    let _turn = my_turn();
     let dir = tempfile::tempdir().unwrap();
     let path = image(&dir);
     let held = open(&path, &rw()).unwrap();
@@ -218,6 +231,7 @@ fn a_loop_device_and_its_file_exclude_each_other() {
 
 #[test]
 fn a_kernel_mount_is_named() {
+    let _turn = my_turn();
     let dir = tempfile::tempdir().unwrap();
     let path = image(&dir);
     let Some(device) = Loop::attach(&path, &[]) else { return };
@@ -238,6 +252,7 @@ fn a_kernel_mount_is_named() {
 
 #[test]
 fn a_read_only_medium_opens_read_only() {
+    let _turn = my_turn();
     let dir = tempfile::tempdir().unwrap();
     let path = image(&dir);
     let Some(device) = Loop::attach(&path, &["--read-only"]) else { return };
@@ -249,6 +264,7 @@ fn a_read_only_medium_opens_read_only() {
 
 #[test]
 fn what_is_no_device_is_named() {
+    let _turn = my_turn();
     let dir = tempfile::tempdir().unwrap();
     let path = image(&dir);
     let message = |path: &Path, options: &OpenOptions| open(path, options).err().unwrap().to_string();
