@@ -5,6 +5,7 @@
 //! mount(2) and the handshake whoever looks into the mount waits; a failure in between takes the
 //! mount away again, and they hear of it.
 
+use std::io;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -157,6 +158,7 @@ impl Preparation {
         std::thread::Builder::new().name("rext4-session".into()).spawn(move || {
             on_end(match session.run() {
                 Ok(()) => Ended::Unmounted,
+                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => Ended::Aborted,
                 Err(error) => Ended::Failed(error),
             });
         })?;

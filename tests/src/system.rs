@@ -118,12 +118,14 @@ pub struct Options {
     pub log: Option<PathBuf>,
     /// Have rext4 say what it does (`-v`).
     pub verbose: bool,
+    /// Have rext4 name each request (`-d`).
+    pub debug: bool,
 }
 
 impl Default for Options {
     fn default() -> Options {
         let time_limit = crate::scale::pick(Duration::from_secs(300), Duration::from_secs(4 * 3600));
-        Options { words: Vec::new(), user: None, time_limit, log: None, verbose: false }
+        Options { words: Vec::new(), user: None, time_limit, log: None, verbose: false, debug: false }
     }
 }
 
@@ -312,9 +314,7 @@ impl Mounted {
         }
         let mut command = system.mount_command();
         command.arg("-f").arg(source).arg(mounted.path());
-        if options.verbose {
-            command.arg("-v");
-        }
+        command.args(options.verbose.then_some("-v")).args(options.debug.then_some("-d"));
         with_words(&mut command);
         let command = match options.user {
             Some(user) => as_user(command, user),

@@ -45,6 +45,7 @@ impl Part {
     /// # Errors
     /// The answer to one that does not follow the protocol.
     fn parse<'a>(&self, header: InHeader, body: Body<'a>) -> Result<Request<'a>, Answer> {
+        tracing::debug!(opcode = header.opcode, node = header.nodeid, "request");
         Request::parse(header, body, self.capabilities).map_err(|error| {
             tracing::error!(opcode = header.opcode, %error);
             Answer::Reply(Err(libc::EIO))

@@ -25,6 +25,8 @@ fn a_killed_server_loses_nothing_promised() -> Result<()> {
         let mounted = system.mount(&image)?;
         let root = mounted.path().join(format!("round{round}"));
         std::fs::create_dir(&root)?;
+        // The kill may come before anything else is durable.
+        std::fs::File::open(mounted.path())?.sync_all()?;
         let stop = AtomicBool::new(false);
         let pause = Duration::from_millis(fastrand::Rng::with_seed(round).u64(50..pick(600, 3000)));
         let storm = Storm { seed: round, threads: 2, time: pause * 3, may_fill_up: true };

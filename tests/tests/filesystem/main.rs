@@ -11,6 +11,7 @@ mod direct_modes;
 mod doors;
 mod image_kinds;
 mod mounting;
+mod opcodes;
 mod rootless;
 mod round_trip;
 mod semantics;
