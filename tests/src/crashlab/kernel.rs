@@ -6,6 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use blockdev::OpenOptions;
 use blockdev::sim::{Fill, Image};
 use tempfile::TempDir;
 
@@ -119,7 +120,20 @@ pub fn mounted<T>(disk: &Path, dir: &Path, f: impl FnOnce(&Path) -> Result<T>) -
     run(tool("mount").args(["-t", "ext4", "-o", "loop"]).arg(disk).arg(&at))?;
     let answer = f(&at);
     unmount(&at)?;
+    released(disk)?;
     answer
+}
+
+/// Waits until no loop device stands on `disk` any more. A process that has made a mount namespace of its own meanwhile
+/// holds copies of our mounts: the last of them writes the superblock.
+fn released(disk: &Path) -> Result<()> {
+    let mut tries = 0;
+    while let Err(held) = blockdev::open(disk, &OpenOptions::default()) {
+        tries += 1;
+        ensure!(tries < 1000, held);
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Ok(())
 }
 
 /// Unmounts. A child that another thread of ours has forked holds copies of our descriptors until it execs, so
