@@ -44,7 +44,7 @@ struct Finished {
     /// The largest resident size of any.
     peak_kib: u64,
     /// From their profiler, if there was one.
-    tables: Vec<String>,
+    profiles: Vec<String>,
 }
 
 impl Bed {
@@ -123,8 +123,8 @@ impl Bed {
     fn finish(mut self) -> Result<Finished> {
         self.unmount()?;
         e2fsck_is_clean(&self.image)?;
-        let tables = self.profiler.map_or_else(Vec::new, Profiler::into_tables);
-        Ok(Finished { peak_kib: self.peak_kib, tables })
+        let profiles = self.profiler.map_or_else(Vec::new, Profiler::into_profiles);
+        Ok(Finished { peak_kib: self.peak_kib, profiles })
     }
 }
 

@@ -20,13 +20,13 @@ const TOP: usize = 10;
 pub(super) struct Profiler {
     folder: PathBuf,
     running: Option<Child>,
-    /// A table for each mount so far.
-    tables: Vec<String>,
+    /// The places of each mount so far.
+    profiles: Vec<String>,
 }
 
 impl Profiler {
     pub(super) fn new(folder: &Path) -> Profiler {
-        Profiler { folder: folder.to_owned(), running: None, tables: vec![] }
+        Profiler { folder: folder.to_owned(), running: None, profiles: vec![] }
     }
 
     fn samples(&self) -> PathBuf {
@@ -47,38 +47,37 @@ impl Profiler {
         ensure!(recording.wait()?.success(), "perf record failed");
         let fields = ["--stdio", "--no-children", "-F", "overhead,sym", "--percent-limit", "0.4"];
         let said = run(tool("perf").args(["report", "-q", "-i"]).arg(self.samples()).args(fields))?;
-        let mut table = String::from("| share | where |\n|---|---|\n");
-        for line in said.lines().filter(|line| line.contains('%')).take(TOP) {
+        let places = said.lines().filter(|line| line.contains('%')).take(TOP).map(|line| {
             let (share, place) =
                 line.trim().split_once(char::is_whitespace).context("a share and a place")?;
-            let place = place.trim().replace("[.] ", "").replace("[k] ", "kernel: ").replace('|', "\\|");
-            writeln!(table, "| {share} | `{place}` |")?;
-        }
-        self.tables.push(table);
+            let kernel = if place.contains("[k]") { "kernel " } else { "" };
+            let place =
+                place.trim().trim_start_matches("[.] ").trim_start_matches("[k] ").replace('|', "\\|");
+            Ok(format!("{share} {kernel}`{place}`"))
+        });
+        self.profiles.push(places.collect::<Result<Vec<_>>>()?.join(", "));
         Ok(())
     }
 
-    pub(super) fn into_tables(self) -> Vec<String> {
-        self.tables
+    pub(super) fn into_profiles(self) -> Vec<String> {
+        self.profiles
     }
 }
 
-/// The ten places of each mount in which the server spends most of its time.
-pub fn tables(setup: &Setup) -> Result<String> {
+/// The ten places of each mount in which the server spends most of its time, as a table.
+pub fn table(setup: &Setup) -> Result<String> {
     let folder = tempfile::Builder::new().prefix("rext4-profile-").tempdir_in(&setup.backing)?;
     let image = folder.path().join("backing");
     touch(&image, 3 << 30)?;
-    let mut text = String::new();
+    let mut text = String::from("| part | where the server's processor time goes |\n|---|---|\n");
     for part in workloads::all().into_iter().filter(|part| part.is_wanted(&setup.only)) {
         eprintln!("{}", part.name);
         let profiler = Some(Profiler::new(folder.path()));
         let mut bed = Bed::new(System::Rext4Image, &image, folder.path(), &setup.options, profiler)?;
         (part.run)(&mut bed)?;
-        let tables = bed.finish()?.tables;
-        let rows: Vec<_> = part.rows.iter().map(|row| row.name).collect();
-        writeln!(text, "### {}: {}\n", part.name, rows.join("; "))?;
-        for (index, table) in tables.iter().enumerate() {
-            writeln!(text, "Mount {} of {}:\n\n{table}", index + 1, tables.len())?;
+        let profiles = bed.finish()?.profiles;
+        for (index, places) in profiles.iter().enumerate() {
+            writeln!(text, "| {}, mount {} of {} | {places} |", part.name, index + 1, profiles.len())?;
         }
     }
     Ok(text)

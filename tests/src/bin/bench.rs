@@ -73,7 +73,7 @@ fn main() -> Result<()> {
     };
     let table = match arguments.scaling {
         _ if arguments.async_dio => async_dio::table(&setup)?,
-        _ if arguments.profile => profile::tables(&setup)?,
+        _ if arguments.profile => profile::table(&setup)?,
         Some(files) => setup
             .systems
             .iter()
