@@ -17,7 +17,7 @@ help:
 	@echo 'make all         build mkfs.rext4, fsck.rext4 and mount.rext4 in $(RELEASE)'
 	@echo 'make demo        format, mount, fill, compare and check a filesystem, and tell the story'
 	@echo 'make test        every test, small sizes (minutes)'
-	@echo 'make test-doors  the tests of behaviour through our own doors, io_uring included (minutes)'
+	@echo 'make test-doors  the tests of behaviour through every door, io_uring included (minutes)'
 	@echo 'make test-long   the same and more with full sizes (hours; REXT4_MINUTES bounds the endless ones)'
 	@echo 'make crash       crash lab: every power cut of short workloads (minutes)'
 	@echo 'make crash-long  crash lab, sampled long workloads (hours, resumable; REXT4_MINUTES)'
@@ -49,10 +49,12 @@ test: setup tools
 	$(CARGO) build --locked --workspace --bins
 	$(CARGO) test --locked --workspace --no-fail-fast
 
-# The tests of behaviour through each of our own doors (make test uses the default one).
+# The tests of behaviour, and the crash lab's programs, through each door (make test uses the default one).
 test-doors: setup tools
 	$(CARGO) build --locked --workspace --bins
-	for t in dev ring; do REXT4_TRANSPORT=$$t $(CARGO) test --locked -p tests --test filesystem || exit 1; done
+	for t in fuser dev ring; do \
+	    REXT4_TRANSPORT=$$t $(CARGO) test --locked -p tests --test filesystem --test crash_programs || exit 1; \
+	done
 
 test-long: setup tools all
 	$(CARGO) build --release --locked -p tests --bins

@@ -23,6 +23,8 @@ pub struct Options {
     pub async_dio: bool,
     /// Show counters as an attribute of the root directory.
     pub stats: bool,
+    /// With [`Transport::Dev`], the smallest READ that is answered by splice, in bytes.
+    pub splice_from: u32,
     /// How requests are to come.
     pub transport: Transport,
     /// With [`Transport::Ring`], threads for each processor.
@@ -67,6 +69,9 @@ pub enum Flag {
 /// One is fastest where nothing blocks; a second one serves while the first waits for the device.
 const DEFAULT_RING_THREADS: usize = 2;
 
+/// From here on splicing pages costs less than copying bytes (docs/PERFORMANCE.md).
+const DEFAULT_SPLICE_FROM: u32 = 64 << 10;
+
 /// A `-o` item that cannot be taken.
 #[derive(Debug, thiserror::Error)]
 pub enum OptionError {
@@ -103,6 +108,7 @@ impl Default for Options {
             dio: Direct::Auto,
             async_dio: true,
             stats: false,
+            splice_from: DEFAULT_SPLICE_FROM,
             transport: Transport::Auto,
             ring_threads: DEFAULT_RING_THREADS,
             pinned: true,
@@ -302,6 +308,8 @@ impl Options {
                     _ => return Err(bad(name, v, "auto, ring, dev or fuser")),
                 };
             }
+            ("splice", Some("never")) => self.splice_from = u32::MAX,
+            ("splice", Some(v)) => self.splice_from = size(name, v)?.min(u32::MAX.into()) as u32,
             ("ring_threads", Some(v)) => self.ring_threads = number::<usize>(name, v)?.clamp(1, 16),
             ("pin", None) => self.pinned = true,
             ("nopin", None) => self.pinned = false,
@@ -396,6 +404,8 @@ mod tests {
         assert!(said("journal_dev=0x801").contains("another device"));
         parsed("dax=never,nouid32,lazytime,acl,user_xattr,journal_checksum,block_validity,i_version")
             .unwrap();
+        assert_eq!(parsed("splice=1M").unwrap().splice_from, 1 << 20);
+        assert_eq!(parsed("splice=never").unwrap().splice_from, u32::MAX);
         assert!(parsed("bsdgroups").unwrap().volume.bsd_groups);
         assert!(!parsed("grpid,nogrpid").unwrap().volume.bsd_groups);
         assert!(said("frobnicate").contains("unknown mount option 'frobnicate'"));

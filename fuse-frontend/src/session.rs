@@ -119,7 +119,13 @@ impl Preparation {
         let volume = volume.clone();
         let dispatch = Dispatch::new(Arc::new(service), Box::new(move || volume.end()));
         let device = Arc::new(mount.device().try_clone().context("the FUSE connection")?);
-        let part = Part { device, dispatch: Arc::new(dispatch), capabilities, on_end };
+        let part = Part {
+            device,
+            dispatch: Arc::new(dispatch),
+            capabilities,
+            splice_from: options.splice_from,
+            on_end,
+        };
         match doors::serve(part, rings, threads).context("starting to serve")? {
             Transport::Ring => info!(options.ring_threads, options.pinned, "serving through io_uring"),
             _ => info!(threads, "serving through our own loop on /dev/fuse"),

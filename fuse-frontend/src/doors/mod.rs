@@ -35,6 +35,8 @@ pub struct Part {
     pub dispatch: Arc<Dispatch>,
     /// What INIT has settled.
     pub capabilities: u64,
+    /// Smallest READ that the dev door answers by splice, in bytes.
+    pub splice_from: u32,
     /// Hears how serving ended, once nothing is being answered any more (or when that failed).
     pub on_end: Arc<dyn Fn(Ended) + Send + Sync>,
 }

@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use super::contender::Contender;
 use super::{Results, Setup};
 use crate::system::System;
 
@@ -14,12 +15,14 @@ const HEAD: f64 = 60.0;
 const LOWEST: f64 = 0.01;
 const DECADES: f64 = 3.0;
 
-fn color(system: System) -> &'static str {
-    match system {
-        System::Kernel => "#888888",
-        System::Fuse2fs => "#c0504d",
-        System::Rext4Image => "#2e75b6",
-        System::Rext4Loop => "#8db4e2",
+fn color(contender: Contender) -> &'static str {
+    match (contender.system, contender.transport) {
+        (System::Kernel, _) => "#888888",
+        (System::Fuse2fs, _) => "#c0504d",
+        (System::Rext4Image, Some("fuser")) => "#9bbb59",
+        (System::Rext4Image, Some("dev")) => "#f79646",
+        (System::Rext4Image, _) => "#2e75b6",
+        (System::Rext4Loop, _) => "#8db4e2",
     }
 }
 
@@ -29,28 +32,25 @@ fn place(ratio: f64) -> f64 {
 
 /// The whole picture.
 pub fn svg(results: &Results, setup: &Setup) -> String {
-    let reference = setup.systems[0];
-    let systems: Vec<System> = setup.systems.iter().copied().filter(|system| *system != reference).collect();
-    let step = BAR * systems.len() as f64 + GAP;
+    let reference = setup.contenders[0];
+    let others: Vec<Contender> = setup.contenders.iter().copied().filter(|one| *one != reference).collect();
+    let step = BAR * others.len() as f64 + GAP;
     let height = HEAD + step * results.rows.len() as f64 + 20.0;
     let total = LABEL + WIDTH + 60.0;
     let mut text = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{total}\" height=\"{height}\" font-family=\"sans-serif\" \
          font-size=\"11\">\n<rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n"
     );
-    let _ = writeln!(
-        text,
-        "<text x=\"10\" y=\"20\" font-size=\"14\">times as fast as {}</text>",
-        reference.name()
-    );
-    for (index, system) in systems.iter().enumerate() {
+    let _ =
+        writeln!(text, "<text x=\"10\" y=\"20\" font-size=\"14\">times as fast as {}</text>", reference.name);
+    for (index, contender) in others.iter().enumerate() {
         let x = LABEL + 130.0 * index as f64;
         let _ = writeln!(
             text,
             "<rect x=\"{x}\" y=\"11\" width=\"10\" height=\"10\" fill=\"{}\"/>",
-            color(*system)
+            color(*contender)
         );
-        let _ = writeln!(text, "<text x=\"{}\" y=\"20\">{}</text>", x + 14.0, system.name());
+        let _ = writeln!(text, "<text x=\"{}\" y=\"20\">{}</text>", x + 14.0, contender.name);
     }
     for tick in [0.01, 0.1, 1.0, 10.0] {
         let (x, width) = (place(tick), if tick == 1.0 { 1.5 } else { 0.5 });
@@ -63,15 +63,15 @@ pub fn svg(results: &Results, setup: &Setup) -> String {
     }
     for (index, row) in results.rows.iter().enumerate() {
         let top = HEAD + GAP / 2.0 + step * index as f64;
-        let middle = top + BAR * systems.len() as f64 / 2.0 + 4.0;
+        let middle = top + BAR * others.len() as f64 / 2.0 + 4.0;
         let _ = writeln!(
             text,
             "<text x=\"{}\" y=\"{middle}\" text-anchor=\"end\">{}</text>",
             LABEL - 8.0,
             row.name
         );
-        for (line, system) in systems.iter().enumerate() {
-            let Some(ratio) = results.ratio(row, *system, reference) else { continue };
+        for (line, contender) in others.iter().enumerate() {
+            let Some(ratio) = results.ratio(row, *contender, reference) else { continue };
             let (y, end) = (top + BAR * line as f64, place(ratio));
             let _ = writeln!(
                 text,
@@ -79,7 +79,7 @@ pub fn svg(results: &Results, setup: &Setup) -> String {
                  <text x=\"{:.1}\" y=\"{}\" font-size=\"9\">{ratio:.2}</text>",
                 (end - LABEL).max(1.0),
                 BAR - 1.0,
-                color(*system),
+                color(*contender),
                 end + 4.0,
                 y + BAR - 1.0
             );

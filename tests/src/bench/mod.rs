@@ -7,9 +7,11 @@
 
 pub mod async_dio;
 pub mod chart;
+pub mod contender;
 pub mod profile;
 pub mod report;
 pub mod scaling;
+pub mod splice;
 pub mod workloads;
 
 use std::collections::BTreeMap;
@@ -24,6 +26,7 @@ use anyhow::{Context, Result};
 use crate::oracle::e2fsck_is_clean;
 use crate::run::{run, tool};
 use crate::system::{Mounted, Options, System};
+use contender::Contender;
 use profile::Profiler;
 use workloads::{Part, Row};
 
@@ -147,8 +150,8 @@ pub fn timed(command: &mut Command) -> Result<f64> {
 pub struct Setup {
     /// Parts and rows whose names contain one of these; all when empty.
     pub only: Vec<String>,
-    /// The systems, the reference first.
-    pub systems: Vec<System>,
+    /// Who is measured, the reference first.
+    pub contenders: Vec<Contender>,
     /// Folder of the backing file.
     pub backing: PathBuf,
     /// Rounds.
@@ -196,27 +199,27 @@ impl Figures {
 pub struct Results {
     /// The rows in their order.
     pub rows: Vec<Row>,
-    /// By row name and system.
+    /// By row and contender.
     pub figures: BTreeMap<(String, &'static str), Figures>,
-    /// Peak resident memory of the servers in KiB, by part and system.
+    /// Peak resident memory of the servers in KiB, by part and contender.
     pub memory: BTreeMap<(String, &'static str), u64>,
 }
 
 impl Results {
-    /// A row's figures on one system.
-    pub fn of(&self, row: &Row, system: System) -> Option<&Figures> {
-        self.figures.get(&(row.name.to_owned(), system.name()))
+    /// A row's figures of one contender.
+    pub fn of(&self, row: &Row, contender: Contender) -> Option<&Figures> {
+        self.figures.get(&(row.name.to_owned(), contender.name))
     }
 
-    /// How much better `system` is than `reference`: above one is better, whatever the unit.
-    pub fn ratio(&self, row: &Row, system: System, reference: System) -> Option<f64> {
-        let (ours, theirs) = (self.of(row, system)?.median()?, self.of(row, reference)?.median()?);
+    /// How much better `ours` is than `reference`: above one is better, whatever the unit.
+    pub fn ratio(&self, row: &Row, ours: Contender, reference: Contender) -> Option<f64> {
+        let (ours, theirs) = (self.of(row, ours)?.median()?, self.of(row, reference)?.median()?);
         Some(if row.less_is_better { theirs / ours } else { ours / theirs })
     }
 
     /// Whether the ranges of both overlap, so that the difference may be chance.
-    pub fn is_doubtful(&self, row: &Row, system: System, reference: System) -> bool {
-        let (Some(ours), Some(theirs)) = (self.of(row, system), self.of(row, reference)) else { return true };
+    pub fn is_doubtful(&self, row: &Row, ours: Contender, reference: Contender) -> bool {
+        let (Some(ours), Some(theirs)) = (self.of(row, ours), self.of(row, reference)) else { return true };
         let ((low, high), (their_low, their_high)) = (ours.range(), theirs.range());
         low <= their_high && their_low <= high
     }
@@ -233,37 +236,38 @@ pub fn measure(setup: &Setup) -> Result<Results> {
     results.rows.extend(parts.iter().flat_map(|part| part.rows.iter().cloned()));
     for round in 0..setup.rounds {
         for part in &parts {
-            for &system in &setup.systems {
+            for &contender in &setup.contenders {
                 // It takes minutes for what the others do in seconds, and its place is not in doubt.
-                if system == System::Fuse2fs && round > 0 {
+                if contender.system == System::Fuse2fs && round > 0 {
                     continue;
                 }
-                eprintln!("round {} of {}: {} on {}", round + 1, setup.rounds, part.name, system.name());
+                eprintln!("round {} of {}: {} on {}", round + 1, setup.rounds, part.name, contender.name);
+                let options = contender.options(&setup.options);
                 let outcome =
-                    Bed::new(system, &image, folder.path(), &setup.options, None).and_then(|mut bed| {
+                    Bed::new(contender.system, &image, folder.path(), &options, None).and_then(|mut bed| {
                         let values = (part.run)(&mut bed)?;
                         Ok((values, bed.finish()?.peak_kib))
                     });
-                record(&mut results, part, system, outcome);
+                record(&mut results, part, contender, outcome);
             }
         }
     }
     Ok(results)
 }
 
-fn record(results: &mut Results, part: &Part, system: System, outcome: Result<(Vec<f64>, u64)>) {
+fn record(results: &mut Results, part: &Part, contender: Contender, outcome: Result<(Vec<f64>, u64)>) {
     for (index, row) in part.rows.iter().enumerate() {
-        let figures = results.figures.entry((row.name.to_owned(), system.name())).or_default();
+        let figures = results.figures.entry((row.name.to_owned(), contender.name)).or_default();
         match &outcome {
             Ok((values, _)) => figures.values.extend(values.get(index)),
             Err(error) => figures.void = Some(format!("{error:#}")),
         }
     }
     let peak = outcome.as_ref().map_or(0, |(_, peak)| *peak);
-    let entry = results.memory.entry((part.name.to_owned(), system.name())).or_default();
+    let entry = results.memory.entry((part.name.to_owned(), contender.name)).or_default();
     *entry = peak.max(*entry);
     if let Err(error) = outcome {
-        eprintln!("{} on {} is void: {error:#}", part.name, system.name());
+        eprintln!("{} on {} is void: {error:#}", part.name, contender.name);
     }
 }
 

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 
 use serde_json::{Value, json};
 
+use super::contender::Contender;
 use super::{Results, Setup};
 use crate::run::{run, tool};
 use crate::system::System;
@@ -34,29 +35,29 @@ pub fn figure(value: f64) -> String {
 
 /// Two tables, speed and memory, with the warnings under them.
 pub fn markdown(results: &Results, setup: &Setup) -> String {
-    let reference = setup.systems[0];
+    let reference = setup.contenders[0];
     let mut text = format!(
         "{}; backing file in {}; median of {} rounds (fuse2fs: one), spread in brackets; ratio to {} above one is \
          faster\n\n",
         machine(),
         setup.backing.display(),
         setup.rounds,
-        reference.name(),
+        reference.name,
     );
     text += "| workload | unit |";
-    for system in &setup.systems {
-        let _ = write!(text, " {} |", system.name());
-        if *system != reference {
+    for contender in &setup.contenders {
+        let _ = write!(text, " {} |", contender.name);
+        if *contender != reference {
             text += " ratio |";
         }
     }
-    let columns = 2 + 2 * setup.systems.len();
+    let columns = 2 + 2 * setup.contenders.len();
     let _ = writeln!(text, " target |\n|{}", "---|".repeat(columns));
     let mut notes = Vec::new();
     for row in &results.rows {
         let _ = write!(text, "| {} | {} |", row.name, row.unit);
-        for &system in &setup.systems {
-            let figures = results.of(row, system);
+        for &contender in &setup.contenders {
+            let figures = results.of(row, contender);
             match figures.and_then(|figures| Some((figures.median()?, figures.spread()))) {
                 Some((median, spread)) => {
                     let _ = write!(text, " {} ({:.0} %) |", figure(median), spread * 100.0);
@@ -65,17 +66,19 @@ pub fn markdown(results: &Results, setup: &Setup) -> String {
             }
             if let Some(why) = figures.and_then(|figures| figures.void.as_ref()) {
                 let first = why.lines().next().unwrap_or_default();
-                notes.push(format!("void: {} on {}: {first}", row.name, system.name()));
+                notes.push(format!("void: {} on {}: {first}", row.name, contender.name));
             }
-            if system == reference {
+            if contender == reference {
                 continue;
             }
-            let Some(ratio) = results.ratio(row, system, reference) else {
+            let Some(ratio) = results.ratio(row, contender, reference) else {
                 text += " |";
                 continue;
             };
-            let doubtful = results.is_doubtful(row, system, reference);
-            let misses = system == System::Rext4Image && reference == System::Kernel && ratio < row.target;
+            let doubtful = results.is_doubtful(row, contender, reference);
+            let misses = contender.system == System::Rext4Image
+                && reference.system == System::Kernel
+                && ratio < row.target_of(contender);
             let _ = write!(
                 text,
                 " {ratio:.2}{}{} |",
@@ -83,10 +86,11 @@ pub fn markdown(results: &Results, setup: &Setup) -> String {
                 if misses { " (misses)" } else { "" }
             );
             if doubtful {
-                notes.push(format!("spread wider than the difference: {} on {}", row.name, system.name()));
+                notes.push(format!("spread wider than the difference: {} on {}", row.name, contender.name));
             }
         }
-        let _ = writeln!(text, " {:.2} |", row.target);
+        let with_rings = row.target_with_rings.map(|target| format!(", ring {target:.2}"));
+        let _ = writeln!(text, " {:.2}{} |", row.target, with_rings.unwrap_or_default());
     }
     text += &memory(results, setup);
     for note in notes {
@@ -96,12 +100,12 @@ pub fn markdown(results: &Results, setup: &Setup) -> String {
 }
 
 fn memory(results: &Results, setup: &Setup) -> String {
-    let servers: Vec<System> =
-        setup.systems.iter().copied().filter(|system| *system != System::Kernel).collect();
+    let servers: Vec<Contender> =
+        setup.contenders.iter().copied().filter(|one| one.system != System::Kernel).collect();
     if servers.is_empty() {
         return String::new();
     }
-    let names: Vec<&str> = servers.iter().map(|system| system.name()).collect();
+    let names: Vec<&str> = servers.iter().map(|server| server.name).collect();
     let mut text = format!(
         "\n| server's peak memory, MiB | {} |\n|{}\n",
         names.join(" | "),
@@ -127,16 +131,16 @@ pub fn json(results: &Results, setup: &Setup) -> Value {
         .iter()
         .map(|row| {
             let systems: serde_json::Map<String, Value> = setup
-                .systems
+                .contenders
                 .iter()
-                .filter_map(|system| {
-                    let figures = results.of(row, *system)?;
-                    let ratio = results.ratio(row, *system, setup.systems[0]);
+                .filter_map(|contender| {
+                    let figures = results.of(row, *contender)?;
+                    let ratio = results.ratio(row, *contender, setup.contenders[0]);
                     let value = json!({"values": figures.values, "median": figures.median(), "ratio": ratio, "void": figures.void});
-                    Some((system.name().to_owned(), value))
+                    Some((contender.name.to_owned(), value))
                 })
                 .collect();
-            json!({"name": row.name, "unit": row.unit, "less_is_better": row.less_is_better, "target": row.target, "systems": systems})
+            json!({"name": row.name, "unit": row.unit, "less_is_better": row.less_is_better, "target": row.target, "target_with_rings": row.target_with_rings, "systems": systems})
         })
         .collect();
     let memory: Vec<Value> = results
@@ -144,5 +148,5 @@ pub fn json(results: &Results, setup: &Setup) -> Value {
         .iter()
         .map(|((part, system), kib)| json!({"part": part, "system": system, "peak_kib": kib}))
         .collect();
-    json!({"machine": machine(), "rounds": setup.rounds, "reference": setup.systems[0].name(), "rows": rows, "memory": memory})
+    json!({"machine": machine(), "rounds": setup.rounds, "reference": setup.contenders[0].name, "rows": rows, "memory": memory})
 }

@@ -2,9 +2,10 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use clap::Parser;
-use tests::bench::{Setup, async_dio, chart, measure, profile, report, scaling};
+use tests::bench::contender::{Contender, KNOWN};
+use tests::bench::{Setup, async_dio, chart, measure, profile, report, scaling, splice};
 use tests::scale::{Need, can_run, scratch};
 use tests::system::System;
 
@@ -14,8 +15,13 @@ struct Arguments {
     /// Only the parts and rows whose names contain one of these words.
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
-    /// The systems, the reference first: kernel, fuse2fs, rext4, rext4-loop.
-    #[arg(long, value_delimiter = ',', default_value = "kernel,fuse2fs,rext4-loop,rext4")]
+    /// Who is measured, the reference first: kernel, fuse2fs, rext4, rext4-loop; the last two also with :fuser, :dev or
+    /// :ring for the way that requests come.
+    #[arg(
+        long,
+        value_delimiter = ',',
+        default_value = "kernel,fuse2fs,rext4-loop,rext4:fuser,rext4:dev,rext4:ring"
+    )]
     against: Vec<String>,
     /// Folder of the backing file (3 GiB); memory where there is plenty, unless named.
     #[arg(long)]
@@ -32,6 +38,9 @@ struct Arguments {
     /// Instead of the workloads: rext4 with asynchronous direct IO and without.
     #[arg(long)]
     async_dio: bool,
+    /// Instead of the workloads: reads that are answered by splice and by copying.
+    #[arg(long)]
+    splice: bool,
     /// Instead of the workloads' figures: where the server's time goes in each (needs perf).
     #[arg(long)]
     profile: bool,
@@ -46,11 +55,19 @@ struct Arguments {
     svg: Option<PathBuf>,
 }
 
-fn system(name: &str) -> Result<System> {
-    let known = [System::Kernel, System::Fuse2fs, System::Rext4Image, System::Rext4Loop];
-    match known.into_iter().find(|system| system.name() == name) {
-        Some(system) => Ok(system),
-        None => bail!("no system is called {name:?}; there are kernel, fuse2fs, rext4, rext4-loop"),
+fn contender(name: &str) -> Result<Contender> {
+    Contender::named(name).with_context(|| {
+        let known: Vec<_> = KNOWN.iter().map(|known| known.name).collect();
+        format!("nobody is called {name:?}; there are {}", known.join(", "))
+    })
+}
+
+/// Whether this machine has it.
+fn is_here(contender: &Contender) -> bool {
+    match (contender.system, contender.transport) {
+        (System::Fuse2fs, _) => can_run("fuse2fs", &[Need::Tool("fuse2fs")]),
+        (_, Some("ring")) => can_run(contender.name, &[Need::Rings]),
+        _ => true,
     }
 }
 
@@ -62,22 +79,23 @@ fn main() -> Result<()> {
     ) {
         bail!("nothing was measured");
     }
-    let mut systems = arguments.against.iter().map(|name| system(name)).collect::<Result<Vec<_>>>()?;
-    systems.retain(|system| *system != System::Fuse2fs || can_run("fuse2fs", &[Need::Tool("fuse2fs")]));
+    let mut contenders = arguments.against.iter().map(|name| contender(name)).collect::<Result<Vec<_>>>()?;
+    contenders.retain(is_here);
     let setup = Setup {
         only: arguments.only,
-        systems,
+        contenders,
         backing: arguments.backing.unwrap_or_else(scratch),
         rounds: arguments.rounds,
         options: arguments.options,
     };
     let table = match arguments.scaling {
         _ if arguments.async_dio => async_dio::table(&setup)?,
+        _ if arguments.splice => splice::table(&setup)?,
         _ if arguments.profile => profile::table(&setup)?,
         Some(files) => setup
-            .systems
+            .contenders
             .iter()
-            .map(|system| scaling::tables(&setup, *system, files))
+            .map(|contender| scaling::tables(&setup, contender.system, files))
             .collect::<Result<_>>()?,
         None => {
             let results = measure(&setup)?;

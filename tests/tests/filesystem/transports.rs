@@ -203,6 +203,7 @@ fn a_refused_registration_falls_back() -> Result<()> {
             device: Arc::new(mount.device().try_clone()?),
             dispatch: Arc::new(Dispatch::new(service, Box::new(|| ()))),
             capabilities,
+            splice_from: Options::default().splice_from,
             on_end: Arc::new(move |how| {
                 let _ = tell.send(how);
             }),

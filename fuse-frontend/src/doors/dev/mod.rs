@@ -24,9 +24,6 @@ use super::{Ended, Part};
 /// Where a request is put, so that the data of a WRITE start a page.
 const START: usize = PAGE - size_of::<InHeader>() - size_of::<WriteIn>();
 
-/// Smallest READ that is answered by splice, in bytes.
-const SPLICE_FROM: u32 = 64 << 10;
-
 /// What the threads share.
 struct Door {
     part: Part,
@@ -102,7 +99,7 @@ impl<'a> Worker<'a> {
         let answer = match part.parse(header, Body::joined(body)) {
             Ok(request) => {
                 if let Operation::Read(how) = &request.operation
-                    && how.size >= SPLICE_FROM
+                    && how.size >= part.splice_from
                     && how.read_flags & READ_LOCKOWNER == 0
                     && self.splice(&request, how.offset, how.size)
                 {
