@@ -94,9 +94,14 @@ pub(super) fn without_privileges(mode: u16, gid: u32, caller: &Caller) -> u16 {
     mode & !(S_ISUID | group)
 }
 
-/// What append-only inodes allow: setting the times to now.
+/// What append-only inodes allow: setting both times to now. A kernel that keeps the times itself says what now is,
+/// and the same of the change of the inode.
 fn only_touches(change: &SetAttr) -> bool {
-    let now = |time: Option<SetTime>| matches!(time, None | Some(SetTime::Now));
+    let now = |time: Option<SetTime>| match time {
+        Some(SetTime::Now) => true,
+        Some(SetTime::At(time)) => change.ctime == Some(time),
+        None => false,
+    };
     change.mode.is_none()
         && change.uid.is_none()
         && change.gid.is_none()

@@ -127,9 +127,10 @@ impl Filesystem {
     /// that somebody without privileges changes.
     ///
     /// # Errors
-    /// Those of the journal.
+    /// `NotPermitted` where the mode of an append-only file would have to change; those of the journal.
     pub fn kill_privileges(&self, caller: &Caller, ino: Ino) -> Result<()> {
         let inode = self.regular(ino)?;
+        keeps_mode(&inode, caller)?;
         let harmless = inode.core.read().disk.mode & (S_ISUID | S_ISGID) == 0;
         if harmless && self.drop_capabilities_credits(&inode) == Credits::default() {
             return Ok(());
@@ -151,20 +152,9 @@ impl Filesystem {
     /// leaves it to us.
     ///
     /// # Errors
-    /// `NotPermitted` where the mode of an append-only file would have to change.
+    /// As [`Filesystem::kill_privileges`].
     pub(crate) fn kill_privileges_for(&self, caller: &Caller, ino: Ino) -> Result<()> {
-        if caller.uid == 0 {
-            return Ok(());
-        }
-        {
-            let inode = self.regular(ino)?;
-            let disk = &inode.core.read().disk;
-            let changes = without_privileges(disk.mode, disk.gid, caller) != disk.mode;
-            if changes && disk.has(flag::APPEND) {
-                return Err(Posix::NotPermitted.into());
-            }
-        }
-        self.kill_privileges(caller, ino)
+        if caller.uid == 0 { Ok(()) } else { self.kill_privileges(caller, ino) }
     }
 
     /// Whether `caller` may use the blocks that are set aside.
@@ -175,4 +165,11 @@ impl Filesystem {
         let gid = opts.reserved_gid.unwrap_or_else(|| sb.reserved_gid());
         caller.uid == 0 || caller.uid == uid || (gid != 0 && caller.gid == gid)
     }
+}
+
+/// Refuses to take set-id bits off an append-only file, whose mode stays.
+fn keeps_mode(inode: &Inode, caller: &Caller) -> Result<()> {
+    let disk = &inode.core.read().disk;
+    let changes = without_privileges(disk.mode, disk.gid, caller) != disk.mode;
+    if changes && disk.has(flag::APPEND) { Err(Posix::NotPermitted.into()) } else { Ok(()) }
 }

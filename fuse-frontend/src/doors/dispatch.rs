@@ -12,7 +12,7 @@ use super::wire::{NewName, Operation, Reply, Request};
 use crate::service::attributes::Change;
 use crate::service::{
     Answer as Served, FOR_EVER, Opened, Sender, Service, WriteHow, changes_attributes, encode_device,
-    node_of, validity,
+    is_immutable, node_of,
 };
 
 /// What becomes of a request.
@@ -101,15 +101,15 @@ impl Dispatch {
     fn reply(&self, request: &Request<'_>, reply: &mut Reply<'_>, kernel: &dyn Kernel) -> Served<()> {
         let (node, from, service) = (request.header.nodeid, sender(request), &self.service);
         match &request.operation {
-            Operation::Lookup(name) => self.entry(reply, &service.lookup(node, name)?),
+            Operation::Lookup(name) => self.entry(reply, guarded(&service.lookup(node, name)?, kernel)),
             Operation::Getattr(how) => {
-                let handle = (how.getattr_flags & abi::GETATTR_FH != 0).then_some(how.fh);
-                self.attributes(reply, &service.getattr(from, node, handle)?)
+                let for_write = how.getattr_flags & abi::GETATTR_FH != 0;
+                self.attributes(reply, guarded(&service.getattr(from, node, for_write)?, kernel))
             }
             Operation::Statx(how) => {
-                let handle = (how.getattr_flags & abi::GETATTR_FH != 0).then_some(how.fh);
-                let attr = service.getattr(from, node, handle)?;
-                reply.structure(&statx(&attr, service.block_size()))
+                let for_write = how.getattr_flags & abi::GETATTR_FH != 0;
+                let attr = service.getattr(from, node, for_write)?;
+                reply.structure(&statx(guarded(&attr, kernel), service.block_size()))
             }
             Operation::Setattr(how) => self.attributes(reply, &service.setattr(from, node, &change(how))?),
             Operation::Readlink => reply.bytes(&service.readlink(node)?),
@@ -147,7 +147,7 @@ impl Dispatch {
                 service.rename(from, (node, name), (*to, new_name), *flags)
             }
             Operation::Link { node: linked, name } => {
-                self.entry(reply, &service.link(from, *linked, node, name)?)
+                self.entry(reply, guarded(&service.link(from, *linked, node, name)?, kernel))
             }
             Operation::Open(how) => reply.structure(&open_out(service.open(from, node, how.flags as i32)?)),
             Operation::Read(how) => {
@@ -182,7 +182,8 @@ impl Dispatch {
                 listed(reply.entry(&[], &dirent(item), item.name, how.size as usize))
             }),
             Operation::Readdirplus(how) => service.readdir_plus(node, how.offset, |item, attr| {
-                let prefix = attr.map_or_else(|| dot_entry(item), |attr| self.entry_out(attr));
+                let prefix =
+                    attr.map_or_else(|| dot_entry(item), |attr| self.entry_out(guarded(attr, kernel)));
                 listed(reply.entry(prefix.as_bytes(), &dirent(item), item.name, how.size as usize))
             }),
             Operation::Setxattr { name, value, flags, kill_sgid } => {
@@ -246,7 +247,7 @@ impl Dispatch {
             nodeid: node,
             generation: attr.generation.into(),
             entry_valid: FOR_EVER.as_secs(),
-            attr_valid: validity(attr).as_secs(),
+            attr_valid: FOR_EVER.as_secs(),
             attr: abi::Attr { ino: node, ..self.attr(attr) },
             ..abi::EntryOut::default()
         }
@@ -276,7 +277,7 @@ impl Dispatch {
     }
 
     fn attributes(&self, reply: &mut Reply<'_>, attr: &Attr) -> Served<()> {
-        let (attr_valid, attr) = (validity(attr).as_secs(), self.attr(attr));
+        let (attr_valid, attr) = (FOR_EVER.as_secs(), self.attr(attr));
         reply.structure(&abi::AttrOut { attr_valid, attr_valid_nsec: 0, dummy: 0, attr })
     }
 
@@ -301,6 +302,15 @@ impl Dispatch {
             flags: 0,
         }
     }
+}
+
+/// `attr`, about to be sent. If the file is immutable the kernel forgets them before it hears them: so it asks for
+/// them again before each write(2), and then only.
+fn guarded<'a>(attr: &'a Attr, kernel: &dyn Kernel) -> &'a Attr {
+    if is_immutable(attr) {
+        kernel.forget_attributes(node_of(attr.ino));
+    }
+    attr
 }
 
 fn sender(request: &Request<'_>) -> Sender {
@@ -339,7 +349,7 @@ fn statx(attr: &Attr, block_size: u32) -> abi::StatxOut {
     let time = |t: Time| abi::StatxTime { sec: t.sec, nsec: t.nsec, reserved: 0 };
     let birth = if attr.crtime.is_some() { abi::STATX_BTIME } else { 0 };
     abi::StatxOut {
-        attr_valid: validity(attr).as_secs(),
+        attr_valid: FOR_EVER.as_secs(),
         stat: abi::Statx {
             mask: abi::STATX_BASIC_STATS | birth,
             blksize: block_size,

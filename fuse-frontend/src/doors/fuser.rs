@@ -16,7 +16,7 @@ use fuser::{
 
 use crate::service::attributes::Change;
 use crate::service::{
-    Answer, Sender, Service, WriteHow, changes_attributes, encode_device, node_of, validity,
+    Answer, FOR_EVER, Sender, Service, WriteHow, changes_attributes, encode_device, is_immutable, node_of,
 };
 
 /// Largest request, in bytes.
@@ -147,10 +147,19 @@ impl Door {
         }
     }
 
+    /// `attr`, about to be sent. If the file is immutable the kernel forgets them before it hears them: so it asks
+    /// for them again before each write(2), and then only.
+    fn guarded<'a>(&self, attr: &'a Attr) -> &'a Attr {
+        if is_immutable(attr) {
+            self.forget_attributes(INodeNo(node_of(attr.ino)));
+        }
+        attr
+    }
+
     fn reply_entry(&self, reply: fuser::ReplyEntry, answer: Answer<Attr>) {
         match answer {
             Ok(attr) => {
-                reply.entry(&validity(&attr), &self.attr(&attr), Generation(attr.generation.into()));
+                reply.entry(&FOR_EVER, &self.attr(self.guarded(&attr)), Generation(attr.generation.into()));
             }
             Err(code) => reply.error(errno(code)),
         }
@@ -159,10 +168,10 @@ impl Door {
     fn reply_attr(&self, reply: fuser::ReplyAttr, answer: Answer<Attr>) {
         match answer {
             Ok(attr) => {
-                let mut shown = self.attr(&attr);
+                let mut shown = self.attr(self.guarded(&attr));
                 // Only here may the root show ext4's number for it.
                 shown.ino = INodeNo(attr.ino.get().into());
-                reply.attr(&validity(&attr), &shown);
+                reply.attr(&FOR_EVER, &shown);
             }
             Err(code) => reply.error(errno(code)),
         }
@@ -227,7 +236,7 @@ impl fuser::Filesystem for Door {
     }
 
     fn getattr(&self, req: &Request, ino: INodeNo, fh: Option<FileHandle>, reply: fuser::ReplyAttr) {
-        self.reply_attr(reply, self.service.getattr(sender(req), ino.0, fh.map(|fh| fh.0)));
+        self.reply_attr(reply, self.service.getattr(sender(req), ino.0, fh.is_some()));
     }
 
     fn setattr(
@@ -358,7 +367,7 @@ impl fuser::Filesystem for Door {
         });
         match opened {
             Ok((attr, opened)) => reply.created(
-                &validity(&attr),
+                &FOR_EVER,
                 &self.attr(&attr),
                 Generation(attr.generation.into()),
                 FileHandle(opened.handle),
@@ -488,8 +497,9 @@ impl fuser::Filesystem for Door {
             let name = OsStr::from_bytes(item.name);
             let full = match attr {
                 Some(attr) => {
-                    let (shown, generation) = (self.attr(attr), Generation(attr.generation.into()));
-                    reply.add(shown.ino, item.next, name, &validity(attr), &shown, generation)
+                    let (shown, generation) =
+                        (self.attr(self.guarded(attr)), Generation(attr.generation.into()));
+                    reply.add(shown.ino, item.next, name, &FOR_EVER, &shown, generation)
                 }
                 None => {
                     let shown = dot_attr(item);

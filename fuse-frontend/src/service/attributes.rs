@@ -1,9 +1,8 @@
 //! Attributes, extended attributes, and those of the volume.
 
-use fs_core::{Attr, Caller, SetAttr, SetXattr, StatFs, Time, flag};
+use fs_core::{Attr, Caller, SetAttr, SetXattr, StatFs, Time};
 
-use super::files::only_writes;
-use super::{Answer, Sender, Service, inode_of, refuse};
+use super::{Answer, Sender, Service, inode_of, is_immutable, refuse};
 
 const XATTR_CREATE: i32 = 1;
 const XATTR_REPLACE: i32 = 2;
@@ -30,22 +29,18 @@ pub struct Change {
 }
 
 impl Service {
-    /// GETATTR. The kernel names the handle when it asks on behalf of a write, a seek or a read
-    /// beyond the end; this is where a write through its page cache can still be told that the
-    /// volume is full ([`Service::write`]), or, if it cannot be a read, that the file has become
-    /// immutable since it was opened.
-    pub fn getattr(&self, sender: Sender, node: u64, handle: Option<u64>) -> Answer<Attr> {
-        if handle.is_some() && self.starved.lock().contains(&node) {
+    /// GETATTR. The kernel names the handle when it asks on behalf of a write: for a seek or a read beyond
+    /// the end it wants the size, which it keeps itself. This is where a write through its page cache can
+    /// still be told that the volume is full ([`Service::write`]), or that the file is immutable.
+    pub fn getattr(&self, sender: Sender, node: u64, for_write: bool) -> Answer<Attr> {
+        if for_write && self.starved.lock().contains(&node) {
             if !self.fs.has_space(&self.caller(sender, 0)) {
                 return Err(libc::ENOSPC);
             }
             self.starved.lock().remove(&node);
         }
         let attr = self.fs.getattr(inode_of(node)?).map_err(refuse)?;
-        match attr.flags & flag::IMMUTABLE != 0 && handle.is_some_and(only_writes) {
-            true => Err(libc::EPERM),
-            false => Ok(attr),
-        }
+        if for_write && is_immutable(&attr) { Err(libc::EPERM) } else { Ok(attr) }
     }
 
     /// SETATTR. With FUSE_HANDLE_KILLPRIV_V2 a change of owner or group takes set-id bits away,

@@ -267,8 +267,3 @@ fn opening_of(handle: u64) -> OpenId {
 fn writes_through_cache(handle: u64) -> bool {
     handle as i32 & libc::O_ACCMODE != libc::O_RDONLY
 }
-
-/// Whether the handle with these open flags cannot read.
-pub(super) fn only_writes(handle: u64) -> bool {
-    handle as i32 & libc::O_ACCMODE == libc::O_WRONLY
-}

@@ -29,11 +29,11 @@ pub const ROOT_NODE: u64 = 1;
 /// (longer than any uptime; the protocol's own maximum overflows in some kernels' arithmetic).
 pub const FOR_EVER: Duration = Duration::from_secs(u32::MAX as u64);
 
-/// How long the kernel may believe `attr`. Those of an immutable file are asked for each time: so a
-/// write to a handle from before is refused ([`Service::getattr`]).
+/// Whether nobody may write to the file, not even through a handle from before. The kernel knows no such flag of
+/// ours, so a door has it ask before each write ([`Service::getattr`]).
 #[must_use]
-pub fn validity(attr: &Attr) -> Duration {
-    if attr.flags & flag::IMMUTABLE == 0 { FOR_EVER } else { Duration::ZERO }
+pub fn is_immutable(attr: &Attr) -> bool {
+    attr.flags & flag::IMMUTABLE != 0
 }
 
 /// An answer, or the errno to send instead.

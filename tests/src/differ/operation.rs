@@ -1,7 +1,7 @@
 //! One operation of the fuzzer: drawn from chance, done on one side, and answered in words that two sides must share.
 
 use std::fs::File;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use fastrand::Rng;
@@ -17,6 +17,9 @@ use crate::tree::fill;
 /// Open files that outlive the operation that opened them.
 const HANDLES: usize = 6;
 const LONGEST_FILE: u64 = 3 << 20;
+
+/// What came of an operation.
+pub type Answer = Result<String, Errno>;
 
 /// A name below the root of either side.
 type Name = String;
@@ -38,6 +41,16 @@ impl Side {
         self.root.join(name)
     }
 
+    /// Whether what `name` names, or the folder that holds it, is immutable or append-only.
+    fn is_guarded(&self, name: &str) -> bool {
+        let path = self.at(name);
+        let parent = path.parent().expect("names are below the root");
+        [path.as_path(), parent].iter().any(|path| {
+            let is_plain = path.metadata().is_ok_and(|about| about.is_file() || about.is_dir());
+            is_plain && File::open(path).is_ok_and(is_guarded)
+        })
+    }
+
     fn handle(&self, slot: usize) -> Result<&OwnedFd, Errno> {
         self.handles[slot].as_ref().ok_or(Errno::BADF)
     }
@@ -53,33 +66,130 @@ pub struct Operation {
 /// Offsets and lengths are in bytes; `slot` is an open file's place.
 #[derive(Clone, Debug)]
 enum Verb {
-    Open { name: Name, slot: usize, flags: OFlags, mode: u32 },
-    Close { slot: usize },
-    Write { slot: usize, seed: u64, offset: u64, length: usize },
-    Read { slot: usize, offset: u64, length: usize },
-    Truncate { slot: usize, length: u64 },
-    Allocate { slot: usize, flags: FallocateFlags, offset: u64, length: u64 },
-    CopyRange { from: usize, to: usize, offset_in: u64, offset_out: u64, length: usize },
-    Sync { slot: usize, data_only: bool },
-    Stat { name: Name },
-    List { name: Name },
-    MakeDir { name: Name, mode: u32 },
-    RemoveDir { name: Name },
-    Unlink { name: Name },
-    Rename { from: Name, to: Name, flags: RenameFlags },
-    Link { from: Name, to: Name },
-    Symlink { target: String, name: Name },
-    ReadLink { name: Name },
-    MakeNode { name: Name, kind: FileType, mode: u32, device: u64 },
-    ChangeMode { name: Name, mode: u32 },
-    ChangeOwner { name: Name, uid: Option<u32>, gid: Option<u32> },
-    SetTimes { name: Name, seconds: i64, nanoseconds: i64 },
-    SetXattr { name: Name, key: String, value: Vec<u8>, flags: XattrFlags },
-    GetXattr { name: Name, key: String, size: usize },
-    ListXattr { name: Name },
-    RemoveXattr { name: Name, key: String },
-    SetFlags { name: Name, flags: IFlags },
-    GetFlags { name: Name },
+    Open {
+        name: Name,
+        slot: usize,
+        flags: OFlags,
+        mode: u32,
+    },
+    Close {
+        slot: usize,
+    },
+    Write {
+        slot: usize,
+        seed: u64,
+        offset: u64,
+        length: usize,
+    },
+    Read {
+        slot: usize,
+        offset: u64,
+        length: usize,
+    },
+    Truncate {
+        slot: usize,
+        length: u64,
+    },
+    Allocate {
+        slot: usize,
+        flags: FallocateFlags,
+        offset: u64,
+        length: u64,
+    },
+    CopyRange {
+        from: usize,
+        to: usize,
+        offset_in: u64,
+        offset_out: u64,
+        length: usize,
+    },
+    Sync {
+        slot: usize,
+        data_only: bool,
+    },
+    Stat {
+        name: Name,
+    },
+    List {
+        name: Name,
+    },
+    MakeDir {
+        name: Name,
+        mode: u32,
+    },
+    RemoveDir {
+        name: Name,
+    },
+    Unlink {
+        name: Name,
+    },
+    Rename {
+        from: Name,
+        to: Name,
+        flags: RenameFlags,
+    },
+    Link {
+        from: Name,
+        to: Name,
+    },
+    Symlink {
+        target: String,
+        name: Name,
+    },
+    ReadLink {
+        name: Name,
+    },
+    MakeNode {
+        name: Name,
+        kind: FileType,
+        mode: u32,
+        device: u64,
+    },
+    ChangeMode {
+        name: Name,
+        mode: u32,
+    },
+    ChangeOwner {
+        name: Name,
+        uid: Option<u32>,
+        gid: Option<u32>,
+    },
+    SetTimes {
+        name: Name,
+        seconds: i64,
+        nanoseconds: i64,
+    },
+    /// Both to now, or one, or none.
+    Touch {
+        name: Name,
+        access: bool,
+        modification: bool,
+    },
+    SetXattr {
+        name: Name,
+        key: String,
+        value: Vec<u8>,
+        flags: XattrFlags,
+    },
+    GetXattr {
+        name: Name,
+        key: String,
+        size: usize,
+    },
+    ListXattr {
+        name: Name,
+    },
+    RemoveXattr {
+        name: Name,
+        key: String,
+    },
+    SetFlags {
+        name: Name,
+        flags: IFlags,
+    },
+    GetFlags {
+        name: Name,
+    },
 }
 
 /// A path whose last part is mostly one of `usual`.
@@ -291,6 +401,9 @@ impl Operation {
                 let gid = if uid.is_none() { gid.or(Some(1000)) } else { gid };
                 Verb::ChangeOwner { name: any_name(rng), uid, gid }
             }
+            94 if rng.bool() => {
+                Verb::Touch { name: any_name(rng), access: rng.u8(0..4) > 0, modification: rng.u8(0..4) > 0 }
+            }
             94 => Verb::SetTimes {
                 name: name(rng),
                 seconds: rng.i64(-(1 << 31)..15_032_385_535),
@@ -310,16 +423,47 @@ impl Operation {
     }
 
     /// Does it and says what came of it.
-    pub fn run(&self, side: &mut Side) -> String {
-        if let Err(error) = become_user(self.user) {
-            return format!("cannot become user {}: {error:?}", self.user);
-        }
+    pub fn run(&self, side: &mut Side) -> Answer {
+        become_user(self.user).expect("root may become anybody");
         let answer = self.verb.run(side);
         become_user(0).expect("root comes back");
-        match answer {
-            Ok(said) => said,
-            Err(errno) => errno.to_string(),
-        }
+        answer
+    }
+
+    /// Whether the kernel's ext4 may say EPERM and a FUSE mount `answer` (docs/COMPATIBILITY.md): the VFS knows
+    /// the immutable and append-only flags of its own filesystems and looks at them before anything else, of a FUSE
+    /// filesystem it finds another reason to refuse and asks no server. It takes such a flag on `side`, ext4's.
+    pub fn may_find_another_reason(&self, side: &Side, answer: &Answer) -> bool {
+        use Verb::{CopyRange, RemoveDir, RemoveXattr, Rename, SetXattr, Unlink};
+        let verb = &self.verb;
+        let is_acl = matches!(verb, SetXattr { key, .. } if key.starts_with("system.posix_acl_"));
+        let is_possible = match answer {
+            Err(Errno::ACCESS) => self.user != 0 || is_acl,
+            // A copy onto itself.
+            Err(Errno::INVAL) => is_acl || matches!(verb, CopyRange { .. }),
+            Err(Errno::NOTDIR) => matches!(verb, RemoveDir { .. } | Rename { .. }),
+            Err(Errno::ISDIR) => matches!(verb, Unlink { .. } | Rename { .. }),
+            // Behind the source's end there is nothing to copy.
+            Ok(said) => matches!(verb, CopyRange { .. }) && said == "0",
+            Err(_) => false,
+        };
+        is_possible
+            && match verb {
+                Verb::Open { name, .. }
+                | Verb::MakeDir { name, .. }
+                | Verb::MakeNode { name, .. }
+                | Verb::Symlink { name, .. }
+                | RemoveDir { name }
+                | Unlink { name }
+                | SetXattr { name, .. }
+                | RemoveXattr { name, .. }
+                | Verb::Touch { name, .. } => side.is_guarded(name),
+                Rename { from, to, .. } | Verb::Link { from, to } => {
+                    side.is_guarded(from) || side.is_guarded(to)
+                }
+                CopyRange { to, .. } => side.handle(*to).is_ok_and(is_guarded),
+                _ => false,
+            }
     }
 }
 
@@ -354,10 +498,6 @@ impl Verb {
                 side.handles[*slot].take().map(|_| "closed".to_owned()).ok_or(Errno::BADF)
             }
             Verb::Write { slot, seed, offset, length } => {
-                let file = side.handle(*slot)?;
-                if meets_late_flags(file)? {
-                    return Err(Errno::PERM);
-                }
                 let mut bytes = vec![0; *length];
                 fill(*seed, *offset, &mut bytes);
                 rustix::io::pwrite(side.handle(*slot)?, &bytes, *offset).map(|length| length.to_string())
@@ -374,11 +514,8 @@ impl Verb {
             Verb::CopyRange { from, to, offset_in, offset_out, length } => {
                 let (mut read, mut write) = (*offset_in, *offset_out);
                 let (from, to) = (side.handle(*from)?, side.handle(*to)?);
-                match fs::copy_file_range(from, Some(&mut read), to, Some(&mut write), *length)? {
-                    // Behind the end the VFS asks no FUSE server, and knows its flags not.
-                    0 if is_immutable(to)? => Err(Errno::PERM),
-                    copied => Ok(copied.to_string()),
-                }
+                fs::copy_file_range(from, Some(&mut read), to, Some(&mut write), *length)
+                    .map(|copied| copied.to_string())
             }
             Verb::Sync { slot, data_only: true } => fs::fdatasync(side.handle(*slot)?).map(done),
             Verb::Sync { slot, data_only: false } => fs::fsync(side.handle(*slot)?).map(done),
@@ -472,6 +609,15 @@ impl Verb {
                     stat.st_mtime, stat.st_mtime_nsec, stat.st_atime, stat.st_atime_nsec
                 ))
             }
+            Verb::Touch { name, access, modification } => {
+                let time = |set: bool| fs::Timespec {
+                    tv_sec: 0,
+                    tv_nsec: if set { fs::UTIME_NOW } else { fs::UTIME_OMIT },
+                };
+                let times =
+                    fs::Timestamps { last_access: time(*access), last_modification: time(*modification) };
+                fs::utimensat(CWD, side.at(name), &times, AtFlags::SYMLINK_NOFOLLOW).map(done)
+            }
             Verb::SetFlags { name, flags } => {
                 let file = opened_plain(side, name)?;
                 let kept = fs::ioctl_getflags(&file)? & storage_flags();
@@ -486,23 +632,8 @@ impl Verb {
     }
 }
 
-fn is_immutable(file: &OwnedFd) -> Result<bool, Errno> {
-    let is_file = FileType::from_raw_mode(fs::fstat(file)?.st_mode) == FileType::RegularFile;
-    Ok(is_file && fs::ioctl_getflags(file)?.contains(IFlags::IMMUTABLE))
-}
-
-/// Whether the kernel's ext4 refuses a write for a flag that was set after the file was opened, while a FUSE server
-/// cannot: of a write through the page cache it does not hear at all, of its coming only when the handle cannot read,
-/// and a write that takes set-id bits away is in the page cache when it hears of it.
-fn meets_late_flags(file: &OwnedFd) -> Result<bool, Errno> {
-    let stat = fs::fstat(file)?;
-    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
-        return Ok(false);
-    }
-    let flags = fs::ioctl_getflags(file)?;
-    let reads_too = fs::fcntl_getfl(file)?.contains(OFlags::RDWR);
-    let has_set_id = stat.st_mode & 0o6000 != 0;
-    Ok(flags.contains(IFlags::IMMUTABLE) && reads_too || flags.contains(IFlags::APPEND) && has_set_id)
+fn is_guarded(file: impl AsFd) -> bool {
+    fs::ioctl_getflags(file).is_ok_and(|flags| flags.intersects(IFlags::IMMUTABLE | IFlags::APPEND))
 }
 
 /// For ioctls: only files and folders, since a device or a pipe would take them for its own.

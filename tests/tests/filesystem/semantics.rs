@@ -5,8 +5,13 @@ use std::os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use rustix::fs::{FallocateFlags, IFlags, SeekFrom, fallocate, ioctl_getflags, ioctl_setflags, seek};
-use rustix::io::Errno;
+use rustix::fs::{
+    FallocateFlags, IFlags, Mode, OFlags, SeekFrom, fallocate, ftruncate, ioctl_getflags, ioctl_setflags,
+    seek,
+};
+use rustix::io::{Errno, pwrite};
+use rustix::process::{Gid, Uid};
+use rustix::thread::{set_thread_res_gid, set_thread_res_uid};
 use tests::oracle::e2fsck_is_clean;
 use tests::run::{run, tool};
 use tests::scale::{Need, can_run, scratch};
@@ -113,6 +118,89 @@ fn immutable_and_append_only_files() -> Result<()> {
         fs::remove_file(&path)?;
         Ok(())
     })
+}
+
+/// chattr on a file that is open: what was written before arrives, what comes after is refused, whoever else asks
+/// for the file's attributes meanwhile; and reading goes on.
+#[test]
+fn flags_bind_the_handles_from_before() -> Result<()> {
+    on_fresh("flags_bind_the_handles_from_before", |mounted| {
+        let path = mounted.path().join("file");
+        for reads in [false, true] {
+            let file = File::options().create(true).truncate(true).write(true).read(reads).open(&path)?;
+            file.write_all_at(&[1; 10_000], 0)?;
+            let chattr = File::open(&path)?;
+            let plain = ioctl_getflags(&chattr)?;
+            ioctl_setflags(&chattr, plain.union(IFlags::IMMUTABLE))?;
+            let written_at = fs::metadata(&path)?.modified()?;
+            for _ in 0..3 {
+                let refused = |done: rustix::io::Result<()>| done == Err(Errno::PERM);
+                ensure!(refused(pwrite(&file, &[2; 100], 5000).map(drop)), "written, reads: {reads}");
+                ensure!(refused(pwrite(&file, &[2; 100], 50_000).map(drop)), "extended, reads: {reads}");
+                ensure!(refused(ftruncate(&file, 5)), "cut");
+                ensure!(refused(fallocate(&file, FallocateFlags::empty(), 0, 20_000)), "allocated");
+                ensure!(!reads || file.read_at(&mut [0; 100], 20_000)? == 0, "bytes behind the end");
+                ensure!(fs::read_dir(mounted.path())?.count() > 0 && fs::metadata(&path)?.len() == 10_000);
+            }
+            file.sync_all()?;
+            ensure!(fs::metadata(&path)?.modified()? == written_at, "the time of the last write is gone");
+            ensure!(fs::read(&path)? == [1; 10_000], "not what was written before");
+            ioctl_setflags(&chattr, plain)?;
+            file.write_all_at(&[3; 100], 10_000)?;
+            ensure!(fs::metadata(&path)?.len() == 10_100, "the flag is gone, and still binds");
+        }
+        Ok(())
+    })
+}
+
+/// The mode of an append-only file stays as it is, so nobody may write to it who would take set-id bits away.
+#[test]
+fn an_append_only_file_keeps_its_set_id_bits() -> Result<()> {
+    on_fresh("an_append_only_file_keeps_its_set_id_bits", |mounted| {
+        let path = mounted.path().join("file");
+        fs::write(&path, [1; 1000])?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o6777))?;
+        let open = |direct: OFlags| {
+            rustix::fs::open(&path, OFlags::RDWR | OFlags::APPEND | direct, Mode::empty()).map(File::from)
+        };
+        let files = [open(OFlags::empty())?, open(OFlags::DIRECT)?];
+        let chattr = File::open(&path)?;
+        ioctl_setflags(&chattr, ioctl_getflags(&chattr)?.union(IFlags::APPEND))?;
+        for file in &files {
+            // As root, for whom the bits stay; this changes what the kernel knows of the file.
+            rustix::fs::futimens(
+                file,
+                &rustix::fs::Timestamps {
+                    last_access: rustix::fs::Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_NOW },
+                    last_modification: rustix::fs::Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_NOW },
+                },
+            )?;
+            let before = fs::metadata(&path)?.len();
+            let written = as_user(1000, || pwrite(file, &[2; 512], 0));
+            ensure!(written == Err(Errno::PERM), "{written:?}");
+            let allocated = as_user(1000, || fallocate(file, FallocateFlags::empty(), 0, 4096));
+            ensure!(allocated == Err(Errno::PERM), "{allocated:?}");
+            let about = fs::metadata(&path)?;
+            ensure!(about.mode() & 0o7777 == 0o6777 && about.len() == before);
+            ensure!(fs::read(&path)?.iter().all(|byte| *byte == 1), "what was refused is in the file");
+            pwrite(file, &[1; 512], 0)?;
+            ensure!(fs::metadata(&path)?.mode() & 0o7777 == 0o6777);
+        }
+        ioctl_setflags(&chattr, ioctl_getflags(&chattr)?.difference(IFlags::APPEND))?;
+        Ok(())
+    })
+}
+
+/// On this thread only.
+fn as_user<T>(id: u32, action: impl FnOnce() -> T) -> T {
+    let become_user = |id| set_thread_res_uid(None, Uid::from_raw(id), None).expect("root may");
+    let group = |id| set_thread_res_gid(None, Gid::from_raw(id), None).expect("root may");
+    group(id);
+    become_user(id);
+    let done = action();
+    become_user(0);
+    group(0);
+    done
 }
 
 #[test]
