@@ -78,6 +78,9 @@ impl Dispatch {
                 };
                 return match service.write(sender(request), node, at, data, how) {
                     Ok(size) => {
+                        if how.kill_privileges {
+                            kernel.forget_attributes(node);
+                        }
                         if service.leaves_old_pages(node, how) {
                             kernel.forget_pages(node, at, size.into());
                         }
@@ -201,7 +204,9 @@ impl Dispatch {
                 reply.bytes(&out[..out.len().min(how.out_size as usize)])
             }
             Operation::Fallocate(how) => {
-                service.fallocate(from, node, how.offset, how.length, how.mode as i32)
+                service.fallocate(from, node, how.offset, how.length, how.mode as i32)?;
+                privileges_are_gone(from, node, kernel);
+                Ok(())
             }
             Operation::Lseek(how) => {
                 // The kernel asks without having written its dirty pages, which nobody here knows of.
@@ -213,11 +218,11 @@ impl Dispatch {
             }
             Operation::CopyFileRange(how) => {
                 // The reply counts in 32 bits.
-                let size = self.copy(request, how, u64::from(u32::MAX) & !0xffff)? as u32;
+                let size = self.copy(request, how, u64::from(u32::MAX) & !0xffff, kernel)? as u32;
                 reply.structure(&abi::WriteOut { size, padding: 0 })
             }
             Operation::CopyFileRange64(how) => {
-                let bytes_copied = self.copy(request, how, u64::MAX)?;
+                let bytes_copied = self.copy(request, how, u64::MAX, kernel)?;
                 reply.structure(&abi::CopyFileRangeOut { bytes_copied })
             }
             Operation::Destroy => {
@@ -235,10 +240,18 @@ impl Dispatch {
         }
     }
 
-    fn copy(&self, request: &Request<'_>, how: &abi::CopyFileRangeIn, most: u64) -> Served<u64> {
+    fn copy(
+        &self,
+        request: &Request<'_>,
+        how: &abi::CopyFileRangeIn,
+        most: u64,
+        kernel: &dyn Kernel,
+    ) -> Served<u64> {
         let source = (request.header.nodeid, how.off_in);
         let target = (how.nodeid_out, how.off_out);
-        self.service.copy_file_range(sender(request), source, target, how.len.min(most))
+        let copied = self.service.copy_file_range(sender(request), source, target, how.len.min(most))?;
+        privileges_are_gone(sender(request), how.nodeid_out, kernel);
+        Ok(copied)
     }
 
     fn entry_out(&self, attr: &Attr) -> abi::EntryOut {
@@ -301,6 +314,14 @@ impl Dispatch {
             blksize: self.service.block_size(),
             flags: 0,
         }
+    }
+}
+
+/// Whoever is not root takes set-id bits off a file that he changes. The kernel leaves that to us and goes on with
+/// the mode that it knows, in execve(2) too.
+fn privileges_are_gone(from: Sender, node: u64, kernel: &dyn Kernel) {
+    if from.uid != 0 {
+        kernel.forget_attributes(node);
     }
 }
 

@@ -414,7 +414,12 @@ impl fuser::Filesystem for Door {
             flags: flags.0,
             handle: fh.0,
         };
-        match self.service.write(sender(req), ino.0, offset, data, how) {
+        let written = self.service.write(sender(req), ino.0, offset, data, how);
+        if how.kill_privileges {
+            // The kernel leaves set-id bits to us and goes on with the mode that it knows, in execve(2) too.
+            self.forget_attributes(ino);
+        }
+        match written {
             Ok(taken) if self.service.leaves_old_pages(ino.0, how) => {
                 self.reply_without_old_pages(ino, offset, taken, reply);
             }

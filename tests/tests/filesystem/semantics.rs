@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use rustix::fs::{
-    FallocateFlags, IFlags, Mode, OFlags, SeekFrom, fallocate, ftruncate, ioctl_getflags, ioctl_setflags,
-    seek,
+    Access, AtFlags, CWD, FallocateFlags, IFlags, Mode, OFlags, SeekFrom, StatxFlags, fallocate, ftruncate,
+    ioctl_getflags, ioctl_setflags, seek,
 };
 use rustix::io::{Errno, pwrite};
 use rustix::process::{Gid, Uid};
@@ -187,6 +187,44 @@ fn an_append_only_file_keeps_its_set_id_bits() -> Result<()> {
             ensure!(fs::metadata(&path)?.mode() & 0o7777 == 0o6777);
         }
         ioctl_setflags(&chattr, ioctl_getflags(&chattr)?.difference(IFlags::APPEND))?;
+        Ok(())
+    })
+}
+
+/// The kernel leaves it to the server to take set-id bits away, and must not go on with those it remembers: execve(2)
+/// looks at the mode that it has.
+#[test]
+fn set_id_bits_are_gone_for_the_kernel_too() -> Result<()> {
+    on_fresh("set_id_bits_are_gone_for_the_kernel_too", |mounted| {
+        let source = mounted.path().join("source");
+        fs::write(&source, [7; 4096])?;
+        let source = File::open(&source)?;
+        type Change = fn(&File, &File) -> rustix::io::Result<()>;
+        let changes: [(&str, OFlags, Change); 4] = [
+            ("a cached write", OFlags::empty(), |file, _| pwrite(file, &[1; 512], 0).map(drop)),
+            ("a direct write", OFlags::DIRECT, |file, _| pwrite(file, &[1; 512], 0).map(drop)),
+            ("fallocate", OFlags::empty(), |file, _| fallocate(file, FallocateFlags::empty(), 0, 8192)),
+            ("copy_file_range", OFlags::empty(), |file, source| {
+                rustix::fs::copy_file_range(source, Some(&mut 0), file, Some(&mut 0), 4096).map(drop)
+            }),
+        ];
+        for (name, flags, change) in changes {
+            let path = mounted.path().join(name);
+            fs::write(&path, [0; 4096])?;
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o6777))?;
+            let file = File::from(rustix::fs::open(&path, OFlags::RDWR | flags, Mode::empty())?);
+            as_user(1000, || change(&file, &source))?;
+            // A look at permissions asks us for what the kernel knows to be old, and for nothing else.
+            rustix::fs::accessat(CWD, &path, Access::EXEC_OK, AtFlags::empty())?;
+            let known = rustix::fs::statx(
+                &file,
+                "",
+                AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC,
+                StatxFlags::MODE,
+            )?;
+            let mode = known.stx_mode & 0o7777;
+            ensure!(mode == 0o777, "after {name} the kernel goes by {mode:o}");
+        }
         Ok(())
     })
 }
