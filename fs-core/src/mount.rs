@@ -190,6 +190,8 @@ impl Filesystem {
         if self.vol.writable().is_err() {
             self.vol.shut_down();
             return match self.vol.journal.is_aborted() {
+                // That was asked for.
+                Some(cause) if matches!(cause.root(), jbd2::Error::ShutDown) => Ok(()),
                 Some(cause) => Err(cause.into()),
                 None => Ok(()),
             };

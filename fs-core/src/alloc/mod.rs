@@ -209,6 +209,12 @@ impl Allocator {
         self.space.reserve(blocks, Depth::of(privileged))
     }
 
+    /// Blocks that a promise to such a caller could be for, now.
+    #[must_use]
+    pub fn available(&self, privileged: bool) -> u64 {
+        self.space.available(Depth::of(privileged))
+    }
+
     /// Whether any of the `len` blocks from `start` is the volume's own metadata, which no file
     /// may name.
     #[must_use]

@@ -88,13 +88,24 @@ impl Space {
         Ok(Reservation { space: self.clone(), blocks })
     }
 
-    /// Claims up to `want` blocks, at least `least`: how many were claimed, or 0.
-    pub fn claim(&self, want: u64, least: u64, depth: Depth) -> u64 {
-        let floor = match depth {
+    fn floor(&self, depth: Depth) -> u64 {
+        match depth {
             Depth::Ordinary => self.withheld(),
             Depth::Privileged => self.pool,
             Depth::Pool => 0,
-        };
+        }
+    }
+
+    /// Blocks that a claim could get now.
+    #[must_use]
+    pub fn available(&self, depth: Depth) -> u64 {
+        let unclaimed = self.unclaimed.load(Ordering::Acquire);
+        u64::try_from(unclaimed).unwrap_or(0).saturating_sub(self.floor(depth))
+    }
+
+    /// Claims up to `want` blocks, at least `least`: how many were claimed, or 0.
+    pub fn claim(&self, want: u64, least: u64, depth: Depth) -> u64 {
+        let floor = self.floor(depth);
         let mut got = 0;
         let taken = self.unclaimed.fetch_update(Ordering::AcqRel, Ordering::Relaxed, |unclaimed| {
             let room = u64::try_from(unclaimed).unwrap_or(0).saturating_sub(floor);

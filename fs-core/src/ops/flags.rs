@@ -1,6 +1,7 @@
 //! The flags of an inode that chattr(1) sets, trimming, and shutting the volume down.
 
-use ext4_format::inode::flag;
+use ext4_format::inode::{FileType, flag};
+use ext4_format::superblock::SuperBlock;
 use ext4_format::{BlockNo, Ino};
 use jbd2::Credits;
 
@@ -32,8 +33,9 @@ impl Filesystem {
     ///
     /// # Errors
     /// `NotPermitted` for a caller who is neither owner nor root, and for one who is not root
-    /// when the immutable or the append-only flag would change; `NotSupported` when a flag that
-    /// cannot change here would.
+    /// when the immutable or the append-only flag would change; `NotSupported` for a flag that
+    /// nobody sees, that the file's kind does not have, or that cannot change here. Flags that are
+    /// only shown are passed over, so that what was read can be written back.
     pub fn set_flags(&self, caller: &Caller, ino: Ino, flags: u32) -> Result<()> {
         self.vol.writable()?;
         let inode = self.inodes.get(ino)?;
@@ -44,19 +46,21 @@ impl Filesystem {
         if caller.uid != 0 && caller.uid != core.disk.uid {
             return Err(Posix::NotPermitted.into());
         }
-        let changed = (old ^ flags) & flag::USER_VISIBLE;
+        let wanted = flags & flag::USER_MODIFIABLE;
+        let changed = (old ^ wanted) & flag::USER_MODIFIABLE;
         if changed & (flag::IMMUTABLE | flag::APPEND) != 0 && caller.uid != 0 {
             return Err(Posix::NotPermitted.into());
         }
-        let fixed = flag::EXTENTS | flag::JOURNAL_DATA | flag::DAX | flag::CASEFOLD | flag::PROJINHERIT;
-        if changed & !flag::USER_MODIFIABLE != 0 || changed & fixed != 0 {
+        let possible = match inode.kind {
+            FileType::Directory => !0,
+            FileType::Regular => !(flag::DIRSYNC | flag::TOPDIR | flag::CASEFOLD | flag::PROJINHERIT),
+            _ => flag::NODUMP | flag::NOATIME,
+        };
+        let fixed = flag::EXTENTS | flag::JOURNAL_DATA | flag::CASEFOLD;
+        if flags & !flag::USER_VISIBLE != 0 || wanted & !possible != 0 || changed & fixed != 0 {
             return Err(Posix::NotSupported.into());
         }
-        let directories_only = flag::DIRSYNC | flag::TOPDIR;
-        if !inode.is_dir() && changed & flags & directories_only != 0 {
-            return Err(Posix::Invalid.into());
-        }
-        core.disk.flags = (old & !flag::USER_MODIFIABLE) | (flags & flag::USER_MODIFIABLE);
+        core.disk.flags = (old & !flag::USER_MODIFIABLE) | wanted;
         core.disk.ctime = self.vol.now();
         core.disk.version = core.disk.version.wrapping_add(1);
         self.inodes.store(&tx, &inode, &mut core)?;
@@ -64,12 +68,48 @@ impl Filesystem {
         tx.finish()
     }
 
+    /// The project that the inode's space is counted for.
+    pub fn project(&self, ino: Ino) -> Result<u32> {
+        self.vol.alive()?;
+        Ok(self.inodes.get(ino)?.core.read().disk.project)
+    }
+
+    /// The volume's label, at most 16 bytes.
+    pub fn label(&self) -> Result<Vec<u8>> {
+        self.vol.alive()?;
+        Ok(self.vol.sb.lock().volume_name().to_vec())
+    }
+
+    /// Gives the volume a label.
+    ///
+    /// # Errors
+    /// `Invalid` for more than 16 bytes.
+    pub fn set_label(&self, label: &[u8]) -> Result<()> {
+        self.vol.writable()?;
+        if label.len() > SuperBlock::LABEL_LEN {
+            return Err(Posix::Invalid.into());
+        }
+        let tx = tx::start(&self.vol.journal, Credits::blocks(1))?;
+        self.vol.edit_super(&tx, |sb| sb.set_volume_name(label))?;
+        let tid = tx.tid();
+        tx.finish()?;
+        Ok(self.vol.journal.commit(tid)?)
+    }
+
     /// Discards free runs of at least `least` bytes among the `len` bytes from `start`. Gives the
     /// number of bytes discarded.
+    ///
+    /// # Errors
+    /// `Invalid` for a range of less than a block or behind the end, and for a `least` that no
+    /// group can hold.
     pub fn trim(&self, start: u64, len: u64, least: u64) -> Result<u64> {
         self.vol.writable()?;
-        self.vol.journal.commit_running()?;
         let size = u64::from(self.vol.block_size());
+        let geo = &self.vol.geo;
+        if len < size || start / size >= geo.blocks_count || least / size > geo.blocks_per_group.into() {
+            return Err(Posix::Invalid.into());
+        }
+        self.vol.journal.commit_running()?;
         let least = least.div_ceil(size).min(u32::MAX.into()) as u32;
         let range = TrimRange { start: BlockNo(start / size), len: len / size, least };
         Ok(self.alloc.trim(range)? * size)

@@ -41,10 +41,10 @@ impl Filesystem {
         Ok(inode.attr(&core))
     }
 
-    /// Whether `caller` could still get a block for data.
+    /// Blocks that `caller` could still get.
     #[must_use]
-    pub fn has_space(&self, caller: &Caller) -> bool {
-        self.alloc.reserve(1, self.may_use_reserve(caller)).is_ok()
+    pub fn space_for(&self, caller: &Caller) -> u64 {
+        self.alloc.available(self.may_use_reserve(caller))
     }
 
     /// Space and inodes of the volume, once the deletions under way have ended.

@@ -1,6 +1,7 @@
 //! The operations, one verb a file: take the locks in order, start a handle, call the parts,
 //! finish.
 
+mod bmap;
 mod copy;
 mod create;
 mod evict;

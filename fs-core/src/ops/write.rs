@@ -68,9 +68,15 @@ impl Filesystem {
         // Indirect maps have no pool that their pointer blocks could come from later, so a full
         // volume must be told now.
         if mode == WriteMode::Direct || !has_extents {
-            let before = inode.core.read().size;
-            let written = self.data.write_direct(&inode, offset, data, privileged);
-            let written = written.map_err(|failed| self.take_back(&inode, before, failed));
+            let place = |at, part: &[u8]| {
+                let before = inode.core.read().size;
+                let written = self.data.write_direct(&inode, at, part, privileged);
+                written.map_err(|failed| self.take_back(&inode, before, failed))
+            };
+            let written = match self.after_deletions(|| place(offset, data)) {
+                Err(Error::NoSpace) if !has_extents => self.write_what_fits(offset, data, place),
+                written => written,
+            };
             if mode == WriteMode::Writeback && written.is_err() {
                 // The kernel keeps what it is answered, and tells each opening itself.
                 inode.io.lock().failures.forget_if(|_| true);
@@ -79,10 +85,13 @@ impl Filesystem {
         }
         self.data.throttle(&inode);
         let _shared = inode.lock.read();
-        match self.after_deletions(|| self.data.write_behind(&inode, offset, data, privileged)) {
-            Ok(()) => Ok(data.len()),
-            Err(Error::NoSpace) => self.write_what_fits(&inode, offset, data, privileged),
-            Err(error) => Err(error),
+        let promise = |at, part: &[u8]| {
+            self.data.write_behind(&inode, at, part, privileged)?;
+            Ok(part.len())
+        };
+        match self.after_deletions(|| promise(offset, data)) {
+            Err(Error::NoSpace) => self.write_what_fits(offset, data, promise),
+            written => written,
         }
     }
 
@@ -98,13 +107,12 @@ impl Filesystem {
         failed.error
     }
 
-    /// Takes as much of `data` as there is space for, to the last block.
+    /// Has `write` take as much of `data` as there is space for, to the last block.
     fn write_what_fits(
         &self,
-        inode: &Arc<Inode>,
         offset: u64,
         data: &[u8],
-        privileged: bool,
+        write: impl Fn(u64, &[u8]) -> Result<usize>,
     ) -> Result<usize> {
         let bs = u64::from(self.vol.block_size());
         let (mut done, mut blocks) = (0, data.len() as u64 / bs / 2);
@@ -113,8 +121,8 @@ impl Filesystem {
             let at = offset + done as u64;
             let end = (at / bs + blocks.max(1)) * bs;
             let upto = data.len().min((end - offset) as usize);
-            match self.data.write_behind(inode, at, &data[done..upto], privileged) {
-                Ok(()) => done = upto,
+            match write(at, &data[done..upto]) {
+                Ok(written) => done += written,
                 Err(Error::NoSpace) if blocks > 1 => blocks /= 2,
                 Err(Error::NoSpace) if done > 0 => return Ok(done),
                 Err(error) => return Err(error),

@@ -11,8 +11,8 @@ use super::wire::abi::{self, fattr};
 use super::wire::{NewName, Operation, Reply, Request};
 use crate::service::attributes::Change;
 use crate::service::{
-    Answer as Served, FOR_EVER, Opened, Sender, Service, WriteHow, changes_attributes, encode_device,
-    is_immutable, node_of,
+    Answer as Served, FOR_EVER, Opened, Sender, Service, WriteHow, argument_in_memory, changes_attributes,
+    encode_device, is_immutable, node_of, syncs_volume, wants_cached_data,
 };
 
 /// What becomes of a request.
@@ -196,12 +196,28 @@ impl Dispatch {
             Operation::Listxattr { room } => attribute(reply, *room, &service.listxattr(from, node)?),
             Operation::Removexattr(name) => service.removexattr(from, node, name),
             Operation::Ioctl { how, input } => {
-                let out = service.ioctl(from, node, how.cmd, input)?;
+                let hidden = argument_in_memory(how.cmd, request.header.pid, how.arg);
+                if wants_cached_data(how.cmd) && service.may_be_dirty_in_kernel(node) {
+                    kernel.forget_pages(node, 0, 0);
+                }
+                if syncs_volume(how.cmd, hidden) {
+                    let dirty = service.all_maybe_dirty_in_kernel();
+                    dirty.into_iter().for_each(|node| kernel.forget_pages(node, 0, 0));
+                }
+                let out = service.ioctl(from, node, how.cmd, input, hidden)?;
                 if changes_attributes(how.cmd) {
                     kernel.forget_attributes(node);
                 }
                 reply.structure(&abi::IoctlOut::default())?;
                 reply.bytes(&out[..out.len().min(how.out_size as usize)])
+            }
+            Operation::Bmap(how) => {
+                // The kernel may not have written its dirty pages.
+                if service.may_be_dirty_in_kernel(node) {
+                    kernel.forget_pages(node, 0, 0);
+                }
+                let block = service.bmap(node, how.block, how.blocksize)?;
+                reply.structure(&abi::BmapOut { block })
             }
             Operation::Fallocate(how) => {
                 service.fallocate(from, node, how.offset, how.length, how.mode as i32)?;

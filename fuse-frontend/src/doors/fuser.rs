@@ -595,7 +595,7 @@ impl fuser::Filesystem for Door {
         out_size: u32,
         reply: fuser::ReplyIoctl,
     ) {
-        let answer = self.service.ioctl(sender(req), ino.0, cmd, in_data);
+        let answer = self.service.ioctl(sender(req), ino.0, cmd, in_data, None);
         if answer.is_ok() && changes_attributes(cmd) {
             self.forget_attributes(ino);
         }

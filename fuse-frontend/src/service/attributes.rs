@@ -33,8 +33,9 @@ impl Service {
     /// the end it wants the size, which it keeps itself. This is where a write through its page cache can
     /// still be told that the volume is full ([`Service::write`]), or that the file is immutable.
     pub fn getattr(&self, sender: Sender, node: u64, for_write: bool) -> Answer<Attr> {
-        if for_write && self.starved.lock().contains(&node) {
-            if !self.fs.has_space(&self.caller(sender, 0)) {
+        let too_few = if for_write { self.starved.lock().get(&node).copied() } else { None };
+        if let Some(too_few) = too_few {
+            if self.fs.space_for(&self.caller(sender, 0)) <= too_few {
                 return Err(libc::ENOSPC);
             }
             self.starved.lock().remove(&node);

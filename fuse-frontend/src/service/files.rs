@@ -96,6 +96,11 @@ impl Service {
         self.cached_writers.lock().contains_key(&node)
     }
 
+    /// All files of which the kernel may hold dirty pages.
+    pub fn all_maybe_dirty_in_kernel(&self) -> Vec<u64> {
+        self.cached_writers.lock().keys().copied().collect()
+    }
+
     fn opened(&self, sender: Sender, node: u64, id: OpenId, flags: i32) -> Opened {
         let opened = Opened { handle: handle_of(id, flags), direct: flags & libc::O_DIRECT != 0 };
         if writes_through_cache(opened.handle) {
@@ -198,7 +203,7 @@ impl Service {
             taken => taken.map_err(refuse)?,
         };
         if how.from_cache && taken < data.len() {
-            self.starved.lock().insert(node);
+            self.starved.lock().insert(node, self.fs.space_for(&caller));
             return Err(libc::ENOSPC);
         }
         if how.flags & (libc::O_DSYNC | libc::O_SYNC) != 0 && !how.from_cache {
@@ -235,6 +240,16 @@ impl Service {
         let offset = u64::try_from(offset).map_err(|_| libc::ENXIO)?;
         let found = self.fs.seek(inode_of(node)?, offset, whence).map_err(refuse)?;
         i64::try_from(found).map_err(|_| libc::EOVERFLOW)
+    }
+
+    /// BMAP: the block of the device, in units of `unit` bytes, that holds such a block of the file;
+    /// 0 where there are no data.
+    pub fn bmap(&self, node: u64, block: u64, unit: u32) -> Answer<u64> {
+        let (unit, size) = (u64::from(unit), u64::from(self.fs.block_size()));
+        let byte = block.checked_mul(unit).ok_or(libc::EFBIG)?;
+        let found = self.fs.bmap(inode_of(node)?, byte / size).map_err(refuse)?;
+        let Some(place) = found.map(|found| found * size + byte % size) else { return Ok(0) };
+        if unit == 0 || !place.is_multiple_of(unit) { Err(libc::EINVAL) } else { Ok(place / unit) }
     }
 
     /// COPY_FILE_RANGE; gives the number of bytes copied.

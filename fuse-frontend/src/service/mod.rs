@@ -10,7 +10,7 @@ mod ioctl;
 mod names;
 mod stats;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ use fs_core::{Attr, Caller, Error, Filesystem, Ino, flag};
 use parking_lot::Mutex;
 
 pub use files::{Opened, Source, WriteHow};
-pub use ioctl::changes_attributes;
+pub use ioctl::{argument_in_memory, changes_attributes, syncs_volume, wants_cached_data};
 
 use crate::options::Options;
 
@@ -55,8 +55,9 @@ pub struct Service {
     shows_stats: bool,
     /// The files with handles that write through the kernel's page cache.
     cached_writers: Mutex<HashMap<u64, Writers>>,
-    /// Files whose cached data found no space: their next write(2) shall fail.
-    starved: Mutex<HashSet<u64>>,
+    /// Files whose cached data found no space, and how many blocks were left then, which were too
+    /// few: until there are more, write(2) shall fail.
+    starved: Mutex<HashMap<u64, u64>>,
 }
 
 /// Who writes a file through the kernel's page cache.

@@ -2,6 +2,7 @@
 //! fuse2fs or loop) and judged by e2fsck and the kernel.
 
 mod bad_input;
+mod beside;
 mod crash;
 mod direct_aio;
 mod direct_device;
@@ -10,11 +11,13 @@ mod direct_io;
 mod direct_modes;
 mod doors;
 mod image_kinds;
+mod ioctls;
 mod mounting;
 mod opcodes;
 mod rootless;
 mod round_trip;
 mod semantics;
+mod space;
 mod stalls;
 mod storm;
 mod suites;

@@ -387,6 +387,14 @@ impl SuperBlock {
         text(&self.raw.volume_name)
     }
 
+    /// Most bytes of a label.
+    pub const LABEL_LEN: usize = 16;
+
+    /// Sets the label; what is beyond [`SuperBlock::LABEL_LEN`] is cut off.
+    pub fn set_volume_name(&mut self, label: &[u8]) {
+        put_text(&mut self.raw.volume_name, label);
+    }
+
     /// Where it was last mounted.
     #[must_use]
     pub fn last_mounted(&self) -> &[u8] {

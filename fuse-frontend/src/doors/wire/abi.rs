@@ -39,6 +39,7 @@ pub mod opcode {
     pub const FSYNCDIR: u32 = 30;
     pub const CREATE: u32 = 35;
     pub const INTERRUPT: u32 = 36;
+    pub const BMAP: u32 = 37;
     pub const DESTROY: u32 = 38;
     pub const IOCTL: u32 = 39;
     pub const BATCH_FORGET: u32 = 42;
@@ -192,6 +193,8 @@ structures! {
     GetxattrIn = 8 { size: u32, padding: u32, }
     GetxattrOut = 8 { size: u32, padding: u32, }
     InterruptIn = 8 { unique: u64, }
+    BmapIn = 16 { block: u64, blocksize: u32, padding: u32, }
+    BmapOut = 8 { block: u64, }
     IoctlIn = 32 { fh: u64, flags: u32, cmd: u32, arg: u64, in_size: u32, out_size: u32, }
     IoctlOut = 16 { result: i32, flags: u32, in_iovs: u32, out_iovs: u32, }
     FallocateIn = 32 { fh: u64, offset: u64, length: u64, mode: u32, padding: u32, }

@@ -122,6 +122,7 @@ pub enum Operation<'a> {
     Listxattr { room: u32 },
     Removexattr(&'a [u8]),
     Ioctl { how: abi::IoctlIn, input: &'a [u8] },
+    Bmap(abi::BmapIn),
     Fallocate(abi::FallocateIn),
     Lseek(abi::LseekIn),
     CopyFileRange(abi::CopyFileRangeIn),
@@ -241,6 +242,7 @@ impl<'a> Operation<'a> {
                 let (how, mut fields) = body.structure::<abi::IoctlIn>()?;
                 Operation::Ioctl { how, input: fields.bytes(how.in_size)? }
             }
+            opcode::BMAP => Operation::Bmap(body.structure()?.0),
             opcode::FALLOCATE => Operation::Fallocate(body.structure()?.0),
             opcode::LSEEK => Operation::Lseek(body.structure()?.0),
             opcode::COPY_FILE_RANGE => Operation::CopyFileRange(body.structure()?.0),

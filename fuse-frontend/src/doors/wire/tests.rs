@@ -63,6 +63,7 @@ fn samples() -> Vec<Vec<u8>> {
         message(opcode::LISTXATTR, 0, &[abi::GetxattrIn::default().as_bytes()]),
         message(opcode::REMOVEXATTR, 0, &[b"user.n\0"]),
         message(opcode::IOCTL, 0, &[ioctl.as_bytes(), b"abcd"]),
+        message(opcode::BMAP, 0, &[abi::BmapIn::default().as_bytes()]),
         message(opcode::FALLOCATE, 0, &[abi::FallocateIn::default().as_bytes()]),
         message(opcode::LSEEK, 0, &[abi::LseekIn::default().as_bytes()]),
         message(opcode::COPY_FILE_RANGE, 0, &[abi::CopyFileRangeIn::default().as_bytes()]),

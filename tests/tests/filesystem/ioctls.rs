@@ -1,0 +1,230 @@
+//! The ioctls of ext4 that FUSE lets through, beside the kernel's: flags, projects, versions, labels, FITRIM, FIBMAP;
+//! what survives each kind of EXT4_IOC_SHUTDOWN; and the locks that the kernel keeps for every filesystem.
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt as _;
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use rustix::fs::{FlockOperation, flock};
+use tests::oracle::{e2fsck_is_clean, e2fsck_replays, super_field};
+use tests::run::{both, output, run, spelled, tool};
+use tests::scale::{Need, can_run, scratch};
+use tests::system::System;
+
+use crate::beside::Pair;
+
+const NEEDS: [Need; 3] = [Need::Root, Need::Loop, Need::Fuse];
+const SIZE: u64 = 64 << 20;
+
+/// What a perl script says; its first argument is a path.
+fn perl(script: &str, path: &Path) -> Result<String> {
+    let mut command = tool("perl");
+    let answer = output(command.args(["-we", script]).arg(path))?;
+    ensure!(answer.status.success(), "`{}`: {}\n{}", spelled(&command), answer.status, both(&answer));
+    Ok(both(&answer))
+}
+
+/// Tries every flag on a file, a folder and a pipe, by FS_IOC_SETFLAGS and by FS_IOC_FSSETXATTR, and tells what is
+/// there afterwards. Left out: 14 (data through the journal) and 19 (extents), which do not change here.
+const EVERY_FLAG: &str = r#"
+    chdir shift or die;
+    open(my $new, ">", "file") or die; close $new; mkdir "folder" or die;
+    sub told { defined $_[0] ? "done" : "$!" }
+    for my $name ("file", "folder") {
+        open(my $f, "<", $name) or die;
+        my $show = sub {
+            my ($flags, $x) = (pack("Q", 0), "\0" x 28);
+            ioctl($f, 0x80086601, $flags) or die; ioctl($f, 0x801c581f, $x) or die;
+            sprintf "%x %s", unpack("Q", $flags), unpack("H56", $x);
+        };
+        my $old = pack("Q", 0); ioctl($f, 0x80086601, $old) or die;
+        for my $bit (grep { $_ != 14 && $_ != 19 } 0 .. 31) {
+            my $set = pack("Q", unpack("Q", $old) | 1 << $bit);
+            print "$name flag $bit: ", told(ioctl($f, 0x40086602, $set)), " ", $show->();
+            my $back = $old;
+            print ", back: ", told(ioctl($f, 0x40086602, $back)), " ", $show->(), "\n";
+        }
+        for my $bit (0 .. 31) {
+            my ($set, $back) = (pack("L7", 1 << $bit), "\0" x 28);
+            print "$name xflag $bit: ", told(ioctl($f, 0x401c5820, $set)), " ", $show->();
+            print ", back: ", told(ioctl($f, 0x401c5820, $back)), " ", $show->(), "\n";
+        }
+        for my $project (1, 77) {
+            my $set = pack("L7", 0, 0, 0, $project);
+            print "$name project $project: ", told(ioctl($f, 0x401c5820, $set)), " ", $show->(), "\n";
+        }
+    }
+    for my $ioctl (0x80087601, 0x80086603, 0x40087602, 0x40086604, 0x660c) {
+        open(my $f, "<", "file") or die; my $word = "\0" x 8;
+        printf "ioctl %x: %s\n", $ioctl, told(ioctl($f, $ioctl, $word));
+    }
+    open(my $f, "<", "file") or die;
+    for my $range ([1 << 40, ~0, 0], [0, 100, 0], [0, ~0, 1 << 40]) {
+        my $trim = pack("Q3", @$range);
+        print "FITRIM @$range: ", told(ioctl($f, 0xc0185879, $trim)), "\n";
+    }
+    for my $label ("disk", "x" x 16, "x" x 17, "") {
+        my ($set, $get) = (pack("a256", $label), "\0" x 256);
+        print "label $label: ", told(ioctl($f, 0x41009432, $set));
+        print " ", told(ioctl($f, 0x81009431, $get)), " ", unpack("Z*", $get), "\n";
+    }
+"#;
+
+#[test]
+fn flags_projects_versions_and_labels_as_on_the_kernel() -> Result<()> {
+    if !can_run("flags_projects_versions_and_labels_as_on_the_kernel", &NEEDS) {
+        return Ok(());
+    }
+    let pair = Pair::new(SIZE, "-t ext4 -b 4096", &[], &[])?;
+    let said = pair.ask("ioctls", |root| perl(EVERY_FLAG, root))?;
+    ensure!(said.contains("file flag 4: done 80010 08"), "immutable was not set: {said}");
+    pair.finish()
+}
+
+/// What a project's volume, which is only read here, says of its files.
+#[test]
+fn project_ids_are_shown() -> Result<()> {
+    if !can_run("project_ids_are_shown", &NEEDS) {
+        return Ok(());
+    }
+    let folder = tempfile::tempdir_in(scratch())?;
+    let image = folder.path().join("image");
+    System::Kernel.mkfs(&image, SIZE, &["-O", "project,quota"])?;
+    for request in ["mkdir dir", "sif dir projid 77", "sif dir flags 0x20080000"] {
+        run(tool("debugfs").args(["-w", "-R", request]).arg(&image))?;
+    }
+    let mounted = System::under_test().mount(&image)?;
+    let show = r#"open F, "<", shift or die; $x = "\0" x 28; ioctl(F, 0x801c581f, $x) or die;
+        print join " ", unpack("L4", $x)"#;
+    let said = perl(show, &mounted.path().join("dir"))?;
+    mounted.unmount()?;
+    ensure!(said == "512 0 0 77", "FS_XFLAG_PROJINHERIT and 77 are wanted: {said}");
+    Ok(())
+}
+
+/// FIBMAP by filefrag, which FUSE passes on for mounts of type fuseblk, against debugfs on the image afterwards.
+#[test]
+fn fibmap_says_where_the_blocks_are() -> Result<()> {
+    if !can_run("fibmap_says_where_the_blocks_are", &NEEDS) || System::under_test() == System::Kernel {
+        return Ok(());
+    }
+    let folder = tempfile::tempdir_in(scratch())?;
+    for args in ["-t ext4 -b 4096", "-t ext2 -b 4096"] {
+        let image = folder.path().join("image");
+        System::Kernel.mkfs(&image, SIZE, &args.split(' ').collect::<Vec<_>>())?;
+        let mounted = System::Rext4Loop.mount(&image)?;
+        let path = mounted.path().join("file");
+        let file = File::create(&path)?;
+        // Not synced: asking gives delayed data their place.
+        for block in [0, 1, 2, 50, 51, 3000] {
+            file.write_all_at(&[7; 4096], block * 4096)?;
+        }
+        let script = r#"open F, "<", shift or die; for $b (0 .. 3001) { $n = pack("L", $b);
+            ioctl(F, 1, $n) or die $!; print unpack("L", $n), " " if unpack("L", $n) } "#;
+        let told = perl(script, &path)?;
+        drop(file);
+        mounted.unmount()?;
+        // An indirect map's own blocks are among them.
+        let said = run(tool("debugfs").args(["-R", "blocks /file"]).arg(&image))?;
+        let all: Vec<&str> = said.split_whitespace().collect();
+        let told: Vec<&str> = told.split_whitespace().collect();
+        ensure!(
+            told.len() == 6 && told.iter().all(|block| all.contains(block)),
+            "{args}: {told:?} of {all:?}"
+        );
+        if args.contains("ext4") {
+            ensure!(told == all, "{args}: {told:?}, debugfs {all:?}");
+        }
+        e2fsck_is_clean(&image)?;
+    }
+    Ok(())
+}
+
+/// The three kinds of EXT4_IOC_SHUTDOWN, as power cuts that keep all, what the journal has, or what was synced.
+#[test]
+fn a_shutdown_keeps_what_its_flag_says() -> Result<()> {
+    if !can_run("a_shutdown_keeps_what_its_flag_says", &NEEDS) {
+        return Ok(());
+    }
+    for system in [System::under_test(), System::Kernel] {
+        for (flag, keeps_data, keeps_names) in [(0, true, true), (1, false, true), (2, false, false)] {
+            let what = format!("{system:?}, flag {flag}");
+            let folder = tempfile::tempdir_in(scratch())?;
+            let image = folder.path().join("image");
+            System::Kernel.mkfs(&image, SIZE, &[])?;
+            let mounted = system.mount(&image)?;
+            let root = mounted.path();
+            fs::write(root.join("synced"), [1; 50_000])?;
+            File::open(root.join("synced"))?.sync_all()?;
+            let late = File::create(root.join("late"))?;
+            late.write_all_at(&[2; 50_000], 0)?;
+            fs::create_dir(root.join("folder"))?;
+            let script = format!(
+                r#"open F, "<", shift or die; $f = pack "L", {flag}; ioctl F, 0x8004587d, $f or die $!"#
+            );
+            perl(&script, root)?;
+            ensure!(fs::create_dir(root.join("after")).is_err(), "{what}: it goes on");
+            ensure!(late.sync_all().is_err(), "{what}: fsync after the end");
+            ensure!(File::open(root).and_then(|root| root.sync_all()).is_err(), "{what}: fsync of a folder");
+            drop(late);
+            mounted.unmount().with_context(|| what.clone())?;
+            e2fsck_replays(&image).with_context(|| what.clone())?;
+            ensure!(super_field(&image, "Filesystem state")? == "clean", "{what}: an error was recorded");
+            let mounted = System::Kernel.mount(&image)?;
+            let root = mounted.path();
+            ensure!(fs::read(root.join("synced"))? == [1; 50_000], "{what}: synced data are lost");
+            ensure!(root.join("folder").exists() == keeps_names, "{what}: the folder");
+            ensure!(root.join("late").exists() == keeps_names, "{what}: the file");
+            let kept = fs::read(root.join("late")).is_ok_and(|bytes| bytes == [2; 50_000]);
+            ensure!(kept == keeps_data, "{what}: unsynced data kept: {kept}");
+            mounted.unmount()?;
+        }
+    }
+    Ok(())
+}
+
+/// A lock of each kind that another process may not have, and may once it is given up. POSIX locks go by process, the
+/// others by open file.
+#[test]
+fn locks_hold_between_processes() -> Result<()> {
+    if !can_run("locks_hold_between_processes", &NEEDS) {
+        return Ok(());
+    }
+    let pair = Pair::new(SIZE, "-t ext4", &[], &[])?;
+    let [_, ours] = pair.both()?;
+    let path = ours.path().join("file");
+    fs::write(&path, [0; 100])?;
+    let holder = File::open(&path)?;
+    flock(&holder, FlockOperation::LockExclusive)?;
+    let other = File::open(&path)?;
+    ensure!(flock(&other, FlockOperation::NonBlockingLockExclusive).is_err(), "two exclusive flocks");
+    // struct flock of 64 bits: type, whence, start, length, process. 6 is F_SETLK, 37 F_OFD_SETLK.
+    let script = r#"use Fcntl; $path = shift; $lock = sub { pack("s s x4 q q i x4", $_[0], 0, $_[1], $_[2], 0) };
+        sub told { defined $_[0] ? "done" : "$!" }
+        open F, "+<", $path or die; open G, "+<", $path or die;
+        for $set (6, 37) {
+            $mine = $lock->(F_WRLCK, 10, 20);
+            print "$set: ", told(fcntl F, $set, $mine);
+            @ranges = ([0, 10], [15, 1], [29, 5], [30, 0]);
+            for $range (@ranges) {
+                unless ($child = fork) {
+                    open H, "+<", $path or die;
+                    $theirs = $lock->(F_WRLCK, @$range); $ok = fcntl H, $set, $theirs; exit(defined $ok ? 0 : 1);
+                }
+                waitpid $child, 0; print ", another @$range ", $? >> 8;
+            }
+            for $range (@ranges) {
+                $theirs = $lock->(F_RDLCK, @$range); print ", the same ", told(fcntl G, $set, $theirs);
+            }
+            $none = $lock->(F_UNLCK, 0, 0); fcntl $_, $set, $none for *F, *G; print "\n";
+        }"#;
+    let said = pair.ask("fcntl locks", |root| {
+        let path = root.join("file");
+        fs::write(&path, [0; 100])?;
+        perl(script, &path)
+    })?;
+    ensure!(said.contains("15 1 1") && said.contains("30 0 0"), "{said}");
+    drop((holder, other));
+    pair.finish()
+}
