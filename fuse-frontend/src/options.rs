@@ -40,7 +40,7 @@ pub struct Options {
 /// Ways for requests to come.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Transport {
-    /// [`Transport::Ring`] where it can be had, else [`Transport::Dev`].
+    /// [`Transport::Dev`], the fastest that is trusted (ARCHITECTURE.md).
     #[default]
     Auto,
     /// FUSE over io_uring.

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{self, IoSlice};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use zerocopy::{Immutable, IntoBytes};
 
@@ -14,17 +15,21 @@ use crate::service::ROOT_NODE;
 /// An offset that makes an invalidation leave the cached pages alone.
 const ATTRIBUTES_ONLY: i64 = -1;
 
+/// The kernel counts its own requests from the bottom, in steps of two.
+const PROVOKED: u64 = 1 << 63;
+
 /// Sends notifications.
-#[derive(Clone)]
 pub struct Notifier {
     device: Arc<File>,
+    /// How many requests were provoked.
+    provoked: AtomicU64,
 }
 
 impl Notifier {
     /// Sends them through `device`, an open connection.
     #[must_use]
     pub fn new(device: Arc<File>) -> Notifier {
-        Notifier { device }
+        Notifier { device, provoked: AtomicU64::new(0) }
     }
 
     /// Has the kernel forget a file's attributes.
@@ -44,12 +49,16 @@ impl Notifier {
         self.invalidate(node, offset as i64, len as i64)
     }
 
-    /// Has the kernel send us a request that means nothing: no page of the root directory.
+    /// Has the kernel send us a request that means nothing: no page of the root directory. Its number is ours to
+    /// choose, and a ring's replies find their requests by that: two of the same number at a time would be taken
+    /// for each other.
     ///
     /// # Errors
     /// Those of the connection.
     pub fn provoke_request(&self) -> io::Result<()> {
-        self.send(NOTIFY_RETRIEVE, &NotifyRetrieveOut { nodeid: ROOT_NODE, ..NotifyRetrieveOut::default() })
+        let notify_unique = PROVOKED | self.provoked.fetch_add(1, Ordering::Relaxed) << 1;
+        let nothing = NotifyRetrieveOut { notify_unique, nodeid: ROOT_NODE, ..NotifyRetrieveOut::default() };
+        self.send(NOTIFY_RETRIEVE, &nothing)
     }
 
     fn invalidate(&self, node: u64, off: i64, len: i64) -> io::Result<()> {

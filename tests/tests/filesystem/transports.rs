@@ -1,5 +1,5 @@
-//! Which door serves: the one that was asked for, the best that there is, or, where the machine or the limits of the
-//! process forbid io_uring, another one, and never a mount that hangs.
+//! Which door serves: the one that was asked for, or, where the machine or the limits of the process forbid io_uring,
+//! another one, and never a mount that hangs.
 
 use std::fs;
 use std::process::Command;
@@ -89,11 +89,11 @@ fn without_call(number: u32) -> impl Fn(Command) -> Command {
 }
 
 #[test]
-fn auto_takes_the_best_there_is() -> Result<()> {
-    if !can_run("auto_takes_the_best_there_is", &[&NEEDS[..], &[Need::Rings]].concat()) {
+fn where_the_switch_is_off_dev_serves_and_says_so() -> Result<()> {
+    if !can_run("where_the_switch_is_off_dev_serves_and_says_so", &[&NEEDS[..], &[Need::Rings]].concat()) {
         return Ok(());
     }
-    ensure!(through(&served("transport=auto", as_it_is)?) == "ring");
+    ensure!(through(&served("transport=auto", as_it_is)?) == "dev");
     let folder = tempfile::tempdir()?;
     let off = folder.path().join("off");
     fs::write(&off, "N\n")?;
@@ -104,7 +104,6 @@ fn auto_takes_the_best_there_is() -> Result<()> {
         wrapped.args(["--mount", "sh", "-c", &script]).arg(command.get_program()).args(command.get_args());
         wrapped
     };
-    ensure!(through(&served("transport=auto", switched_off)?) == "dev");
     let said = served("transport=ring", switched_off)?;
     ensure!(through(&said) == "dev" && said.contains("not to be had"), "no word of the reason: {said}");
     Ok(())
@@ -117,10 +116,8 @@ fn where_io_uring_is_forbidden_it_is_not_used() -> Result<()> {
     }
     // io_uring_setup, io_uring_enter, io_uring_register.
     for call in [425, 426, 427] {
-        for transport in ["auto", "ring"] {
-            let said = served(&format!("transport={transport}"), without_call(call))?;
-            ensure!(through(&said) == "dev", "{transport} without system call {call}: {said}");
-        }
+        let said = served("transport=ring", without_call(call))?;
+        ensure!(through(&said) == "dev", "without system call {call}: {said}");
     }
     ensure!(
         through(&served("transport=ring", without_call(9999))?) == "ring",
@@ -139,7 +136,7 @@ fn too_few_descriptors_for_rings_are_enough_for_dev() -> Result<()> {
         wrapped.arg("--nofile=24:24").arg(command.get_program()).args(command.get_args());
         wrapped
     };
-    let said = served("transport=auto,ring_threads=16,threads=2", few)?;
+    let said = served("transport=ring,ring_threads=16,threads=2", few)?;
     ensure!(through(&said) == "dev", "{said}");
     Ok(())
 }
@@ -159,12 +156,12 @@ fn an_ordinary_users_limits_end_in_a_mount_or_in_an_error() -> Result<()> {
             wrapped
         }
     };
-    let said = served("transport=auto", limited("--memlock=0:0"))?;
+    let said = served("transport=ring", limited("--memlock=0:0"))?;
     ensure!(["ring", "dev"].contains(&through(&said)), "{said}");
     // The threads that there may be: none for the rings, none at all, and everything in between.
     let mut ends = Vec::new();
     for threads in ["--nproc=3", "--nproc=8", "--nproc=14", "--nproc=20", "--nproc=200"] {
-        match served("transport=auto,threads=2,ring_threads=4", limited(threads)) {
+        match served("transport=ring,threads=2,ring_threads=4", limited(threads)) {
             Ok(said) => ends.push(through(&said)),
             Err(error) => {
                 let said = format!("{error:#}");
