@@ -41,11 +41,13 @@ impl Side {
         self.root.join(name)
     }
 
-    /// Whether what `name` names, or the folder that holds it, is immutable or append-only.
+    /// Whether what `name` names, through a symbolic link too, or the folder that holds it, is immutable or
+    /// append-only.
     fn is_guarded(&self, name: &str) -> bool {
         let path = self.at(name);
-        let parent = path.parent().expect("names are below the root");
-        [path.as_path(), parent].iter().any(|path| {
+        let folder = path.parent().expect("names are below the root");
+        let target = path.read_link().map(|target| folder.join(target)).unwrap_or_default();
+        [&path, folder, target.parent().unwrap_or(folder)].iter().any(|path: &&Path| {
             let is_plain = path.metadata().is_ok_and(|about| about.is_file() || about.is_dir());
             is_plain && File::open(path).is_ok_and(is_guarded)
         })

@@ -15,7 +15,7 @@ use rustix::thread::{set_thread_res_gid, set_thread_res_uid};
 use tests::oracle::e2fsck_is_clean;
 use tests::run::{run, tool};
 use tests::scale::{Need, can_run, scratch};
-use tests::system::{Mounted, System};
+use tests::system::{Mounted, Options, System};
 
 /// A fresh filesystem of 256 MiB for one test; checked at the end.
 fn on_fresh(name: &str, action: impl FnOnce(&Mounted) -> Result<()>) -> Result<()> {
@@ -151,6 +151,30 @@ fn flags_bind_the_handles_from_before() -> Result<()> {
         }
         Ok(())
     })
+}
+
+/// The kernel has the root before it has its attributes: it must take the first it hears.
+#[test]
+fn an_immutable_root_is_open_to_all() -> Result<()> {
+    let name = "an_immutable_root_is_open_to_all";
+    if !can_run(name, &[Need::Root, Need::Loop, Need::Fuse]) {
+        return Ok(());
+    }
+    let folder = tempfile::tempdir_in(scratch())?;
+    let (image, system) = (folder.path().join("image"), System::under_test());
+    system.mkfs(&image, 64 << 20, &[])?;
+    let mounted = system.mount_with(&image, &Options::for_all(system))?;
+    fs::write(mounted.path().join("file"), "content")?;
+    let root = File::open(mounted.path())?;
+    ioctl_setflags(&root, ioctl_getflags(&root)?.union(IFlags::IMMUTABLE))?;
+    drop(root);
+    mounted.unmount()?;
+    let mounted = system.mount_with(&image, &Options::for_all(system))?;
+    let read = as_user(1000, || fs::read(mounted.path().join("file")));
+    mounted.unmount()?;
+    e2fsck_is_clean(&image)?;
+    ensure!(read? == b"content");
+    Ok(())
 }
 
 /// The mode of an append-only file stays as it is, so nobody may write to it who would take set-id bits away.
