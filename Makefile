@@ -23,7 +23,7 @@ help:
 	@echo 'make crash-long  crash lab, sampled long workloads (hours, resumable; REXT4_MINUTES)'
 	@echo 'make crash-mutants  the crash lab tested: every deliberate fault must be caught (minutes)'
 	@echo 'make bench       the benchmark against the kernel and fuse2fs (BENCH="--only ... --json ...")'
-	@echo 'make bench-fsck  fsck.rext4 and e2fsck side by side, time and memory (FOLDER= for 20 GiB of images)'
+	@echo 'make bench-fsck  fsck.rext4 and e2fsck side by side, time and memory (2 GiB; FOLDER= keeps the images)'
 	@echo 'make lint        formatting and clippy'
 	@echo 'make install     PREFIX=$(PREFIX) DESTDIR=$(DESTDIR); helpers for mount(8) in $(HELPERS)'
 	@echo 'make uninstall   the reverse'
@@ -62,7 +62,7 @@ test-long: setup tools all
 	REXT4_DAMAGE_IMAGES=10000 $(CARGO) test --release --locked -p fsck --test damage -- --nocapture
 
 bench-fsck: setup all
-	$(CARGO) run --release --locked -p fsck --example side_by_side -- $(RELEASE)/fsck-rext4 $(or $(FOLDER),/var/tmp) 3
+	$(CARGO) run --release --locked -p fsck --example side_by_side -- $(RELEASE)/fsck-rext4 "$(FOLDER)" 3
 
 bench: setup all
 	$(CARGO) run -q --release --locked -p tests --bin bench -- $(BENCH)

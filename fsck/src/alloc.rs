@@ -9,7 +9,7 @@ use ext4_format::{BlockNo, FileBlock, Ino};
 use ext4_format::dirent::{DirBlockMut, DirFormat};
 use ext4_format::features::Incompat;
 
-use crate::context::Context;
+use crate::context::{Context, lock};
 use crate::error::{Error, Result};
 use crate::map::Use;
 use crate::pass1;
@@ -44,7 +44,8 @@ pub fn fresh(ctx: &Context, kind: FileType, permissions: u16) -> Inode {
         inode.extra_isize = FULL_EXTRA_ISIZE;
         inode.crtime = Some(now);
     }
-    if ctx.sb.incompat().has(Incompat::EXTENTS) {
+    // The feature may have come back in this round.
+    if lock(&ctx.next_sb).incompat().has(Incompat::EXTENTS) {
         inode.flags |= flag::EXTENTS;
         let _ = NodeMut::init(&mut inode.block, 0);
     }
@@ -63,8 +64,9 @@ pub fn map_block(ctx: &Context, ino: Ino, inode: &mut Inode, at: u32, block: Blo
 /// Rebuilds the map of an inode from its extents, which are in file order. New tree blocks are taken where needed; the
 /// old ones are given back.
 pub fn set_extents(ctx: &Context, ino: Ino, inode: &mut Inode, extents: &[Extent]) -> Result<()> {
-    for block in tree_blocks(ctx, ino)? {
-        if !ctx.found.multiple.has(block) {
+    // A cluster may hold data beside the block of a tree: it comes free in the next round.
+    if ctx.geometry.cluster_ratio == 1 {
+        for block in tree_blocks(ctx, ino)?.into_iter().filter(|block| !ctx.found.multiple.has(*block)) {
             ctx.found.blocks.release(block, 1);
         }
     }
@@ -91,11 +93,36 @@ pub fn set_extents(ctx: &Context, ino: Ino, inode: &mut Inode, extents: &[Extent
     Ok(())
 }
 
+/// Puts the block map of an inode into an extent tree.
+///
+/// # Errors
+/// The device's.
+pub fn to_extents(ctx: &Context, ino: Ino) -> Result<()> {
+    let mut inode = ctx.read_inode(ino)?;
+    let extents = pass1::extents_of(ctx, &inode);
+    inode.flags |= flag::EXTENTS;
+    set_extents(ctx, ino, &mut inode, &extents)?;
+    ctx.write_inode(ino, &inode)
+}
+
 /// Blocks of an inode's tree, as far as it can be read.
 fn tree_blocks(ctx: &Context, ino: Ino) -> Result<Vec<BlockNo>> {
     let inode = ctx.read_inode(ino)?;
-    let data = pass1::extents_of(ctx, &inode);
-    let holds = |block: u64| data.iter().any(|e| (e.start.0..e.start.0 + u64::from(e.len)).contains(&block));
+    let mut data: Vec<(u64, u64)> = pass1::extents_of(ctx, &inode)
+        .iter()
+        .map(|extent| (extent.start.0, extent.start.0 + u64::from(extent.len)))
+        .collect();
+    data.sort_unstable();
+    // Ends that only grow, where extents overlap: the last one that starts at or before a block tells.
+    let mut end = 0;
+    for range in &mut data {
+        end = range.1.max(end);
+        range.1 = end;
+    }
+    let holds = |block: u64| {
+        let after = data.partition_point(|range| range.0 <= block);
+        after > 0 && block < data[after - 1].1
+    };
     let effects = pass1::effects_of(ctx, ino)?;
     let single = effects.claims.iter().filter(|&&(start, len)| len == 1 && !holds(start));
     Ok(single.map(|&(start, _)| BlockNo(start)).collect())

@@ -1,8 +1,16 @@
 //! Who decides: the same checking code runs with a prober, which stops at the first problem and is what the parallel
 //! scan uses, and with the judge, which reports, asks and remembers.
 
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use ext4_format::Ino;
+
+use crate::context::Context;
 use crate::error::{Error, Result};
-use crate::options::Mode;
+use crate::options::{Mode, Options};
+use crate::paths;
 use crate::problem::{Preen, Problem, Question};
 use crate::report::{Finding, Report};
 
@@ -61,6 +69,7 @@ impl Ui for Silent {
 /// Reports each problem, gets a decision by the mode, and keeps both.
 pub struct Judge<'u> {
     mode: Mode,
+    cancel: Option<Arc<AtomicBool>>,
     ui: &'u mut dyn Ui,
     /// What was found so far.
     pub report: Report,
@@ -68,12 +77,28 @@ pub struct Judge<'u> {
     pub journal_lost: bool,
     /// The round ended early because what it built on was wrong; the next one knows better.
     pub restart: bool,
+    /// Paths of inodes, by number.
+    paths: HashMap<u32, String>,
 }
 
 impl<'u> Judge<'u> {
     /// A judge that speaks through `ui`.
-    pub fn new(mode: Mode, ui: &'u mut dyn Ui) -> Judge<'u> {
-        Judge { mode, ui, report: Report::default(), journal_lost: false, restart: false }
+    pub fn new(options: &Options, ui: &'u mut dyn Ui) -> Judge<'u> {
+        let (mode, cancel) = (options.mode, options.cancel.clone());
+        Judge {
+            mode,
+            cancel,
+            ui,
+            report: Report::default(),
+            journal_lost: false,
+            restart: false,
+            paths: HashMap::new(),
+        }
+    }
+
+    /// Who decides by now: "all" said once counts for the rounds that follow, too.
+    pub fn mode(&self) -> Mode {
+        self.mode
     }
 
     /// A line for people.
@@ -82,15 +107,52 @@ impl<'u> Judge<'u> {
     }
 
     /// Work done in a pass.
-    pub fn progress(&mut self, pass: u8, done: u64, of: u64) {
+    ///
+    /// # Errors
+    /// [`Error::Cancelled`] once the caller wants the check to end.
+    pub fn progress(&mut self, pass: u8, done: u64, of: u64) -> Result<()> {
         self.ui.progress(pass, done, of);
+        self.go_on()
+    }
+
+    /// Looks up the paths of inodes that problems are about to be reported of, while they still have them.
+    pub fn learn_paths(&mut self, ctx: &Context, inodes: impl IntoIterator<Item = Ino>) {
+        let unknown: Vec<Ino> =
+            inodes.into_iter().filter(|ino| !self.paths.contains_key(&ino.get())).collect();
+        self.paths.extend(paths::of(ctx, unknown));
+    }
+
+    /// The path of an inode, as far as it was looked up.
+    pub fn path(&self, ino: u32) -> Option<&str> {
+        self.paths.get(&ino).map(String::as_str)
+    }
+
+    /// Gives a path to the findings that have none yet, where their inodes have one by now.
+    pub fn name_findings(&mut self, ctx: &Context) {
+        let nameless = |finding: &&Finding| finding.path.is_none();
+        let inodes: Vec<Ino> =
+            self.report.findings.iter().filter(nameless).filter_map(|f| f.problem.ino).collect();
+        self.learn_paths(ctx, inodes);
+        for finding in &mut self.report.findings {
+            let known = finding.problem.ino.and_then(|ino| self.paths.get(&ino.get()));
+            finding.path = finding.path.take().or_else(|| known.cloned());
+        }
+    }
+
+    fn go_on(&self) -> Result<()> {
+        match self.cancel.as_ref().is_some_and(|cancel| cancel.load(Ordering::Relaxed)) {
+            true => Err(Error::Cancelled { changed: false }),
+            false => Ok(()),
+        }
     }
 }
 
 impl Ask for Judge<'_> {
     fn ask(&mut self, problem: Problem) -> Result<bool> {
+        self.go_on()?;
         let row = problem.code.row();
-        let text = problem.text();
+        let path = problem.ino.and_then(|ino| self.paths.get(&ino.get())).cloned();
+        let text = problem.text_with(path.as_deref());
         let (question, done) = row.question.words();
         let mut stop = None;
         let fix = match (row.question, self.mode) {
@@ -111,7 +173,7 @@ impl Ask for Judge<'_> {
                     true
                 }
                 Answer::Cancel => {
-                    stop = Some(Error::Cancelled);
+                    stop = Some(Error::Cancelled { changed: false });
                     false
                 }
             },
@@ -124,7 +186,7 @@ impl Ask for Judge<'_> {
             };
             self.ui.say(&format!("{text}{end}"));
         }
-        self.report.add(Finding { problem, fixed: fix, path: None });
+        self.report.add(Finding { problem, fixed: fix, path });
         match stop {
             Some(stop) => Err(stop),
             None => Ok(fix),

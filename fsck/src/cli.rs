@@ -45,7 +45,7 @@ pub struct Cli {
     /// journal_only, fragcheck, discard, unshare_blocks, check_encoding, memory=SIZE, scratch=FOLDER.
     #[arg(short = 'E', value_name = "OPTIONS", value_delimiter = ',')]
     pub extended: Vec<String>,
-    /// An external journal, which is not supported.
+    /// The device of an external journal.
     #[arg(short = 'j', value_name = "DEVICE")]
     pub journal: Option<PathBuf>,
     /// Keep what is overwritten in this file.
@@ -58,10 +58,16 @@ pub struct Cli {
     pub device: PathBuf,
 }
 
-/// Options that contradict each other.
+/// Why a check is not begun.
 #[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct Usage(String);
+pub enum Refused {
+    /// Options that contradict each other or are unknown.
+    #[error("{0}")]
+    Usage(String),
+    /// Nobody is there to answer.
+    #[error("need terminal for interactive repairs (or one of -n, -y, -p)")]
+    NoTerminal,
+}
 
 impl Cli {
     /// Whether only the journal is replayed.
@@ -72,9 +78,9 @@ impl Cli {
     /// What the checker is asked to do.
     ///
     /// # Errors
-    /// Options that contradict each other or are unknown.
-    pub fn options(&self) -> Result<Options, Usage> {
-        let usage = |text: &str| Err(Usage(text.to_owned()));
+    /// [`Refused`].
+    pub fn options(&self) -> Result<Options, Refused> {
+        let usage = |text: &str| Err(Refused::Usage(text.to_owned()));
         let preen = self.preen || self.auto;
         if [self.no, self.yes, preen].into_iter().filter(|&set| set).count() > 1 {
             return usage("only one of -n, -y and -p/-a may be given");
@@ -82,16 +88,13 @@ impl Cli {
         if self.no && (self.optimize || self.undo.is_some()) {
             return usage("-n and -D or -z are incompatible");
         }
-        if self.journal.is_some() {
-            return usage("external journals are not supported");
-        }
         let terminal = std::io::IsTerminal::is_terminal(&std::io::stdin());
         let mode = match () {
             () if self.no => Mode::CheckOnly,
             () if self.yes => Mode::Yes,
             () if preen => Mode::Preen,
             () if terminal && !self.json => Mode::Ask,
-            () => return usage("need a terminal for interactive repairs (or one of -n, -y, -p)"),
+            () => return Err(Refused::NoTerminal),
         };
         let mut options = Options {
             mode,
@@ -103,6 +106,7 @@ impl Cli {
             block_size: self.block_size,
             optimize_dirs: self.optimize,
             undo: self.undo.clone(),
+            journal: self.journal.clone(),
             ..Options::default()
         };
         for word in &self.extended {

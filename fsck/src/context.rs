@@ -3,7 +3,7 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ext4_format::casefold;
@@ -60,8 +60,18 @@ pub struct Found {
     pub ea_refs: Mutex<BTreeMap<u32, u64>>,
     /// Directories whose index must be rebuilt.
     pub rebuild: Mutex<Vec<Ino>>,
-    /// Tree blocks that may still be visited: a bound on hostile sharing.
-    pub tree_budget: AtomicU64,
+    /// Inodes whose block map becomes an extent tree.
+    pub to_extents: Mutex<Vec<Ino>>,
+    /// Blocks of trees that may still be visited: a bound on hostile sharing.
+    tree_budget: AtomicU64,
+    /// Blocks of data that may still be claimed: another one.
+    data_budget: AtomicU64,
+    /// Blocks of directories that may still be read, where shared ones were not given copies.
+    dir_budget: AtomicU64,
+    /// Pass 1 has judged every inode.
+    pub judged: AtomicBool,
+    /// lost+found, and its first file block that may have room.
+    pub lost_found: Mutex<Option<(Ino, u64)>>,
     /// Files in more than one piece.
     pub fragmented: AtomicU64,
     /// Which they are, and their pieces, when somebody asked.
@@ -112,6 +122,10 @@ pub struct Context {
     pub next_sb: Mutex<SuperBlock>,
 }
 
+fn spend(budget: &AtomicU64, amount: u64) -> bool {
+    budget.fetch_update(Relaxed, Relaxed, |left| left.checked_sub(amount)).is_ok()
+}
+
 /// A mutex that a panicking thread does not take with it.
 pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -145,6 +159,7 @@ impl Context {
     ) -> Result<Context> {
         let geometry = Geometry::new(&sb);
         let (blocks, multiple, inodes, scratch) = maps(&geometry, &options)?;
+        let budget = |times: u64| geometry.blocks_count.saturating_mul(times).max(1 << 16);
         let found = Found {
             blocks,
             multiple,
@@ -155,7 +170,12 @@ impl Context {
             xattrs: Mutex::default(),
             ea_refs: Mutex::default(),
             rebuild: Mutex::default(),
-            tree_budget: AtomicU64::new(geometry.blocks_count.saturating_mul(2).max(1 << 16)),
+            to_extents: Mutex::default(),
+            tree_budget: AtomicU64::new(budget(2)),
+            data_budget: AtomicU64::new(budget(64)),
+            dir_budget: AtomicU64::new(budget(16)),
+            judged: AtomicBool::new(false),
+            lost_found: Mutex::default(),
             fragmented: AtomicU64::new(0),
             pieces: Mutex::default(),
             large_file: AtomicBool::new(false),
@@ -307,6 +327,28 @@ impl Context {
     #[must_use]
     pub fn cluster_sectors(&self) -> u64 {
         u64::from(self.geometry.block_size / 512) * u64::from(self.geometry.cluster_ratio)
+    }
+
+    /// Whether one more block of a tree may be visited. What pass 1 has put right needs no bound.
+    #[must_use]
+    pub fn spend_tree(&self) -> bool {
+        self.is_trusted() || spend(&self.found.tree_budget, 1)
+    }
+
+    /// Whether so many more blocks may be claimed.
+    #[must_use]
+    pub fn spend_data(&self, blocks: u64) -> bool {
+        self.is_trusted() || spend(&self.found.data_budget, blocks)
+    }
+
+    /// Whether so many more blocks of directories may be read.
+    #[must_use]
+    pub fn spend_dir(&self, blocks: u64) -> bool {
+        self.is_trusted() || spend(&self.found.dir_budget, blocks)
+    }
+
+    fn is_trusted(&self) -> bool {
+        self.options.may_write() && self.found.judged.load(Relaxed)
     }
 
     /// All groups.

@@ -15,14 +15,14 @@ pub struct Disk {
     device: Arc<dyn BlockDevice>,
     block_size: u32,
     undo: Option<Arc<UndoLog>>,
-    changed: AtomicBool,
+    changed: Arc<AtomicBool>,
 }
 
 impl Disk {
-    /// The device, and the log that keeps what is overwritten.
+    /// The device, the log that keeps what is overwritten, and where it is noted that something was.
     #[must_use]
-    pub fn new(device: Arc<dyn BlockDevice>, undo: Option<Arc<UndoLog>>) -> Disk {
-        Disk { device, block_size: 1024, undo, changed: AtomicBool::new(false) }
+    pub fn new(device: Arc<dyn BlockDevice>, undo: Option<Arc<UndoLog>>, changed: Arc<AtomicBool>) -> Disk {
+        Disk { device, block_size: 1024, undo, changed }
     }
 
     /// Sets the size of a block, once the superblock has told it.

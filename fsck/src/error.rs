@@ -11,7 +11,10 @@ pub enum Error {
     Unexpected,
     /// The user said stop.
     #[error("cancelled")]
-    Cancelled,
+    Cancelled {
+        /// Whether something was repaired until then.
+        changed: bool,
+    },
     /// The device failed.
     #[error(transparent)]
     Device(#[from] blockdev::Error),

@@ -14,14 +14,21 @@ use crate::journal::{self, Outcome};
 use crate::options::{Mode, Options};
 use crate::problem::{Code, Problem};
 use crate::{
-    mmp, orphans, pass1, pass1b, pass2, pass3, pass4, pass5, paths, quota, rehash, relocate, volume,
+    alloc, mmp, orphans, pass1, pass1b, pass2, pass3, pass4, pass5, quota, rehash, relocate, volume,
 };
+
+/// How often what was found about the journal may change the volume before the passes begin.
+const REOPENED: u32 = 8;
 
 /// Runs one round; the judge holds what it found.
 pub fn round(disk: Disk, options: &Options, judge: &mut Judge<'_>) -> Result<()> {
     let mut ctx = volume::open(disk, options, judge)?;
     mmp::check(&ctx, judge)?;
-    while journal::check(&ctx, judge)? == Outcome::Reopen {
+    // Each time something of the journal was settled; what stays unsettled is not asked for again.
+    for _ in 0..REOPENED {
+        if journal::check(&ctx, judge)? == Outcome::AsItWas {
+            break;
+        }
         ctx = volume::open(ctx.disk, options, judge)?;
     }
     if options.journal_only {
@@ -44,6 +51,9 @@ pub fn round(disk: Disk, options: &Options, judge: &mut Judge<'_>) -> Result<()>
     if ctx.found.any_multiple.load(Relaxed) && (!shares || options.unshare_blocks) {
         pass1b::run(&ctx, judge)?;
     }
+    for ino in std::mem::take(&mut *lock(&ctx.found.to_extents)) {
+        alloc::to_extents(&ctx, ino)?;
+    }
     if shares && options.unshare_blocks && options.may_write() {
         ctx.edit_super(|raw| {
             raw.feature_ro_compat.set(raw.feature_ro_compat.get() & !RoCompat::SHARED_BLOCKS.0);
@@ -64,12 +74,14 @@ pub fn round(disk: Disk, options: &Options, judge: &mut Judge<'_>) -> Result<()>
     if let Some(scratch) = &ctx.found.scratch {
         scratch.check()?;
     }
-    paths::name(&ctx, &mut judge.report);
+    judge.name_findings(&ctx);
     if options.fragcheck {
         let mut pieces = std::mem::take(&mut *lock(&ctx.found.pieces));
         pieces.sort_unstable();
+        judge.learn_paths(&ctx, pieces.iter().filter_map(|piece| ext4_format::Ino::new(piece.0)));
         for (ino, count) in pieces {
-            judge.say(&format!("inode {ino}: {count} pieces"));
+            let path = judge.path(ino).map(|path| format!(" ({path})")).unwrap_or_default();
+            judge.say(&format!("inode {ino}{path}: {count} pieces"));
         }
     }
     if ctx.sb.state().has(State::ERROR) && judge.report.left == 0 && options.may_write() {

@@ -1,7 +1,10 @@
 //! The journal before everything else: is it one, does it hold transactions, and replaying them.
 
+use std::sync::Arc;
+
+use blockdev::BlockDevice;
 use ext4_format::features::{Compat, Incompat};
-use ext4_format::inode::{FileType, Inode};
+use ext4_format::inode::{FileType, Inode, flag};
 use ext4_format::jbd2 as format;
 use ext4_format::superblock::State;
 use ext4_format::{BlockNo, Corruption, Ino, locate};
@@ -11,6 +14,8 @@ use crate::alloc;
 use crate::ask::{Ask, Judge};
 use crate::context::{Context, lock};
 use crate::error::{Error, Result};
+use crate::external;
+use crate::journal_backup as backup;
 use crate::map::Use;
 use crate::problem::{Code, Problem};
 
@@ -35,8 +40,7 @@ pub fn check(ctx: &Context, judge: &mut Judge<'_>) -> Result<Outcome> {
     let raw = ctx.sb.raw();
     let elsewhere = raw.journal_dev.get() != 0 || raw.journal_uuid != [0; 16];
     if ctx.sb.has_external_journal() && elsewhere {
-        judge.ask(Problem::new(Code::ExternalJournal))?;
-        return Err(Error::Unusable("the journal lies on another device, which is not supported".to_owned()));
+        return external::check(ctx, judge);
     }
     if !ctx.sb.compat().has(Compat::HAS_JOURNAL) {
         if wants_recovery && judge.ask(Problem::new(Code::JournalHint))? {
@@ -45,14 +49,22 @@ pub fn check(ctx: &Context, judge: &mut Judge<'_>) -> Result<Outcome> {
         return unannounced(ctx, judge);
     }
     let Some(ino) = ctx.sb.journal_ino() else {
+        if locate_log(ctx, Ino::JOURNAL).is_ok() {
+            return renumber(ctx, judge, Problem::of(Code::JournalInode, Ino::JOURNAL).named("not named"));
+        }
         return discard(ctx, judge, Problem::new(Code::JournalMissing), None);
     };
     let location = match locate_log(ctx, ino) {
         Ok(location) => location,
         Err(why) => {
-            let problem = Problem::of(Code::JournalInode, ino).named(why);
+            let problem = Problem::of(Code::JournalInode, ino).named(&why);
             if ino != Ino::JOURNAL && locate_log(ctx, Ino::JOURNAL).is_ok() {
                 return renumber(ctx, judge, problem);
+            }
+            if ino == Ino::JOURNAL
+                && let Some(inode) = backup::journal(ctx)
+            {
+                return backup::restore(ctx, judge, &why, inode);
             }
             // Whatever else the number names is not to be destroyed for it.
             return discard(ctx, judge, problem, Some(ino).filter(|ino| ino.get() < ctx.first_ino()));
@@ -71,8 +83,17 @@ pub fn check(ctx: &Context, judge: &mut Judge<'_>) -> Result<Outcome> {
         {
             log
         }
-        Ok(_) => return reset(ctx, judge, first, "size"),
-        Err(why) => return reset(ctx, judge, first, why),
+        other => {
+            let why = other.err().unwrap_or("size");
+            // Where the inode leads to no log and its copy does, it is the inode that is wrong.
+            if ino == Ino::JOURNAL
+                && let Some(inode) = backup::journal(ctx)
+                && log_of(ctx, &inode).ok().as_ref() != Some(&location)
+            {
+                return backup::restore(ctx, judge, why, inode);
+            }
+            return reset(ctx, judge, first, why);
+        }
     };
     if log.errno() != 0 && judge.ask(Problem::new(Code::JournalError))? {
         recovery::clear_errno(ctx.disk.device(), ctx.geometry.block_size, &location)
@@ -86,13 +107,17 @@ pub fn check(ctx: &Context, judge: &mut Judge<'_>) -> Result<Outcome> {
         if wants_recovery {
             lock(&ctx.next_sb).set_needs_recovery(false);
         }
+        backup::refresh(ctx, judge, ino)?;
         return Ok(Outcome::AsItWas);
     }
     if !ctx.options.may_write() {
         judge.ask(Problem::new(Code::JournalSkipped))?;
         return Ok(Outcome::AsItWas);
     }
-    replay(ctx, judge, &location, first)
+    match replay(ctx, judge, ctx.disk.device(), &location) {
+        Err(Error::Journal(why)) => reset(ctx, judge, first, &why),
+        other => other,
+    }
 }
 
 /// The number of the journal's inode is wrong, and the journal is where it always is.
@@ -125,38 +150,40 @@ fn unannounced(ctx: &Context, judge: &mut Judge<'_>) -> Result<Outcome> {
     Ok(Outcome::Reopen)
 }
 
-fn replay(ctx: &Context, judge: &mut Judge<'_>, location: &LogLocation, first: BlockNo) -> Result<Outcome> {
+/// Replays a log that `device` holds, which is the volume or more.
+///
+/// # Errors
+/// [`Error::Journal`] for a log that cannot be replayed; then nothing was written.
+pub fn replay(
+    ctx: &Context,
+    judge: &mut Judge<'_>,
+    device: &Arc<dyn BlockDevice>,
+    location: &LogLocation,
+) -> Result<Outcome> {
     if !judge.ask(Problem::new(Code::JournalReplay))? {
         return Ok(Outcome::AsItWas);
     }
     let block_size = ctx.geometry.block_size;
+    let refused = |error: recovery::Error| match error {
+        recovery::Error::Unsupported { what } => {
+            Error::Unusable(format!("the journal cannot be replayed: {what}"))
+        }
+        error => Error::Journal(error.to_string()),
+    };
+    let scan = recovery::scan(&**device, block_size, location).map_err(refused)?;
     // What is overwritten goes into the undo log first: the replay itself writes through the device.
-    let scanned = recovery::scan(ctx.disk.device(), block_size, location);
-    match scanned {
-        Ok(scan) => {
-            let mut bytes = vec![0; block_size as usize];
-            for block in scan.blocks().chain([first]) {
-                if ctx.disk.read_into(block, &mut bytes).is_ok() {
-                    ctx.disk.save(block, 1)?;
-                }
-            }
+    let mut bytes = vec![0; block_size as usize];
+    for block in scan.blocks().chain(location.extents.first().map(|extent| extent.start)) {
+        if ctx.disk.read_into(block, &mut bytes).is_ok() {
+            ctx.disk.save(block, 1)?;
         }
-        Err(recovery::Error::Unsupported { what }) => return Err(Error::Journal(what)),
-        Err(error) => return reset(ctx, judge, first, &error.to_string()),
     }
-    match recovery::recover(ctx.disk.device(), block_size, location) {
-        Ok(done) => {
-            ctx.disk.note_change();
-            judge.report.replayed = true;
-            judge.say(&format!(
-                "journal replayed: {} transaction(s), {} block(s)",
-                done.transactions, done.blocks
-            ));
-            clear_needs_recovery(ctx)?;
-            Ok(Outcome::Reopen)
-        }
-        Err(error) => reset(ctx, judge, first, &error.to_string()),
-    }
+    let done = recovery::recover(&**device, block_size, location).map_err(refused)?;
+    ctx.disk.note_change();
+    judge.report.replayed = true;
+    judge.say(&format!("journal replayed: {} transaction(s), {} block(s)", done.transactions, done.blocks));
+    clear_needs_recovery(ctx)?;
+    Ok(Outcome::Reopen)
 }
 
 /// The flag falls on disk only after the replay: the superblock may itself have been replayed.
@@ -170,8 +197,15 @@ fn clear_needs_recovery(ctx: &Context) -> Result<()> {
     ctx.disk.flush()
 }
 
-/// Where the log lies.
-pub fn locate_log(ctx: &Context, ino: Ino) -> std::result::Result<LogLocation, String> {
+/// Where the log of a journal inode lies.
+fn locate_log(ctx: &Context, ino: Ino) -> std::result::Result<LogLocation, String> {
+    let record = ctx.read_record(ino).map_err(|error| error.to_string())?;
+    let inode = Inode::decode(&record, &ctx.layout).map_err(|corruption| corruption.field.to_owned())?;
+    log_of(ctx, &inode)
+}
+
+/// Where the log lies that an inode maps, or why it is none.
+pub fn log_of(ctx: &Context, inode: &Inode) -> std::result::Result<LogLocation, String> {
     enum Failed {
         Corrupt(Corruption),
         Device(Error),
@@ -185,12 +219,13 @@ pub fn locate_log(ctx: &Context, ino: Ino) -> std::result::Result<LogLocation, S
         Failed::Corrupt(corruption) => corruption.field.to_owned(),
         Failed::Device(error) => error.to_string(),
     };
-    let record = ctx.read_record(ino).map_err(|error| error.to_string())?;
-    let inode = Inode::decode(&record, &ctx.layout).map_err(|corruption| corruption.field.to_owned())?;
     if inode.links == 0 || inode.file_type() != Some(FileType::Regular) {
         return Err("not a regular file".to_owned());
     }
-    let runs = locate::runs(&ctx.sb, &inode, &mut |block| ctx.disk.read(block).map_err(Failed::Device))
+    if inode.has(flag::INLINE_DATA) {
+        return Err("inline data".to_owned());
+    }
+    let runs = locate::runs(&ctx.sb, inode, &mut |block| ctx.disk.read(block).map_err(Failed::Device))
         .map_err(text)?;
     let extents: Vec<LogExtent> =
         runs.iter().map(|run| LogExtent { first: run.first.0, len: run.len, start: run.start }).collect();
@@ -208,7 +243,8 @@ pub fn locate_log(ctx: &Context, ino: Ino) -> std::result::Result<LogLocation, S
     Ok(location)
 }
 
-fn length(location: &LogLocation) -> u64 {
+/// Blocks of a log.
+pub fn length(location: &LogLocation) -> u64 {
     location.extents.iter().map(|extent| u64::from(extent.len)).sum()
 }
 
@@ -296,15 +332,7 @@ pub fn create(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
     ctx.edit_super(|raw| {
         raw.feature_compat.set(raw.feature_compat.get() | Compat::HAS_JOURNAL.0);
         raw.journal_inum.set(Ino::JOURNAL.get());
-        // The copy of the journal's map: `i_block` and the size, high word first.
-        raw.jnl_backup_type = 1;
-        for (at, word) in raw.jnl_blocks.iter_mut().enumerate() {
-            word.set(match at {
-                0..15 => u32::from_le_bytes(std::array::from_fn(|i| inode.block[4 * at + i])),
-                15 => (inode.size >> 32) as u32,
-                _ => inode.size as u32,
-            });
-        }
     });
+    lock(&ctx.next_sb).set_journal_backup(backup::words_of(&inode));
     Ok(())
 }

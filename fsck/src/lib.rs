@@ -11,8 +11,10 @@ mod ask;
 mod context;
 mod disk;
 mod error;
+mod external;
 mod finish;
 mod journal;
+mod journal_backup;
 mod map;
 mod mmp;
 mod options;
@@ -35,6 +37,7 @@ mod undo;
 mod volume;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use blockdev::BlockDevice;
 
@@ -71,10 +74,23 @@ pub fn check_with(device: Arc<dyn BlockDevice>, options: &Options, ui: &mut dyn 
     let mut options = options.clone();
     let mut total: Option<Report> = None;
     for _ in 0..ROUNDS {
-        let disk = Disk::new(Arc::clone(&device), undo.clone());
-        let mut judge = Judge::new(options.mode, ui);
-        finish::round(disk, &options, &mut judge)?;
+        let changed = Arc::new(AtomicBool::new(false));
+        let disk = Disk::new(Arc::clone(&device), undo.clone(), Arc::clone(&changed));
+        let mut judge = Judge::new(&options, ui);
+        match finish::round(disk, &options, &mut judge) {
+            Err(Error::Cancelled { .. }) => {
+                let now = changed.load(Ordering::Relaxed);
+                let changed = now || total.is_some_and(|earlier| earlier.changed);
+                if changed {
+                    let disk = Disk::new(Arc::clone(&device), undo, Arc::default());
+                    volume::mark_unfinished(&disk)?;
+                }
+                return Err(Error::Cancelled { changed });
+            }
+            other => other?,
+        }
         let restart = judge.restart;
+        let mode = judge.mode();
         let report = judge.report;
         let again = report.changed && report.count > 0;
         let left = report.left;
@@ -88,6 +104,7 @@ pub fn check_with(device: Arc<dyn BlockDevice>, options: &Options, ui: &mut dyn 
         // What follows looks at the repaired volume, whatever it says of itself and wherever it was found.
         options.force = true;
         options.superblock = None;
+        options.mode = mode;
     }
     Ok(total.unwrap_or_default())
 }

@@ -1,15 +1,18 @@
 //! `fsck.rext4`: the command line, made to be called as e2fsck is.
 
 mod cli;
+mod interrupt;
 mod terminal;
 
 use std::io::Write;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::Parser;
-use fsck::{Error, Mode, Report};
+use fsck::{Error, Mode, Options, Report};
 
 use cli::Cli;
+use interrupt::Interrupt;
 use terminal::Terminal;
 
 /// Operational error: the check could not be made.
@@ -34,30 +37,40 @@ fn main() -> ExitCode {
             let cause = error.downcast_ref::<Error>();
             ExitCode::from(match cause {
                 Some(Error::Unexpected) => 4,
-                Some(Error::Cancelled) => CANCELLED,
-                _ if error.is::<cli::Usage>() => USAGE,
+                Some(Error::Cancelled { changed }) => CANCELLED | u8::from(*changed),
+                _ if matches!(error.downcast_ref(), Some(cli::Refused::Usage(_))) => USAGE,
                 _ => OPERATIONAL,
             })
         }
     }
 }
 
+/// What was changed under a mounted root is in the kernel's memory as it was before.
+const REBOOT: u8 = 2;
+
 fn run(cli: &Cli) -> anyhow::Result<u8> {
-    let options = cli.options()?;
+    let interrupt = Interrupt::listen()?;
+    let options = Options { cancel: Some(Arc::clone(&interrupt.0)), ..cli.options()? };
     let name = cli.device.display().to_string();
     let read_only = options.mode == Mode::CheckOnly;
+    let mount = blockdev::mounted(&cli.device);
+    // A root that is mounted read-only may be repaired, and with -f whatever is; the claim refuses the rest.
+    let underneath = mount.as_ref().is_some_and(|mount| mount.read_only && (mount.root || cli.force));
+    if mount.as_ref().is_some_and(|mount| read_only || underneath && !mount.root) && !cli.json {
+        println!("Warning!  {name} is mounted.");
+    }
     let device = blockdev::open(
         &cli.device,
         &blockdev::OpenOptions {
             read_only,
             offset: 0,
             direct: blockdev::Direct::Never,
-            exclusive: !read_only,
-            mounted: false,
+            exclusive: !read_only && !underneath,
+            mounted: underneath,
         },
     )?;
     let started = std::time::Instant::now();
-    let mut terminal = Terminal::new(cli)?;
+    let mut terminal = Terminal::new(cli, interrupt)?;
     let report = fsck::check_with(device, &options, &mut terminal).map_err(anyhow::Error::new)?;
     terminal.finish();
     let mut text = if cli.json { report.json() + "\n" } else { told(cli, &name, &report) };
@@ -69,9 +82,13 @@ fn run(cli: &Cli) -> anyhow::Result<u8> {
     {
         text += &format!("to undo: rext4-undo {} {name}\n", undo.display());
     }
+    let reboot = report.changed && mount.is_some_and(|mount| mount.root);
+    if reboot && !cli.json {
+        text += &format!("\n{name}: ***** REBOOT SYSTEM *****\n");
+    }
     // A reader that has gone away changes nothing about the verdict.
     let _ = std::io::stdout().write_all(text.as_bytes());
-    Ok(report.exit_code())
+    Ok(report.exit_code() | if reboot { REBOOT } else { 0 })
 }
 
 fn told(cli: &Cli, name: &str, report: &Report) -> String {

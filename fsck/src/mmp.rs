@@ -11,17 +11,23 @@ use crate::problem::{Code, Problem};
 /// Checks the protection block. A volume that says it is in use is checked all the same with `-n`; otherwise the
 /// block is cleared only when that is agreed to.
 pub fn check(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
-    let Some(block) = ctx.sb.mmp_block().filter(|_| ctx.sb.incompat().has(Incompat::MMP)) else {
+    if !ctx.sb.incompat().has(Incompat::MMP) {
+        return Ok(());
+    }
+    let Some(block) = ctx.sb.mmp_block().filter(|block| ctx.on_volume(*block, 1)) else {
+        let why = "the multi-mount protection block lies outside the volume";
+        if judge.ask(Problem::new(Code::SuperFeatures).named(why))? {
+            ctx.edit_super(|raw| {
+                raw.feature_incompat.set(raw.feature_incompat.get() & !Incompat::MMP.0);
+                raw.mmp_block.set(0);
+            });
+        }
         return Ok(());
     };
-    let damage = if ctx.on_volume(block, 1) {
-        match Mmp::decode(&ctx.disk.read(block)?, &ctx.csum) {
-            Ok(mmp) if mmp.seq.get() == SEQ_CLEAN => return Ok(()),
-            Ok(_) => None,
-            Err(corruption) => Some(corruption.field),
-        }
-    } else {
-        return Ok(());
+    let damage = match Mmp::decode(&ctx.disk.read(block)?, &ctx.csum) {
+        Ok(mmp) if mmp.seq.get() == SEQ_CLEAN => return Ok(()),
+        Ok(_) => None,
+        Err(corruption) => Some(corruption.field),
     };
     let problem = match damage {
         Some(why) => Problem::new(Code::MmpDamaged).at(block).named(why),

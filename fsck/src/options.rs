@@ -1,6 +1,8 @@
 //! What a caller of the checker can choose.
 
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 /// Who decides about repairs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -47,6 +49,10 @@ pub struct Options {
     pub undo: Option<PathBuf>,
     /// Threads of the parallel passes; 0 is one per core.
     pub threads: usize,
+    /// The device of an external journal (`-j`); without, it is looked for by its UUID.
+    pub journal: Option<PathBuf>,
+    /// Set by somebody else, it ends the check at its next step with [`crate::Error::Cancelled`].
+    pub cancel: Option<Arc<AtomicBool>>,
     /// The time that repairs stamp, in seconds since 1970; 0 is the machine's clock.
     pub now: u64,
 }

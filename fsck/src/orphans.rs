@@ -51,16 +51,19 @@ fn walk_list(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
 
 fn walk_file(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
     let present = ctx.sb.ro_compat().has(RoCompat::ORPHAN_PRESENT);
-    let Some(ino) = ctx.sb.orphan_file().filter(|_| ctx.sb.compat().has(Compat::ORPHAN_FILE)) else {
+    if !ctx.sb.compat().has(Compat::ORPHAN_FILE) {
         if present && judge.ask(Problem::new(Code::OrphanPresent))? {
             lock(&ctx.next_sb).set_orphan_present(false);
         }
         return Ok(());
+    }
+    let Some(ino) = ctx.sb.orphan_file().filter(|ino| ino.get() <= ctx.geometry.inodes_count) else {
+        if judge.ask(Problem::new(Code::OrphanFileInode).named("no such inode"))? {
+            give_up_file(ctx);
+        }
+        return Ok(());
     };
-    let inode = match ino.get() <= ctx.geometry.inodes_count {
-        true => ctx.read_inode(ino)?,
-        false => Inode::decode_damaged(&[], &ctx.layout),
-    };
+    let inode = ctx.read_inode(ino)?;
     let regular = inode.links > 0 && inode.file_type() == Some(ext4_format::inode::FileType::Regular);
     // A file without one block of the right kind is some other file, which must not be written to.
     let mut any = false;
@@ -69,15 +72,19 @@ fn walk_file(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
             any = any || orphan::check(&ctx.disk.read(BlockNo(extent.start.0 + ahead))?).is_ok();
         }
     }
-    if !any {
-        let why = if regular { "no orphan blocks" } else { "not a regular file" };
+    // A journal that was thrown away comes back.
+    let journal = ctx.sb.compat().has(Compat::HAS_JOURNAL) || judge.journal_lost;
+    if !any || !journal {
+        let why = match (regular, journal) {
+            (false, _) => "not a regular file",
+            (true, false) => "there is no journal",
+            (true, true) => "no orphan blocks",
+        };
         if judge.ask(Problem::of(Code::OrphanFileInode, ino).named(why))? {
-            let mut sb = lock(&ctx.next_sb);
-            sb.set_orphan_present(false);
-            let _ = sb.edit(|raw| {
-                raw.feature_compat.set(raw.feature_compat.get() & !Compat::ORPHAN_FILE.0);
-                raw.orphan_file_inum.set(0);
-            });
+            if any {
+                ctx.write_record(ino, &mut vec![0; ctx.geometry.inode_size])?;
+            }
+            give_up_file(ctx);
         }
         return Ok(());
     }
@@ -115,6 +122,16 @@ fn walk_file(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
         lock(&ctx.next_sb).set_orphan_present(false);
     }
     Ok(())
+}
+
+/// The volume goes on without an orphan file.
+fn give_up_file(ctx: &Context) {
+    let mut sb = lock(&ctx.next_sb);
+    sb.set_orphan_present(false);
+    let _ = sb.edit(|raw| {
+        raw.feature_compat.set(raw.feature_compat.get() & !Compat::ORPHAN_FILE.0);
+        raw.orphan_file_inum.set(0);
+    });
 }
 
 /// Frees an orphan without names, or cuts one with names to its size.

@@ -7,40 +7,44 @@ use crate::context::lock;
 use crate::error::{Error, Result};
 
 /// Runs `work` for each piece below `pieces`, each thread with a state of its own from `start`. The first error
-/// stops all. `tell` hears how many pieces are done.
+/// stops all. `tell` hears how many pieces are done, and may say stop by an error.
 pub fn for_each<S>(
     threads: usize,
     pieces: u64,
-    tell: &mut dyn FnMut(u64),
+    tell: &mut dyn FnMut(u64) -> Result<()>,
     start: impl Fn() -> S + Sync,
     work: impl Fn(&mut S, u64) -> Result<()> + Sync,
 ) -> Result<()> {
     let (next, done, stop) = (AtomicU64::new(0), AtomicU64::new(0), AtomicBool::new(false));
     let failure: std::sync::Mutex<Option<Error>> = std::sync::Mutex::new(None);
-    let run = |mut tell: Option<&mut dyn FnMut(u64)>| {
+    let fail = |error| {
+        stop.store(true, Relaxed);
+        lock(&failure).get_or_insert(error);
+    };
+    let run = |mut tell: Option<&mut dyn FnMut(u64) -> Result<()>>| {
         let mut state = start();
         while !stop.load(Relaxed) {
             let piece = next.fetch_add(1, Relaxed);
             if piece >= pieces {
                 break;
             }
-            if let Err(error) = work(&mut state, piece) {
-                stop.store(true, Relaxed);
-                lock(&failure).get_or_insert(error);
-            }
+            let worked = work(&mut state, piece);
             let done = done.fetch_add(1, Relaxed) + 1;
-            if let Some(tell) = &mut tell {
-                tell(done);
+            let told = tell.as_mut().map_or(Ok(()), |tell| tell(done));
+            if let Err(error) = worked.and(told) {
+                fail(error);
             }
         }
     };
     let threads = threads.min(usize::try_from(pieces).unwrap_or(usize::MAX)).max(1);
     std::thread::scope(|scope| {
         let helpers: Vec<_> = (1..threads).map(|_| scope.spawn(|| run(None))).collect();
-        run(Some(tell));
+        run(Some(&mut *tell));
         while helpers.iter().any(|helper| !helper.is_finished()) {
             std::thread::sleep(Duration::from_millis(1));
-            tell(done.load(Relaxed));
+            if let Err(error) = tell(done.load(Relaxed)) {
+                fail(error);
+            }
         }
     });
     match lock(&failure).take() {

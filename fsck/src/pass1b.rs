@@ -8,9 +8,10 @@ use ext4_format::{BlockNo, FileBlock, Ino};
 
 use crate::alloc;
 use crate::ask::{Ask, Judge};
-use crate::context::Context;
+use crate::context::{Context, lock};
 use crate::error::Result;
 use crate::map::Use;
+use crate::options::Mode;
 use crate::pass1;
 use crate::problem::{Code, Problem};
 
@@ -32,8 +33,10 @@ pub fn run(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
         }
     }
     for (cluster, count) in &mut users {
-        *count += u32::from(ctx.is_metadata(ctx.found.blocks.block(*cluster), 1));
+        let ratio = ctx.geometry.cluster_ratio.into();
+        *count += u32::from(ctx.is_metadata(ctx.found.blocks.block(*cluster), ratio));
     }
+    judge.learn_paths(ctx, owners.iter().map(|owner| owner.0));
     for (ino, count) in owners {
         let shared = shared_clusters(ctx, ino)?;
         let still = shared.iter().any(|cluster| users.get(cluster).is_some_and(|&users| users > 1));
@@ -42,6 +45,12 @@ pub fn run(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
         }
         let problem = Problem::of(Code::MultiplyClaimed, ino).values(count, 0_u32);
         if !judge.ask(problem)? {
+            // Whoever does not want copies may want the file gone.
+            if ctx.options.mode == Mode::Ask && judge.ask(Problem::of(Code::MultiplyClaimedDelete, ino))? {
+                delete(ctx, ino)?;
+                judge.report.resolve(Code::MultiplyClaimed, ino);
+                settle(&mut users, shared);
+            }
             continue;
         }
         if ctx.found.inodes.get(ino) == Use::Reserved {
@@ -57,12 +66,18 @@ pub fn run(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
         if needed <= free {
             clone(ctx, ino, &users)?;
         } else if judge.ask(Problem::of(Code::CloneNoRoom, ino).values(needed, free))? {
-            ctx.write_record(ino, &mut vec![0; ctx.geometry.inode_size])?;
-            ctx.found.inodes.set(ino, Use::Free, 0);
-            crate::context::lock(&ctx.found.dirs).remove(&ino.get());
+            delete(ctx, ino)?;
         }
         settle(&mut users, shared);
     }
+    Ok(())
+}
+
+/// Makes an inode a free one; its names go in pass 2.
+fn delete(ctx: &Context, ino: Ino) -> Result<()> {
+    ctx.write_record(ino, &mut vec![0; ctx.geometry.inode_size])?;
+    ctx.found.inodes.set(ino, Use::Free, 0);
+    lock(&ctx.found.dirs).remove(&ino.get());
     Ok(())
 }
 

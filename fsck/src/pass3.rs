@@ -28,10 +28,10 @@ pub fn run(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
     let all: Vec<(u32, Dir)> = lock(&ctx.found.dirs).iter().map(|(&ino, &dir)| (ino, dir)).collect();
     let mut connected: HashSet<u32> = HashSet::from([Ino::ROOT.get()]);
     let total = all.len() as u64;
-    judge.progress(3, 0, total);
+    judge.progress(3, 0, total)?;
     for (done, (number, _)) in all.iter().enumerate() {
         if done % 4096 == 0 {
-            judge.progress(3, done as u64, total);
+            judge.progress(3, done as u64, total)?;
         }
         connect(ctx, judge, *number, &mut connected)?;
     }
@@ -150,6 +150,16 @@ pub fn reconnect_file(ctx: &Context, ino: Ino) -> Result<()> {
 }
 
 fn lost_found(ctx: &Context) -> Result<Ino> {
+    if let Some((ino, _)) = *lock(&ctx.found.lost_found) {
+        return Ok(ino);
+    }
+    let ino = settle_lost_found(ctx)?;
+    *lock(&ctx.found.lost_found) = Some((ino, 0));
+    Ok(ino)
+}
+
+/// Finds lost+found or makes it.
+fn settle_lost_found(ctx: &Context) -> Result<Ino> {
     if let Some(ino) = find(ctx, Ino::ROOT, LOST_FOUND)? {
         if ctx.found.inodes.get(ino).is_dir() {
             return Ok(ino);
@@ -166,16 +176,25 @@ fn lost_found(ctx: &Context) -> Result<Ino> {
     create_lost_found(ctx)
 }
 
-/// Calls `visit` with each block of a directory that holds entries, until it returns true; changed blocks are
-/// written back. Returns whether a visit did.
-fn with_blocks(ctx: &Context, ino: Ino, mut visit: impl FnMut(&mut [u8], DirFormat) -> bool) -> Result<bool> {
+/// Calls `visit` with each block of a directory that holds entries, from a file block on until it returns true; changed
+/// blocks are written back. Returns the file block where a visit did.
+fn with_blocks(
+    ctx: &Context,
+    ino: Ino,
+    from: u64,
+    mut visit: impl FnMut(&mut [u8], DirFormat) -> bool,
+) -> Result<Option<u64>> {
     let inode = ctx.read_inode(ino)?;
     let format = DirFormat::new(&ctx.sb, inode.flags);
     for extent in pass1::extents_of(ctx, &inode) {
         for ahead in 0..u64::from(extent.len) {
+            let file_block = u64::from(extent.first.0) + ahead;
+            if file_block < from {
+                continue;
+            }
             let block = BlockNo(extent.start.0 + ahead);
             let mut bytes = ctx.disk.read(block)?;
-            let root = inode.has(flag::INDEX) && u64::from(extent.first.0) + ahead == 0;
+            let root = inode.has(flag::INDEX) && file_block == 0;
             if inode.has(flag::INDEX) && !root && crate::rehash::hides_all(&bytes, 4) {
                 continue;
             }
@@ -193,16 +212,16 @@ fn with_blocks(ctx: &Context, ino: Ino, mut visit: impl FnMut(&mut [u8], DirForm
                 ctx.disk.write(block, &bytes)?;
             }
             if stop {
-                return Ok(true);
+                return Ok(Some(file_block));
             }
         }
     }
-    Ok(false)
+    Ok(None)
 }
 
 fn find(ctx: &Context, dir: Ino, name: &[u8]) -> Result<Option<Ino>> {
     let mut found = None;
-    with_blocks(ctx, dir, |bytes, format| {
+    with_blocks(ctx, dir, 0, |bytes, format| {
         found = DirBlock::new(bytes, format).find(name).ok().flatten().and_then(|entry| entry.ino);
         found.is_some()
     })?;
@@ -210,7 +229,7 @@ fn find(ctx: &Context, dir: Ino, name: &[u8]) -> Result<Option<Ino>> {
 }
 
 fn remove_name(ctx: &Context, dir: Ino, target: Ino) -> Result<()> {
-    with_blocks(ctx, dir, |bytes, format| {
+    with_blocks(ctx, dir, 0, |bytes, format| {
         let entry = DirBlock::new(bytes, format)
             .entries()
             .map_while(std::result::Result::ok)
@@ -228,10 +247,18 @@ fn add_entry(ctx: &Context, dir: Ino, name: &[u8], target: Ino, kind: FileType) 
         lock(&ctx.found.rebuild).push(dir);
     }
     let new = NewEntry { ino: target, file_type: kind, name };
-    let put = |ctx: &Context| {
-        with_blocks(ctx, dir, |bytes, format| {
+    // Many names may go into lost+found, and blocks that are full stay so.
+    let from = lock(&ctx.found.lost_found).filter(|known| known.0 == dir).map_or(0, |known| known.1);
+    let put = |ctx: &Context| -> Result<bool> {
+        let place = with_blocks(ctx, dir, from, |bytes, format| {
             DirBlockMut::new(bytes, format).insert(&new).is_ok_and(|place| place.is_some())
-        })
+        })?;
+        if let (Some(place), Some(known)) = (place, &mut *lock(&ctx.found.lost_found))
+            && known.0 == dir
+        {
+            known.1 = place;
+        }
+        Ok(place.is_some())
     };
     if put(ctx)? {
         return Ok(());
@@ -248,7 +275,7 @@ fn set_dotdot(ctx: &Context, ino: Ino, old: u32, parent: u32) -> Result<()> {
         inode.block[..4].copy_from_slice(&parent.to_le_bytes());
         ctx.write_inode(ino, &inode)?;
     } else {
-        with_blocks(ctx, ino, |bytes, format| {
+        with_blocks(ctx, ino, 0, |bytes, format| {
             let place = DirBlock::new(bytes, format).find(b"..").ok().flatten().map(|entry| entry.offset);
             place.is_some_and(|offset| {
                 DirBlockMut::new(bytes, format).set_target(offset, target, FileType::Directory)

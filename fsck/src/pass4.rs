@@ -14,25 +14,43 @@ use crate::problem::{Code, Problem};
 /// Runs the pass.
 pub fn run(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
     let total = u64::from(ctx.geometry.group_count);
-    judge.progress(4, 0, total);
+    judge.progress(4, 0, total)?;
     for group in ctx.groups().filter(|group| ctx.found.inodes.touched(group.0)) {
-        judge.progress(4, group.0.into(), total);
-        for index in 0..ctx.geometry.inodes_per_group {
-            let Some(ino) = ctx.geometry.inode_at(group, index) else { break };
-            if matches!(ctx.found.inodes.get(ino), Use::File(_) | Use::Attribute) {
-                check(ctx, judge, ino)?;
-            }
+        judge.progress(4, group.0.into(), total)?;
+        let inodes = (0..ctx.geometry.inodes_per_group).map_while(|i| ctx.geometry.inode_at(group, i));
+        let wrong: Vec<Ino> = inodes.filter(|ino| is_wrong(ctx, *ino)).collect();
+        judge.learn_paths(ctx, wrong.iter().copied());
+        for ino in wrong {
+            check(ctx, judge, ino)?;
         }
     }
     Ok(())
 }
 
+/// Whether there is anything to say about an inode.
+fn is_wrong(ctx: &Context, ino: Ino) -> bool {
+    match ctx.found.inodes.get(ino) {
+        Use::Attribute => true,
+        Use::File(_) => u32::from(ctx.found.inodes.links(ino)) != links_expected(ctx, ino),
+        _ => false,
+    }
+}
+
+/// The link count that an inode should have. A directory with too many subdirectories stops counting.
+fn links_expected(ctx: &Context, ino: Ino) -> u32 {
+    let names = ctx.found.inodes.names(ino);
+    let uncounted = ctx.found.inodes.get(ino).is_dir()
+        && ctx.sb.ro_compat().has(RoCompat::DIR_NLINK)
+        && names > u32::from(MAX_LINKS);
+    if uncounted { u32::from(LINKS_UNCOUNTED) } else { names.min(u32::from(u16::MAX)) }
+}
+
 fn check(ctx: &Context, judge: &mut Judge<'_>, ino: Ino) -> Result<()> {
     let what = ctx.found.inodes.get(ino);
-    let mut names = ctx.found.inodes.names(ino);
     if what == Use::Attribute {
         return check_attribute(ctx, judge, ino);
     }
+    let names = ctx.found.inodes.names(ino);
     if names == 0 && what.is_dir() {
         // Pass 3 was not allowed to connect it.
         return Ok(());
@@ -46,13 +64,8 @@ fn check(ctx: &Context, judge: &mut Judge<'_>, ino: Ino) -> Result<()> {
             return Ok(());
         }
         pass3::reconnect_file(ctx, ino)?;
-        names = ctx.found.inodes.names(ino);
     }
-    let links = ctx.found.inodes.links(ino);
-    // A directory with too many subdirectories stops counting.
-    let uncounted =
-        what.is_dir() && ctx.sb.ro_compat().has(RoCompat::DIR_NLINK) && names > u32::from(MAX_LINKS);
-    let expected = if uncounted { u32::from(LINKS_UNCOUNTED) } else { names.min(u32::from(u16::MAX)) };
+    let (links, expected) = (ctx.found.inodes.links(ino), links_expected(ctx, ino));
     if u32::from(links) != expected && judge.ask(Problem::of(Code::LinkCount, ino).values(links, expected))? {
         let mut inode = ctx.read_inode(ino)?;
         inode.links = expected as u16;

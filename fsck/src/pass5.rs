@@ -30,7 +30,7 @@ pub fn run(ctx: &mut Context, judge: &mut Judge<'_>) -> Result<()> {
     let groups = u64::from(ctx.geometry.group_count);
     let suspects: Mutex<Vec<u32>> = Mutex::default();
     let totals: Mutex<(u64, u64, u64)> = Mutex::default();
-    judge.progress(5, 0, groups);
+    judge.progress(5, 0, groups)?;
     {
         let ctx = &*ctx;
         parallel::for_each(

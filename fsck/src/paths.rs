@@ -1,70 +1,109 @@
-//! Names for inode numbers: the paths of what a report mentions.
+//! Names for inode numbers: the paths of what is about to be reported.
+//!
+//! They are looked up before anything is repaired, so that a file that is about to go is told by its name. The walk
+//! follows the tree as it stands on disk, believes nothing of it, and reads no more blocks than the volume has.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 
-use ext4_format::Ino;
 use ext4_format::dirent::{DirBlock, DirFormat};
+use ext4_format::inode::{BLOCK_AREA, FileType, Inode, flag};
+use ext4_format::{BlockNo, Ino};
 
-use crate::context::{Context, lock};
-use crate::pass1;
-use crate::report::Report;
+use crate::context::Context;
+use crate::pass1::{self, inline};
 
-/// More inodes than this stay without a path: looking one up reads directories.
+/// More inodes than this stay without a path: each takes memory.
 const MOST: usize = 1000;
 
-/// Adds a path to every finding whose inode has one. Damage on the way only leaves a finding without.
-pub fn name(ctx: &Context, report: &mut Report) {
-    let wanted: HashSet<u32> =
-        report.findings.iter().filter_map(|f| f.problem.ino).map(Ino::get).take(MOST).collect();
+/// A directory that names something, and the name.
+type Named = HashMap<u32, (u32, String)>;
+
+/// Paths of inodes, as far as the directories lead to them.
+pub fn of(ctx: &Context, inodes: impl IntoIterator<Item = Ino>) -> HashMap<u32, String> {
+    let wanted: HashSet<u32> = inodes.into_iter().map(Ino::get).take(MOST).collect();
     if wanted.is_empty() {
-        return;
+        return HashMap::new();
     }
-    let parents: HashMap<u32, u32> =
-        lock(&ctx.found.dirs).iter().map(|(&ino, dir)| (ino, dir.parent)).collect();
-    let mut named: HashMap<u32, (u32, String)> = HashMap::new();
-    for &dir in parents.keys() {
-        if named.len() == wanted.len() {
-            break;
-        }
-        collect(ctx, dir, &wanted, &mut named);
-    }
-    // The directories on the way up need their names, too; pass 2 knows which directory names each.
-    for mut at in named.values().map(|(dir, _)| *dir).collect::<HashSet<u32>>() {
-        while at != Ino::ROOT.get() && !named.contains_key(&at) {
-            let Some(&parent) = parents.get(&at).filter(|parent| **parent != 0) else { break };
-            collect(ctx, parent, &HashSet::from([at]), &mut named);
-            if !named.contains_key(&at) {
-                break;
-            }
-            at = parent;
-        }
-    }
-    for finding in &mut report.findings {
-        finding.path = finding.problem.ino.and_then(|ino| path(ino.get(), &named));
-    }
+    let mut walk = Walk { ctx, wanted, named: Named::new(), budget: ctx.geometry.blocks_count };
+    walk.tree();
+    let Walk { wanted, named, .. } = walk;
+    wanted.into_iter().filter_map(|ino| Some((ino, path(ino, &named)?))).collect()
 }
 
-fn collect(ctx: &Context, dir: u32, wanted: &HashSet<u32>, named: &mut HashMap<u32, (u32, String)>) {
-    let Some(inode) = Ino::new(dir).and_then(|ino| ctx.read_inode(ino).ok()) else { return };
-    let format = DirFormat { tail: false, ..DirFormat::new(&ctx.sb, inode.flags) };
-    for extent in pass1::extents_of(ctx, &inode) {
-        for ahead in 0..u64::from(extent.len) {
-            let Ok(bytes) = ctx.disk.read(ext4_format::BlockNo(extent.start.0 + ahead)) else { return };
-            for entry in DirBlock::new(&bytes, format).entries().map_while(std::result::Result::ok) {
-                let Some(ino) = entry.ino.filter(|ino| wanted.contains(&ino.get())) else { continue };
+/// Takes an entry: inode, name, type code.
+type Visit<'v> = dyn FnMut(&mut Walk<'_>, Ino, &[u8], u8) + 'v;
+
+struct Walk<'c> {
+    ctx: &'c Context,
+    wanted: HashSet<u32>,
+    /// Of directories, and of what is wanted.
+    named: Named,
+    /// Blocks that may still be read.
+    budget: u64,
+}
+
+impl Walk<'_> {
+    fn tree(&mut self) {
+        let root = Ino::ROOT.get();
+        let (mut queue, mut seen) = (VecDeque::from([root]), HashSet::from([root]));
+        let mut missing = self.wanted.iter().filter(|ino| **ino != root).count();
+        while let Some(dir) = queue.pop_front().filter(|_| missing > 0 && self.budget > 0) {
+            self.entries(dir, &mut |walk, ino, name, kind| {
+                let is_dir = match FileType::from_dirent(kind) {
+                    Some(kind) => kind == FileType::Directory,
+                    None => walk.ctx.read_inode(ino).is_ok_and(|inode| inode.is_dir()),
+                };
+                let wanted = walk.wanted.contains(&ino.get());
+                if (is_dir || wanted) && !walk.named.contains_key(&ino.get()) && ino != Ino::ROOT {
+                    let name = String::from_utf8_lossy(name).into_owned();
+                    walk.named.insert(ino.get(), (dir, name));
+                    missing -= usize::from(wanted);
+                }
+                if is_dir && seen.insert(ino.get()) {
+                    queue.push_back(ino.get());
+                }
+            });
+        }
+    }
+
+    /// Shows the entries of a directory: inode, name, type code.
+    fn entries(&mut self, dir: u32, visit: &mut Visit<'_>) {
+        let ctx = self.ctx;
+        let Some(record) = Ino::new(dir).and_then(|ino| ctx.read_record(ino).ok()) else { return };
+        let inode = Inode::decode_damaged(&record, &ctx.layout);
+        if !inode.is_dir() {
+            return;
+        }
+        let format = DirFormat { tail: false, ..DirFormat::new(&ctx.sb, inode.flags) };
+        let mut show = |walk: &mut Self, bytes: &[u8]| {
+            for entry in DirBlock::new(bytes, format).entries().map_while(Result::ok) {
+                let Some(ino) = entry.ino.filter(|ino| ino.get() <= ctx.geometry.inodes_count) else {
+                    continue;
+                };
                 if entry.name != b"." && entry.name != b".." {
-                    let name = String::from_utf8_lossy(entry.name).into_owned();
-                    named.entry(ino.get()).or_insert((dir, name));
+                    visit(walk, ino, entry.name, entry.type_code);
                 }
             }
+        };
+        if inode.has(flag::INLINE_DATA) {
+            show(self, &inode.block[4..BLOCK_AREA]);
+            show(self, &record[inline::rest(ctx, &record, &inode).unwrap_or_default()]);
+            return;
+        }
+        for extent in pass1::extents_of(ctx, &inode) {
+            for ahead in 0..u64::from(extent.len) {
+                if self.budget == 0 {
+                    return;
+                }
+                self.budget -= 1;
+                let Ok(bytes) = ctx.disk.read(BlockNo(extent.start.0 + ahead)) else { return };
+                show(self, &bytes);
+            }
         }
     }
 }
 
-fn path(ino: u32, named: &HashMap<u32, (u32, String)>) -> Option<String> {
-    if ino == Ino::ROOT.get() {
-        return Some("/".to_owned());
-    }
+fn path(ino: u32, named: &Named) -> Option<String> {
     let mut parts = Vec::new();
     let mut at = ino;
     // No deeper than there are names: a loop ends here.

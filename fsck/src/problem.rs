@@ -114,6 +114,7 @@ problems! {
     SizeBeyondDevice "size-beyond-device" Tell Stop "The superblock says {expected} blocks, the device has {found}; one of them is likely corrupt";
     DescChecksum "desc-checksum" Fix Fix "Group {group}: descriptor checksum is {found:x}, should be {expected:x}";
     DescFromBackup "desc-from-backup" Fix Stop "Group descriptors are damaged (group {group}: {name}); the copy in block {block} is used";
+    DescCopy "desc-copy" Fix Mild "The copy of the group descriptors in block {block} (from group {group} on) names other places";
     BlockBitmapPlace "block-bitmap-place" Relocate Stop "Group {group}: block bitmap at {found} is not on a sane place";
     InodeBitmapPlace "inode-bitmap-place" Relocate Stop "Group {group}: inode bitmap at {found} is not on a sane place";
     InodeTablePlace "inode-table-place" Relocate Stop "Group {group}: inode table at {found} is not on a sane place. WARNING: severe data loss possible";
@@ -121,6 +122,7 @@ problems! {
     JournalReplay "journal-replay" Replay Fix "The journal holds transactions that were not written home";
     JournalSkipped "journal-skipped" Tell Fix "Warning: journal recovery is skipped because nothing may be written";
     JournalInode "journal-inode" Clear Fix "The journal inode {ino} is invalid ({name})";
+    JournalFromBackup "journal-from-backup" Fix Fix "The journal inode {ino} is invalid ({name}); the superblock holds a copy of its map";
     JournalSuper "journal-super" Fix Fix "The superblock of the journal is damaged ({name})";
     JournalCorrupt "journal-corrupt" Clear Stop "The journal is corrupt: {name}";
     JournalMissing "journal-missing" Create Fix "The volume has no journal";
@@ -128,13 +130,12 @@ problems! {
     JournalUnannounced "journal-unannounced" Fix Fix "The superblock names the journal inode {ino}, but lacks the has_journal feature";
     JournalUnused "journal-unused" Clear Fix "The journal inode is not in use, but holds data";
     JournalError "journal-error" Fix Fix "The journal records an error of the volume";
-    ExternalJournal "external-journal" Tell Stop "The journal lies on another device, which is not supported";
     OrphanHead "orphan-head" Clear Stop "The superblock's orphan list starts at {found}, which is no inode";
     OrphanLink "orphan-link" Clear Stop "The orphan list is broken at inode {ino} ({name})";
     OrphanInode "orphan-inode" Clear Fix "Inode {ino} is an orphan: it was to be freed";
     OrphanTruncate "orphan-truncate" Truncate Fix "Inode {ino} is an orphan: its truncation to {expected} bytes was not finished";
     OrphanPresent "orphan-present" Clear Fix "The superblock says that the orphan file may hold orphans";
-    OrphanFileInode "orphan-file-inode" Clear Fix "The orphan file, inode {ino}, is damaged ({name})";
+    OrphanFileInode "orphan-file-inode" Clear Fix "The orphan file, inode {ino}, cannot be used ({name})";
     OrphanFileBlock "orphan-file-block" Fix Fix "Block {block} of the orphan file is damaged ({name})";
     OrphanFileEntry "orphan-file-entry" Clear Fix "The orphan file names inode {found}, which is no inode";
     MmpDamaged "mmp-damaged" Fix Fix "The multi-mount protection block {block} is damaged ({name})";
@@ -164,6 +165,7 @@ problems! {
     FlagIndexFeature "flag-index-feature" Clear Stop "Directory {ino} has the index flag, but the volume has no dir_index";
     FlagExtentsFeature "flag-extents-feature" Fix Stop "Inode {ino} is in extent format, but the superblock lacks the extent feature";
     FlagExtentsMissing "flag-extents-missing" Fix Fix "Inode {ino} lacks the extent flag, but holds an extent tree";
+    BigallocBlockMap "bigalloc-block-map" Fix Stop "Inode {ino} has a block map, which a volume with bigalloc cannot have";
     FlagExtentsOnSpecial "flag-extents-special" Clear Stop "Inode {ino} is a special file with flags of extents, inline data or an index";
     FlagImmutableSpecial "flag-immutable-special" Clear Mild "Inode {ino} is a special file with the immutable or the append-only flag";
     FlagInlineFeature "flag-inline-feature" Clear Stop "Inode {ino} has inline data, but the superblock lacks the feature";
@@ -208,6 +210,7 @@ problems! {
     EaInodeRefs "ea-inode-refs" Fix Stop "Attribute inode {ino} has a reference count of {found}, should be {expected}";
     InlineData "inline-data" Truncate Stop "Inode {ino}: the inline data are damaged ({name})";
     MultiplyClaimed "multiply-claimed" Clone Stop "Inode {ino} shares {found} block(s) with other inodes or metadata";
+    MultiplyClaimedDelete "multiply-claimed-delete" Clear Stop "Inode {ino} keeps the blocks that it shares, unless the file is deleted";
     CloneNoRoom "clone-no-room" Clear Stop "Inode {ino} needs {found} blocks of its own, and {expected} are free";
     QuotaUnused "quota-unused" Clear Fix "The quota inode {ino} is not in use, but holds data";
     QuotaInode "quota-inode" Clear Stop "The quota inode {ino} is invalid";
@@ -232,7 +235,7 @@ problems! {
     EntryItself "entry-itself" Clear Stop "Directory {ino}: the entry '{name}' names its own directory";
     EntryDirLink "entry-dir-link" Clear Stop "Directory {ino}: the entry '{name}' is a second name of directory {found}";
     EntryType "entry-type" Fix Stop "Directory {ino}: the entry '{name}' has file type {found}, should be {expected}";
-    EntryTypeUnset "entry-type-unset" Fix Fix "Directory {ino}: the entry '{name}' has no file type, should be {expected}";
+    EntryTypeUnset "entry-type-unset" Fix Mild "Directory {ino}: the entry '{name}' has no file type, should be {expected}";
     EntryDuplicate "entry-duplicate" Fix Stop "Directory {ino} has the name '{name}' twice";
     EntryEaInode "entry-ea-inode" Clear Stop "Directory {ino}: the entry '{name}' names attribute inode {found}";
     IndexRoot "index-root" Rebuild Fix "Directory {ino}: the root of the index is invalid ({name})";
@@ -337,10 +340,21 @@ impl Problem {
     /// The text of the finding.
     #[must_use]
     pub fn text(&self) -> String {
+        self.text_with(None)
+    }
+
+    /// The text of the finding, with the path of its inode beside the number.
+    #[must_use]
+    pub fn text_with(&self, path: Option<&str>) -> String {
         let mut text = self.code.row().text.to_owned();
+        let printable = |text: &str| text.replace(char::is_control, "?");
         let number = |n: Option<u64>| n.map_or_else(|| "?".to_owned(), |n| n.to_string());
+        let mut ino = number(self.ino.map(|ino| ino.get().into()));
+        if let Some(path) = path {
+            ino += &format!(" ({})", printable(path));
+        }
         for (place, value) in [
-            ("{ino}", number(self.ino.map(|ino| ino.get().into()))),
+            ("{ino}", ino),
             ("{block}", number(self.block.map(|block| block.0))),
             ("{group}", number(self.group.map(|group| group.0.into()))),
             ("{found}", self.found.to_string()),
@@ -348,7 +362,7 @@ impl Problem {
             ("{found:x}", format!("{:#x}", self.found)),
             ("{expected:x}", format!("{:#x}", self.expected)),
             ("{found:o}", format!("{:#o}", self.found)),
-            ("{name}", self.name.clone().unwrap_or_default()),
+            ("{name}", self.name.as_deref().map(printable).unwrap_or_default()),
         ] {
             if text.contains(place) {
                 text = text.replace(place, &value);

@@ -10,6 +10,7 @@ use std::sync::Mutex;
 
 use ext4_format::extent::Extent;
 use ext4_format::features::{Incompat, RoCompat};
+use ext4_format::inode::FileType;
 use ext4_format::quota::{self, Kind, QuotaFile, Usage};
 use ext4_format::{BlockNo, FileBlock, GroupNo, Ino};
 
@@ -37,14 +38,44 @@ pub fn run(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
     let inodes = [raw.usr_quota_inum.get(), raw.grp_quota_inum.get(), raw.prj_quota_inum.get()];
     let mut used = None;
     for (at, (kind, ino)) in Kind::ALL.into_iter().zip(inodes).enumerate() {
-        let Some(ino) = Ino::new(ino).filter(|ino| ctx.found.inodes.get(*ino) == Use::Internal) else {
-            continue;
+        let Some(ino) = Ino::new(ino) else { continue };
+        let there = match ctx.found.inodes.get(ino) {
+            Use::Internal => true,
+            Use::Reserved => false,
+            Use::Free => {
+                forget(ctx, judge, ino)?;
+                continue;
+            }
+            _ => continue,
         };
         let used = match &used {
             Some(used) => used,
             None => used.insert(count(ctx)?),
         };
-        check(ctx, judge, kind, ino, &used[at])?;
+        if there {
+            check(ctx, judge, kind, ino, &used[at])?;
+        } else if judge.ask(Problem::of(Code::QuotaFile, ino).named("no file"))? {
+            let mut inode = alloc::fresh(ctx, FileType::Regular, 0o600);
+            inode.links = 1;
+            ctx.write_record(ino, &mut vec![0; ctx.geometry.inode_size])?;
+            ctx.write_inode(ino, &inode)?;
+            ctx.found.inodes.set(ino, Use::Internal, 1);
+            write(ctx, kind, ino, QuotaFile::empty(), &used[at])?;
+        }
+    }
+    Ok(())
+}
+
+/// A number that names no file in use is forgotten.
+fn forget(ctx: &Context, judge: &mut Judge<'_>, ino: Ino) -> Result<()> {
+    if judge.ask(Problem::of(Code::QuotaFile, ino).named("no file"))? {
+        ctx.edit_super(|raw| {
+            for field in [&mut raw.usr_quota_inum, &mut raw.grp_quota_inum, &mut raw.prj_quota_inum] {
+                if field.get() == ino.get() {
+                    field.set(0);
+                }
+            }
+        });
     }
     Ok(())
 }
@@ -56,7 +87,7 @@ fn count(ctx: &Context) -> Result<[Used; 3]> {
     parallel::for_each(
         ctx.options.thread_count(),
         ctx.geometry.group_count.into(),
-        &mut |_| {},
+        &mut |_| Ok(()),
         || (),
         |(), group| {
             let mut here: [Used; 3] = Default::default();
@@ -121,7 +152,8 @@ fn check(ctx: &Context, judge: &mut Judge<'_>, kind: Kind, ino: Ino, used: &Used
 fn read(ctx: &Context, ino: Ino) -> Result<std::result::Result<Vec<u8>, &'static str>> {
     let inode = ctx.read_inode(ino)?;
     let size = ctx.disk.block_size();
-    if inode.size > LARGEST || inode.size < 2 * quota::BLOCK as u64 {
+    let most = LARGEST.min(ctx.geometry.blocks_count * size as u64);
+    if inode.size > most || inode.size < 2 * quota::BLOCK as u64 {
         return Ok(Err("size"));
     }
     let mut bytes = vec![0; (inode.size as usize).next_multiple_of(size)];

@@ -27,7 +27,7 @@ pub fn run(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
     all.dedup();
     let total = all.len() as u64;
     for (done, ino) in all.into_iter().enumerate() {
-        judge.progress(3, done as u64, total);
+        judge.progress(3, done as u64, total)?;
         let inode = ctx.read_inode(ino)?;
         if inode.is_dir() && !inode.has(flag::INLINE_DATA) {
             linearize(ctx, ino)?;

@@ -18,12 +18,13 @@ use crate::volume::distrusted;
 /// Finds what needs a new place; its descriptor says [`NOWHERE`] from here on.
 pub fn judge(geometry: &Geometry, descs: &mut [GroupDesc], judge: &mut Judge<'_>) -> Result<Vec<Homeless>> {
     let table = u64::from(geometry.inode_table_blocks());
-    let taken = BlockMap::new(geometry);
+    // Neighbours among the metadata may share a cluster: overlaps are told block by block.
+    let mut blockwise = *geometry;
+    blockwise.cluster_ratio = 1;
+    let taken = BlockMap::new(&blockwise);
     for group in geometry.groups() {
         taken.claim(geometry.group_first_block(group), geometry.head(group).len().into(), |_| ());
     }
-    // Clusters may be shared by neighbours among the metadata, so overlaps are told block by block only.
-    let exact = geometry.cluster_ratio == 1;
     let mut homeless = Vec::new();
     // Tables before bitmaps: where two lay claim to a block, what cannot be computed again keeps it.
     for code in [Code::InodeTablePlace, Code::BlockBitmapPlace, Code::InodeBitmapPlace] {
@@ -35,7 +36,7 @@ pub fn judge(geometry: &Geometry, descs: &mut [GroupDesc], judge: &mut Judge<'_>
                 _ => (&mut desc.inode_bitmap, 1),
             };
             let inside = geometry.contains_blocks(*place, len) && *place != NOWHERE;
-            if inside && !(exact && taken.any(*place, len)) {
+            if inside && !taken.any(*place, len) {
                 taken.claim(*place, len, |_| ());
                 continue;
             }

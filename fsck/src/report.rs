@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-use crate::problem::{Preen, Problem, Question};
+use ext4_format::Ino;
+
+use crate::problem::{Code, Preen, Problem, Question};
 
 /// More findings than this are only counted.
 const KEPT: usize = 100_000;
@@ -92,6 +94,15 @@ impl Report {
         }
         if self.findings.len() < KEPT {
             self.findings.push(finding);
+        }
+    }
+
+    /// A problem of an inode that was left has been dealt with in another way.
+    pub(crate) fn resolve(&mut self, code: Code, ino: Ino) {
+        let wanted = |f: &&mut Finding| f.problem.code == code && f.problem.ino == Some(ino) && !f.fixed;
+        if let Some(finding) = self.findings.iter_mut().rev().find(wanted) {
+            finding.fixed = true;
+            self.left -= 1;
         }
     }
 

@@ -1,13 +1,14 @@
 //! Speaking to a person or a program: lines, questions, progress.
 
 use std::fs::File;
-use std::io::{self, BufRead, IsTerminal, Write};
+use std::io::{self, IsTerminal, Write};
 use std::time::Instant;
 
 use fsck::{Answer, Ui};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::cli::Cli;
+use crate::interrupt::Interrupt;
 
 const PASSES: [&str; 5] = [
     "Pass 1: Checking inodes, blocks, and sizes",
@@ -28,11 +29,12 @@ pub struct Terminal {
     bar: Option<ProgressBar>,
     wants_bar: bool,
     started: Instant,
+    interrupt: Interrupt,
 }
 
 impl Terminal {
     /// As the options say: `-C FD` writes numbers for programs, a terminal gets a bar when it takes longer than a second.
-    pub fn new(cli: &Cli) -> io::Result<Terminal> {
+    pub fn new(cli: &Cli, interrupt: Interrupt) -> io::Result<Terminal> {
         let descriptor = match cli.progress {
             Some(fd) if fd > 0 => Some(File::options().write(true).open(format!("/proc/self/fd/{fd}"))?),
             _ => None,
@@ -48,6 +50,7 @@ impl Terminal {
             bar: None,
             wants_bar,
             started: Instant::now(),
+            interrupt,
         })
     }
 
@@ -75,11 +78,7 @@ impl Ui for Terminal {
         loop {
             print!("{text}\n{question}<y>? ");
             let _ = io::stdout().flush();
-            let mut line = String::new();
-            match io::stdin().lock().read_line(&mut line) {
-                Ok(0) | Err(_) => return Answer::Cancel,
-                Ok(_) => {}
-            }
+            let Some(line) = self.interrupt.line() else { return Answer::Cancel };
             match line.trim().to_lowercase().as_str() {
                 "" | "y" | "yes" => return Answer::Yes,
                 "n" | "no" => return Answer::No,

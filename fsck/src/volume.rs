@@ -5,8 +5,8 @@ use ext4_format::csum::Csum;
 use ext4_format::features::{self, Compat, Incompat, RoCompat};
 use ext4_format::geometry::Geometry;
 use ext4_format::group_desc::{GroupDesc, GroupFlags};
-use ext4_format::superblock::{MAGIC, RawSuperBlock, SUPERBLOCK_LEN, SuperBlock};
-use ext4_format::{BlockNo, GroupNo};
+use ext4_format::superblock::{MAGIC, RawSuperBlock, SUPERBLOCK_LEN, State, SuperBlock};
+use ext4_format::{BlockNo, GroupNo, Ino};
 use zerocopy::FromBytes;
 
 use crate::ask::{Ask, Judge};
@@ -19,6 +19,9 @@ use crate::relocate;
 
 /// Features with a name that the checker cannot judge; e2fsck refuses the same.
 const REFUSED: [&str; 6] = ["compression", "journal_dev", "dirdata", "lazy_bg", "snapshot_bitmap", "replica"];
+
+/// The first ordinary inode of every volume that was made by a mkfs.
+const FIRST_INO: u32 = 11;
 
 /// Bytes of a device in which an unusual place of a superblock's copy is looked for.
 const SEARCHED: u64 = 256 << 20;
@@ -50,11 +53,31 @@ pub fn open(mut disk: Disk, options: &Options, judge: &mut Judge<'_>) -> Result<
     if adopted {
         ctx.edit_super(|raw| raw.block_group_nr.set(0));
     }
+    if hides_lost_found(&ctx)? && judge.ask(Problem::new(Code::SuperFeatures).named(HIDDEN))? {
+        ctx.edit_super(|raw| raw.first_ino.set(FIRST_INO));
+        let sb = lock(&ctx.next_sb).encode();
+        ctx.disk.write_bytes(1024, &sb)?;
+        return open(ctx.disk, options, judge);
+    }
     check_features(&ctx, judge)?;
     if !adopted {
         check_copies(&ctx, judge)?;
+        if ctx.homeless.is_empty() {
+            check_descriptor_copies(&ctx, judge)?;
+        }
     }
     Ok(ctx)
+}
+
+const HIDDEN: &str = "the first ordinary inode has a number behind that of lost+found";
+
+/// Whether the volume says that inodes are reserved which every mkfs uses: all files in them would be lost.
+fn hides_lost_found(ctx: &Context) -> Result<bool> {
+    match Ino::new(FIRST_INO).filter(|_| ctx.first_ino() > FIRST_INO && ctx.geometry.inodes_count > FIRST_INO)
+    {
+        Some(first) => ctx.read_inode(first).map(|inode| inode.is_dir() && inode.links > 0),
+        None => Ok(false),
+    }
 }
 
 fn parse_at(disk: &Disk, offset: u64) -> std::result::Result<SuperBlock, String> {
@@ -81,12 +104,13 @@ fn mended(disk: &Disk) -> Result<Option<SuperBlock>> {
     disk.read_bytes(1024, &mut bytes)?;
     let Ok(mut raw) = RawSuperBlock::read_from_bytes(&bytes[..]) else { return Ok(None) };
     // No mkfs makes another first inode.
-    raw.first_ino.set(11);
+    raw.first_ino.set(FIRST_INO);
     if !RoCompat(raw.feature_ro_compat.get()).has(RoCompat::BIGALLOC) {
         raw.log_cluster_size = raw.log_block_size;
         raw.clusters_per_group = raw.blocks_per_group;
     }
     let wide = Incompat(raw.feature_incompat.get()).has(Incompat::BIT64);
+    raw.desc_size.set(if wide { 64 } else { 0 });
     let high = if wide { u64::from(raw.blocks_count_hi.get()) << 32 } else { 0 };
     let blocks = (high | u64::from(raw.blocks_count_lo.get())).checked_sub(raw.first_data_block.get().into());
     let groups = blocks.map(|blocks| blocks.div_ceil(u64::from(raw.blocks_per_group.get().max(1))));
@@ -254,7 +278,8 @@ fn check_features(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
     )?;
     let elsewhere = raw.journal_dev.get() != 0 || raw.journal_uuid != [0; 16];
     fix(
-        raw.journal_inum.get() != 0 && elsewhere,
+        // The number of a device alone is no name: it changes from one start to the next.
+        raw.journal_inum.get() != 0 && raw.journal_uuid != [0; 16],
         "the journal is named both as an inode and as another device",
         &|raw| {
             raw.journal_dev.set(0);
@@ -289,6 +314,36 @@ fn check_features(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
             raw.r_blocks_count_hi.set(0);
         },
     )
+}
+
+/// Where a group's bitmaps and its table lie: what changes only by resizing.
+fn places(desc: &GroupDesc) -> [BlockNo; 3] {
+    [desc.block_bitmap, desc.inode_bitmap, desc.inode_table]
+}
+
+/// The copies of the descriptors against the first ones, in the places they name. All are written when any differs.
+fn check_descriptor_copies(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
+    let per_block = ctx.geometry.descs_per_block() as usize;
+    if ctx.sb.incompat().has(Incompat::META_BG) {
+        // mke2fs leaves the copies in such groups unwritten.
+        return Ok(());
+    }
+    for (index, wanted) in ctx.descs.chunks(per_block).enumerate() {
+        for place in copies(&ctx.geometry, index as u32) {
+            let Ok(bytes) = ctx.disk.read(place) else { continue };
+            let differs = bytes.chunks_exact(ctx.geometry.desc_size).zip(wanted).any(|(bytes, wanted)| {
+                GroupDesc::decode(bytes).map(|copy| places(&copy)).ok() != Some(places(wanted))
+            });
+            if differs {
+                let first = GroupNo((index * per_block) as u32);
+                if judge.ask(Problem::of_group(Code::DescCopy, first).at(place))? {
+                    write_back(ctx)?;
+                }
+                return Ok(());
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Whether what a descriptor names lies on the volume.
@@ -354,6 +409,22 @@ fn read_descriptors(
                 }
             }
         }
+        let wrong: Vec<usize> = (0..block.len()).filter(|at| !block[*at].1).collect();
+        if !wrong.is_empty() {
+            for place in copies(geometry, index) {
+                let copy = disk.read(place).map(|bytes| parse(&bytes)).unwrap_or_default();
+                for &at in &wrong {
+                    // A descriptor with a wrong checksum that leads elsewhere than its copy, which is right, is not believed.
+                    let Some(&(desc, true)) = copy.get(at) else { continue };
+                    if block[at].1 || !places_hold(geometry, &desc) || places(&desc) == places(&block[at].0) {
+                        continue;
+                    }
+                    let group = GroupNo(first + at as u32);
+                    judge.ask(Problem::of_group(Code::DescFromBackup, group).at(place).named("checksum"))?;
+                    block[at] = (distrusted(desc), true);
+                }
+            }
+        }
         for (at, (desc, sum)) in block.into_iter().enumerate() {
             let group = GroupNo(first + at as u32);
             if sum {
@@ -415,4 +486,16 @@ pub fn write_back(ctx: &Context) -> Result<()> {
         }
     }
     ctx.disk.write_bytes(1024, &sb.encode())
+}
+
+/// Says that the volume needs a check, after one that did not come to its end.
+///
+/// # Errors
+/// The device's.
+pub fn mark_unfinished(disk: &Disk) -> Result<()> {
+    if let Ok(mut sb) = parse_at(disk, 1024) {
+        sb.set_state(State(sb.state().0 & !State::VALID.0));
+        disk.write_bytes(1024, &sb.encode())?;
+    }
+    disk.flush()
 }

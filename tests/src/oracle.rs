@@ -8,13 +8,33 @@ use crate::manifest::{Depth, Manifest};
 use crate::run::{both, output, run, tool};
 use crate::system::{Options, System, binary};
 
-/// e2fsck finds nothing at all: exit status zero, and no journal left to replay.
+/// e2fsck finds nothing at all: exit status zero, and no journal left to replay. Our own checker must agree with it,
+/// whatever it says.
 pub fn e2fsck_is_clean(image: &Path) -> Result<()> {
     let answer = output(tool("e2fsck").arg("-fn").arg(image))?;
     let said = both(&answer);
+    let ours = our_report(image)?;
+    ensure!(
+        answer.status.success() == ours.is_clean(),
+        "the checkers disagree about {}: {:?}\n{said}",
+        image.display(),
+        ours.codes()
+    );
     ensure!(answer.status.success(), "e2fsck -fn {}: {}\n{said}", image.display(), answer.status);
     ensure!(!said.contains("skipping journal recovery"), "the journal is not empty: {said}");
     Ok(())
+}
+
+/// What our checker says of an image or a device, which it only reads.
+fn our_report(image: &Path) -> Result<fsck::Report> {
+    let how = blockdev::OpenOptions {
+        read_only: true,
+        exclusive: false,
+        direct: blockdev::Direct::Never,
+        ..blockdev::OpenOptions::default()
+    };
+    let options = fsck::Options { mode: fsck::Mode::CheckOnly, force: true, ..fsck::Options::default() };
+    Ok(fsck::check(blockdev::open(image, &how)?, &options)?)
 }
 
 /// fsck.rext4 finds nothing either.

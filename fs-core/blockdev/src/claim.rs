@@ -92,6 +92,27 @@ impl From<io::Error> for Refusal {
     }
 }
 
+/// A mount of a device.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Mount {
+    /// The mount point.
+    pub at: PathBuf,
+    /// Whether the filesystem, and not only this mount of it, is read-only.
+    pub read_only: bool,
+    /// Whether it is this process's root.
+    pub root: bool,
+}
+
+/// Where a block device is mounted, or the loop device over an image file.
+#[must_use]
+pub fn mounted(path: &Path) -> Option<Mount> {
+    if let Some(rdev) = device_number(path) {
+        return mount_of(rdev);
+    }
+    let image = path.metadata().ok().filter(fs::Metadata::is_file)?;
+    loops_over(&image).find_map(|device| mount_of(device_number(&device)?))
+}
+
 /// Claims an open device or says who has it. Returns a file to keep open for its lock, if another one
 /// than the device itself carries it.
 pub(crate) fn claim(file: &File, kind: Kind, read_only: bool) -> Result<Option<File>, Refusal> {
@@ -188,18 +209,22 @@ fn process_with_open(rdev: u64) -> Holder {
 /// The loop device over an image file that would make our use of it unsafe.
 fn loop_device_over(file: &File, read_only: bool) -> io::Result<Option<Holder>> {
     let metadata = file.metadata()?;
-    for entry in fs::read_dir("/sys/block").into_iter().flatten().flatten() {
-        let Ok(backing) = fs::read_to_string(entry.path().join("loop/backing_file")) else { continue };
-        let same = fs::metadata(backing.trim_end_matches('\n'))
-            .is_ok_and(|other| (other.dev(), other.ino()) == (metadata.dev(), metadata.ino()));
-        let only_reads = fs::read_to_string(entry.path().join("ro")).is_ok_and(|ro| ro.trim() == "1");
-        if same && !(read_only && only_reads) {
-            let device = Path::new("/dev").join(entry.file_name());
-            let at = device_number(&device).and_then(mount_point);
-            return Ok(Some(Holder::Loop { device, at }));
-        }
-    }
-    Ok(None)
+    let holder = loops_over(&metadata).find(|device| !(read_only && is_read_only(device)));
+    Ok(holder.map(|device| {
+        let at = device_number(&device).and_then(mount_point);
+        Holder::Loop { device, at }
+    }))
+}
+
+/// The loop devices over a file.
+fn loops_over(image: &fs::Metadata) -> impl Iterator<Item = PathBuf> {
+    let wanted = (image.dev(), image.ino());
+    let all = fs::read_dir("/sys/block").into_iter().flatten().flatten();
+    all.filter_map(move |entry| {
+        let backing = fs::read_to_string(entry.path().join("loop/backing_file")).ok()?;
+        let behind = fs::metadata(backing.trim_end_matches('\n')).ok()?;
+        ((behind.dev(), behind.ino()) == wanted).then(|| Path::new("/dev").join(entry.file_name()))
+    })
 }
 
 /// The file that a loop device stands on.
@@ -226,6 +251,10 @@ fn sysfs_value(rdev: u64, name: &str) -> Option<String> {
 /// Where a block device is mounted, from the third and fifth field of mountinfo (see proc(5)); a FUSE
 /// mount of type fuseblk carries an anonymous number, so its source field is compared too.
 fn mount_point(rdev: u64) -> Option<PathBuf> {
+    mount_of(rdev).map(|mount| mount.at)
+}
+
+fn mount_of(rdev: u64) -> Option<Mount> {
     let wanted = format!("{}:{}", major(rdev), minor(rdev));
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     mounts.lines().find_map(|line| {
@@ -233,9 +262,15 @@ fn mount_point(rdev: u64) -> Option<PathBuf> {
         let mut fields = mount.split(' ');
         let number = fields.nth(2)?;
         let at = fields.nth(1)?;
-        let source = filesystem.split(' ').nth(1)?;
-        (number == wanted || device_number(Path::new(&unescape(source))) == Some(rdev))
-            .then(|| PathBuf::from(unescape(at)))
+        let mut fields = filesystem.split(' ');
+        let source = fields.nth(1)?;
+        let read_only = fields.next()?.split(',').any(|option| option == "ro");
+        let root = fs::metadata("/").is_ok_and(|root| root.dev() == rdev);
+        (number == wanted || device_number(Path::new(&unescape(source))) == Some(rdev)).then(|| Mount {
+            at: PathBuf::from(unescape(at)),
+            read_only,
+            root,
+        })
     })
 }
 

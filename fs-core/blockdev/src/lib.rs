@@ -14,7 +14,7 @@ mod open;
 pub mod sim;
 
 pub use aligned::{AlignedBuf, PAGE, POOL_BYTES, PooledBuf};
-pub use claim::Holder;
+pub use claim::{Holder, Mount, mounted};
 pub use device::{BlockDevice, DeviceGeometry, Error, Op, Result};
 pub use env::{Chance, Clock, Env, Timestamp, Workers, host_name};
 pub use file::FileDevice;

@@ -3,7 +3,7 @@
 //! A repaired tree stays a valid tree: entries go, emptied nodes go with their index, and an index follows its
 //! child's first block. Depth is bounded by the format, breadth by a budget of blocks for the whole volume.
 
-use std::sync::atomic::Ordering::Relaxed;
+use std::collections::BTreeMap;
 
 use ext4_format::extent::{Bounds, ENTRY_SIZE, Extent, MAX_DEPTH, Node, NodeMut};
 use ext4_format::inode::flag;
@@ -34,8 +34,17 @@ pub fn check(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject, effects: &mut Ef
         }
         return Ok(());
     }
-    let mut walk =
-        Walk { ctx, ask, ino, generation: s.inode.generation, is_dir: s.inode.is_dir(), next: 0, effects };
+    let mut walk = Walk {
+        ctx,
+        ask,
+        ino,
+        generation: s.inode.generation,
+        is_dir: s.inode.is_dir(),
+        next: 0,
+        last_cluster: None,
+        placed: BTreeMap::new(),
+        effects,
+    };
     let end = u64::from(u32::MAX);
     if walk.node(&mut root, end)? {
         s.inode.block = root;
@@ -89,6 +98,10 @@ struct Walk<'a> {
     is_dir: bool,
     /// The first file block that the next entry may have.
     next: u64,
+    /// The last cluster of the file so far, and where it lies.
+    last_cluster: Option<(u64, u64)>,
+    /// Runs of clusters on the device, by the first: behind the last, and how far from their place in the file.
+    placed: BTreeMap<u64, (u64, i64)>,
     effects: &'a mut Effects,
 }
 
@@ -125,11 +138,11 @@ impl Walk<'_> {
             } else if self.is_dir && extent.end() > 1 << 30 {
                 Some(problem(Code::DirectoryTooBig))
             } else if self.ctx.geometry.cluster_ratio > 1
-                && first % u64::from(self.ctx.geometry.cluster_ratio)
-                    != (extent.start.0 - u64::from(self.ctx.geometry.first_data_block))
-                        % u64::from(self.ctx.geometry.cluster_ratio)
+                && (self.is_askew(&extent) || self.tears_cluster(&extent))
             {
                 Some(problem(Code::ExtentCollision))
+            } else if !self.ctx.spend_data(extent.len.into()) {
+                Some(problem(Code::ExtentInvalid).named("files claim more than the volume has"))
             } else {
                 None
             };
@@ -158,9 +171,47 @@ impl Walk<'_> {
             }
             self.effects.data(first, extent.start, extent.len.into(), extent.unwritten);
             self.next = extent.end();
+            self.place(&extent);
             at += 1;
         }
         Ok(changed)
+    }
+
+    /// Whether an extent begins in another part of a cluster of the file than of one of the device.
+    fn is_askew(&self, extent: &Extent) -> bool {
+        let ratio = u64::from(self.ctx.geometry.cluster_ratio);
+        let place = extent.start.0 - u64::from(self.ctx.geometry.first_data_block);
+        u64::from(extent.first.0) % ratio != place % ratio
+    }
+
+    /// The cluster of a block in the file and of a block on the device.
+    fn clusters(&self, file_block: u64, block: u64) -> (u64, u64) {
+        (file_block / u64::from(self.ctx.geometry.cluster_ratio), self.ctx.found.blocks.cluster(block))
+    }
+
+    /// The run of clusters of an extent on the device, its end, and how far it is from its place in the file.
+    fn run(&self, extent: &Extent) -> (u64, u64, i64) {
+        let (inside, place) = self.clusters(extent.first.0.into(), extent.start.0);
+        let end = self.clusters(0, extent.start.0 + u64::from(extent.len) - 1).1 + 1;
+        (place, end, place as i64 - inside as i64)
+    }
+
+    /// Whether an extent begins in a cluster of the file that lies elsewhere already, or takes one that is another's.
+    fn tears_cluster(&self, extent: &Extent) -> bool {
+        let (place, end, distance) = self.run(extent);
+        let inside = self.clusters(extent.first.0.into(), 0).0;
+        self.last_cluster.is_some_and(|last| last.0 == inside && last.1 != place)
+            || self.placed.range(..end).rev().take_while(|run| run.1.0 > place).any(|run| run.1.1 != distance)
+    }
+
+    /// Notes where an extent of a volume with larger clusters lies.
+    fn place(&mut self, extent: &Extent) {
+        if self.ctx.geometry.cluster_ratio > 1 {
+            let (place, end, distance) = self.run(extent);
+            self.placed.insert(place, (end, distance));
+            self.last_cluster =
+                Some(self.clusters(extent.end() - 1, extent.start.0 + u64::from(extent.len) - 1));
+        }
     }
 
     fn index_node(&mut self, bytes: &mut [u8], end: u64, depth: u16) -> Result<bool> {
@@ -188,9 +239,7 @@ impl Walk<'_> {
     fn child(&mut self, block: BlockNo, first: FileBlock, end: u64, depth: u16) -> Result<Child> {
         let (ctx, ino) = (self.ctx, self.ino);
         let decide = |fix: bool| if fix { Child::Drop } else { Child::Leave };
-        let in_budget =
-            ctx.found.tree_budget.fetch_update(Relaxed, Relaxed, |left| left.checked_sub(1)).is_ok();
-        let misplaced = !ctx.on_volume(block, 1) || ctx.is_metadata(block, 1) || !in_budget;
+        let misplaced = !ctx.on_volume(block, 1) || ctx.is_metadata(block, 1) || !ctx.spend_tree();
         if misplaced {
             return Ok(decide(self.ask.ask(Problem::of(Code::ExtentNodePlace, ino).at(block))?));
         }
@@ -291,7 +340,9 @@ pub fn list(ctx: &Context, inode: &ext4_format::inode::Inode) -> Vec<Extent> {
         let _ = ext4_format::extent::walk::<_, Walked>(
             &inode.block,
             volume,
-            &mut |block| ctx.disk.read(block).map_err(|_| Walked),
+            &mut |block| {
+                if ctx.spend_tree() { ctx.disk.read(block).map_err(|_| Walked) } else { Err(Walked) }
+            },
             &mut |step| {
                 if let ext4_format::extent::Step::Extent(extent) = step {
                     all.push(extent);
@@ -306,7 +357,9 @@ pub fn list(ctx: &Context, inode: &ext4_format::inode::Inode) -> Vec<Extent> {
             ctx.geometry.block_size,
             device,
             ctx.geometry.blocks_count,
-            &mut |block| ctx.disk.read(block).map_err(|_| Walked),
+            &mut |block| {
+                if ctx.spend_tree() { ctx.disk.read(block).map_err(|_| Walked) } else { Err(Walked) }
+            },
             &mut |step| {
                 if let ext4_format::indirect::Step::Data { file_block, block } = step {
                     let Ok(first) = u32::try_from(file_block) else { return Err(Walked) };

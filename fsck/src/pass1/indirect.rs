@@ -1,7 +1,6 @@
 //! The block map of an ext2 or ext3 file: pointers that lead nowhere are cleared.
 
 use std::collections::HashSet;
-use std::sync::atomic::Ordering::Relaxed;
 
 use ext4_format::indirect::{DIRECT, pointer, set_pointer, span};
 use ext4_format::{BlockNo, Ino};
@@ -48,7 +47,7 @@ impl Walk<'_> {
     fn subtree(&mut self, block: BlockNo, first: u64, levels: usize) -> Result<bool> {
         let ctx = self.ctx;
         if levels == 0 {
-            if !ctx.on_volume(block, 1) || first > u64::from(u32::MAX) {
+            if !ctx.on_volume(block, 1) || first > u64::from(u32::MAX) || !ctx.spend_data(1) {
                 let problem = Problem::of(Code::BlockPointer, self.ino).at(block).values(first, 0_u32);
                 return self.ask.ask(problem);
             }
@@ -63,9 +62,7 @@ impl Walk<'_> {
             self.effects.data(first, block, 1, false);
             return Ok(false);
         }
-        let in_budget =
-            ctx.found.tree_budget.fetch_update(Relaxed, Relaxed, |left| left.checked_sub(1)).is_ok();
-        let sound = ctx.on_volume(block, 1) && !ctx.is_metadata(block, 1) && in_budget;
+        let sound = ctx.on_volume(block, 1) && !ctx.is_metadata(block, 1) && ctx.spend_tree();
         if !sound || !self.nodes.insert(block.0) {
             return self.ask.ask(Problem::of(Code::IndirectPointer, self.ino).at(block));
         }

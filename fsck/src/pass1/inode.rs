@@ -10,7 +10,7 @@ use ext4_format::{BlockNo, Ino};
 
 use super::{extents, indirect, inline, special, xattr};
 use crate::ask::Ask;
-use crate::context::Context;
+use crate::context::{Context, lock};
 use crate::error::Result;
 use crate::map::Use;
 use crate::problem::{Code, Problem};
@@ -298,7 +298,8 @@ fn check_fields(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject) -> Result<()>
     Ok(())
 }
 
-fn check_flags(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject, kind: FileType) -> Result<()> {
+/// Flags against the kind of file and the volume's features.
+pub fn check_flags(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject, kind: FileType) -> Result<()> {
     let incompat = ctx.sb.incompat();
     let mut drop = |s: &mut Subject, wrong: bool, code, bits: u32| -> Result<()> {
         if wrong && s.inode.flags & bits != 0 && ask.ask(Problem::of(code, s.ino))? {
@@ -343,10 +344,13 @@ fn check_flags(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject, kind: FileType
 /// Walks what the inode maps.
 fn map_blocks(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject, effects: &mut Effects) -> Result<()> {
     if s.inode.has(flag::EXTENTS) {
-        extents::check(ctx, ask, s, effects)
-    } else {
-        indirect::check(ctx, ask, s, effects)
+        return extents::check(ctx, ask, s, effects);
     }
+    indirect::check(ctx, ask, s, effects)?;
+    if ctx.geometry.cluster_ratio > 1 && ask.ask(Problem::of(Code::BigallocBlockMap, s.ino))? {
+        lock(&ctx.found.to_extents).push(s.ino);
+    }
+    Ok(())
 }
 
 fn check_symlink(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject, effects: &mut Effects) -> Result<()> {

@@ -36,7 +36,7 @@ pub fn run(ctx: &mut Context, judge: &mut Judge<'_>) -> Result<()> {
     let trees: Mutex<Vec<(u64, Ino)>> = Mutex::default();
     let groups = u64::from(ctx.geometry.group_count);
     let threads = ctx.options.thread_count();
-    judge.progress(1, 0, groups);
+    judge.progress(1, 0, groups)?;
     parallel::for_each(
         threads,
         groups,
@@ -49,7 +49,7 @@ pub fn run(ctx: &mut Context, judge: &mut Judge<'_>) -> Result<()> {
     parallel::for_each(
         threads,
         trees.len() as u64,
-        &mut |_| {},
+        &mut |_| Ok(()),
         || (),
         |(), at| {
             let ino = trees[at as usize].1;
@@ -58,11 +58,14 @@ pub fn run(ctx: &mut Context, judge: &mut Judge<'_>) -> Result<()> {
     )?;
     let mut suspects = suspects.into_inner().unwrap_or_default();
     suspects.sort_unstable();
+    judge.learn_paths(ctx, suspects.iter().copied());
     for ino in suspects {
         let mut effects = Effects::default();
         inode::check(ctx, judge, ino, ctx.read_record(ino)?, &mut effects)?;
         apply(ctx, ino, &effects);
     }
+    ctx.found.judged.store(true, Relaxed);
+    special::check_numbers(ctx, judge)?;
     xattr::check_counts(ctx, judge)?;
     if ctx.found.large_file.load(Relaxed) && judge.ask(Problem::new(Code::LargeFileFeature))? {
         ctx.edit_super(|raw| {

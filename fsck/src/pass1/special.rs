@@ -1,12 +1,12 @@
 //! The inodes below the first ordinary one, and those the superblock names: bad blocks, root, quota, journal, resize
 //! and the orphan file.
 
-use ext4_format::features::{Compat, RoCompat};
+use ext4_format::features::{Compat, Incompat, RoCompat};
 use ext4_format::indirect::pointer;
 use ext4_format::inode::{FileType, flag};
 use ext4_format::{BlockNo, Ino};
 
-use super::inode::{Effects, Subject};
+use super::inode::{Effects, Subject, check_flags};
 use super::{extents, indirect, xattr};
 use crate::ask::{Ask, Probe};
 use crate::context::Context;
@@ -87,13 +87,18 @@ pub fn check(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject, effects: &mut Ef
     if ctx.sb.ro_compat().has(RoCompat::QUOTA) && quota.contains(&ino.get()) {
         let wrong = s.inode.file_type() != Some(FileType::Regular) || s.inode.links == 0;
         if wrong && ask.ask(Problem::of(Code::QuotaInode, ino))? {
-            ctx.edit_super(|raw| {
-                for field in [&mut raw.usr_quota_inum, &mut raw.grp_quota_inum, &mut raw.prj_quota_inum] {
-                    if field.get() == ino.get() {
-                        field.set(0);
+            // One of the reserved inodes gets a new file in the end; another's number is forgotten.
+            if ino.get() >= ctx.first_ino() {
+                ctx.edit_super(|raw| {
+                    for field in [&mut raw.usr_quota_inum, &mut raw.grp_quota_inum, &mut raw.prj_quota_inum] {
+                        if field.get() == ino.get() {
+                            field.set(0);
+                        }
                     }
-                }
-            });
+                });
+            } else {
+                effects.what = Some(Use::Reserved);
+            }
             s.clear(ctx);
             return Ok(true);
         }
@@ -105,18 +110,49 @@ pub fn check(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject, effects: &mut Ef
     Ok(false)
 }
 
+/// Numbers of quota files and of the orphan file on a volume without the feature: one that names an ordinary file in
+/// use is forgotten, or the file could not keep its name.
+pub fn check_numbers(ctx: &Context, ask: &mut dyn Ask) -> Result<()> {
+    let raw = ctx.sb.raw();
+    let ordinary = |number: u32| {
+        let ino = Ino::new(number).filter(|_| number <= ctx.geometry.inodes_count);
+        ino.is_some_and(|ino| matches!(ctx.found.inodes.get(ino), Use::File(_)))
+    };
+    let quota = [raw.usr_quota_inum.get(), raw.grp_quota_inum.get(), raw.prj_quota_inum.get()];
+    if !ctx.sb.ro_compat().has(RoCompat::QUOTA) && quota.into_iter().any(ordinary) {
+        let why = "a file is named as a quota file, but the feature is off";
+        if ask.ask(Problem::new(Code::SuperFeatures).named(why))? {
+            ctx.edit_super(|raw| {
+                for field in [&mut raw.usr_quota_inum, &mut raw.grp_quota_inum, &mut raw.prj_quota_inum] {
+                    field.set(if ordinary(field.get()) { 0 } else { field.get() });
+                }
+            });
+        }
+    }
+    if !ctx.sb.compat().has(Compat::ORPHAN_FILE) && ordinary(raw.orphan_file_inum.get()) {
+        let why = "a file is named as the orphan file, but the feature is off";
+        if ask.ask(Problem::new(Code::SuperFeatures).named(why))? {
+            ctx.edit_super(|raw| raw.orphan_file_inum.set(0));
+        }
+    }
+    Ok(())
+}
+
 /// An inode below the first ordinary one that nothing uses: without a mode, and what it maps is its own.
 fn reserved(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject, effects: &mut Effects) -> Result<bool> {
     effects.what = Some(Use::Reserved);
     let odd = flag::INDEX | flag::CASEFOLD | flag::ENCRYPT | flag::INLINE_DATA | flag::IMAGIC;
-    let flagged = s.inode.flags & odd != 0;
+    let tree = s.inode.has(flag::EXTENTS) && !ctx.sb.incompat().has(Incompat::EXTENTS);
+    let flagged = s.inode.flags & odd != 0 || tree;
     let unused = match s.ino {
         Ino::JOURNAL => Some(Code::JournalUnused),
         Ino::USER_QUOTA | Ino::GROUP_QUOTA => Some(Code::QuotaUnused),
         _ => None,
     };
     if let Some(code) = unused {
-        let holds_data = flagged || s.inode.links != 0 || s.inode.blocks != 0 || s.inode.block[..4] != [0; 4];
+        // The upper half of the block count means nothing here.
+        let blocks = s.inode.blocks & 0xffff_ffff;
+        let holds_data = flagged || s.inode.links != 0 || blocks != 0 || s.inode.block[..4] != [0; 4];
         if holds_data && ask.ask(Problem::of(code, s.ino))? {
             s.clear(ctx);
         }
@@ -127,10 +163,14 @@ fn reserved(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject, effects: &mut Eff
         Some(kind) if s.ino == Ino::BOOT_LOADER => kind == FileType::Directory,
         _ => s.inode.mode != 0,
     };
-    // Nobody reads what such an inode maps: if that makes no sense, all of it goes.
+    // Nobody reads what such an inode maps: if that makes no sense, all of it goes. Without a mode it maps nothing.
     let mut seen = Effects::default();
-    let sound = match internal(ctx, &mut Probe, s, &mut seen) {
-        Ok(_) => !flagged && s.inode.file_acl.0 == 0 && s.inode.size >> 42 == 0,
+    let mapped = if s.inode.mode != 0 { internal(ctx, &mut Probe, s, &mut seen) } else { Ok(true) };
+    let sound = match mapped {
+        Ok(_) => {
+            let mapless = s.inode.mode != 0 && !wrong || s.inode.blocks == 0;
+            mapless && !flagged && s.inode.file_acl.0 == 0 && s.inode.size >> 42 == 0
+        }
         Err(Error::Suspect) => false,
         Err(error) => return Err(error),
     };
@@ -150,6 +190,9 @@ fn reserved(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject, effects: &mut Eff
 
 /// A regular file that belongs to the volume itself: it needs no name.
 fn internal(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject, effects: &mut Effects) -> Result<bool> {
+    if s.inode.file_type() == Some(FileType::Regular) {
+        check_flags(ctx, ask, s, FileType::Regular)?;
+    }
     if s.inode.file_acl.0 != 0 {
         xattr::check(ctx, ask, s, effects)?;
     }
@@ -197,7 +240,8 @@ fn drop_resize_feature(ctx: &Context) {
 /// of these names its copies in the backup groups.
 fn check_resize(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject, effects: &mut Effects) -> Result<()> {
     if !ctx.sb.compat().has(Compat::RESIZE_INODE) {
-        let unused = s.inode.links == 0 && s.inode.blocks == 0 && s.inode.block == [0; 60];
+        let unused =
+            s.inode.mode == 0 && s.inode.links == 0 && s.inode.blocks == 0 && s.inode.block == [0; 60];
         if !unused && ask.ask(Problem::of(Code::ResizeFeature, s.ino))? {
             s.clear(ctx);
         }
@@ -229,7 +273,7 @@ fn check_resize(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject, effects: &mut
 fn resize_damage(ctx: &Context, s: &Subject) -> Result<Option<&'static str>> {
     let inode = &s.inode;
     let only_double = (0..15).all(|slot| (slot == 13) == pointer(&inode.block, slot).is_some());
-    let regular = inode.mode & FileType::Regular.mode_bits() == FileType::Regular.mode_bits();
+    let regular = inode.file_type() == Some(FileType::Regular);
     let odd = inode.has(flag::EXTENTS) || inode.has(flag::INLINE_DATA) || inode.file_acl.0 != 0;
     // The doubly indirect block begins behind the direct ones and those of the indirect block.
     let least = u64::from(ctx.geometry.block_size / 4 + 12) * u64::from(ctx.geometry.block_size);

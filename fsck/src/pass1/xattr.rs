@@ -118,8 +118,13 @@ fn check_block(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject, effects: &mut 
     };
     let known = lock(&ctx.found.xattrs).contains_key(&block.0);
     if !known {
-        if let Err(corruption) = xattr::check(&bytes, Home::Block) {
-            if ask.ask(Problem::of(Code::XattrBlock, s.ino).at(block).named(corruption.field))? {
+        // The kernel passes over a name of no kind; nobody could have written one.
+        let nameless = xattr::entries(&bytes, Home::Block)
+            .filter_map(std::result::Result::ok)
+            .any(|entry| entry.index == 0)
+            .then_some("e_name_index");
+        if let Some(why) = xattr::check(&bytes, Home::Block).err().map(|c| c.field).or(nameless) {
+            if ask.ask(Problem::of(Code::XattrBlock, s.ino).at(block).named(why))? {
                 drop_block(s);
             }
             return Ok(());

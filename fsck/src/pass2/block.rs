@@ -439,7 +439,9 @@ fn fingerprint(name: &[u8]) -> u64 {
 fn unique_name(ctx: &Context, dir: &Directory, name: &[u8], said: &mut Said) -> Option<Vec<u8>> {
     const DIGITS: &[u8; 36] = b"0123456789abcdefghijklmnopqrstuvwxyz";
     let places = name.len().min(4);
-    (0..36_usize.pow(places as u32)).find_map(|n| {
+    // No number is tried twice, so that a directory full of one name costs no more than another.
+    (said.renamed..36_usize.pow(places as u32)).find_map(|n| {
+        said.renamed = n + 1;
         let mut new = name.to_vec();
         let mut rest = n;
         for place in new.iter_mut().rev().take(places) {

@@ -41,6 +41,8 @@ pub struct Said {
     pub dotdot: u32,
     /// The names so far, to find duplicates.
     pub seen: Seen,
+    /// Numbers that new names for duplicates had so far.
+    pub renamed: usize,
 }
 
 /// The names of one directory, as numbers. Where all of them together would take too much memory they are looked at in
@@ -85,7 +87,7 @@ pub fn run(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
     let dirs: Vec<Ino> = lock(&ctx.found.dirs).keys().filter_map(|&ino| Ino::new(ino)).collect();
     let suspects: Mutex<Vec<Ino>> = Mutex::default();
     let total = dirs.len() as u64;
-    judge.progress(2, 0, total);
+    judge.progress(2, 0, total)?;
     parallel::for_each(
         ctx.options.thread_count(),
         total,
@@ -106,6 +108,7 @@ pub fn run(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
     )?;
     let mut suspects = suspects.into_inner().unwrap_or_default();
     suspects.sort_unstable();
+    judge.learn_paths(ctx, suspects.iter().copied());
     for ino in suspects {
         let mut said = Said::default();
         check(ctx, judge, ino, &mut said)?;
@@ -153,17 +156,22 @@ fn check(ctx: &Context, ask: &mut dyn Ask, ino: Ino, said: &mut Said) -> Result<
     }
     let dir = Directory { ino, inode, format };
     let mut index = htree::Index::new(&dir);
-    said.seen = Seen::for_size(dir.inode.size.min(MAX_DIR), ctx.names_kept);
+    let extents = pass1::extents_of(ctx, &dir.inode);
+    let mapped: u64 = extents.iter().map(|extent| u64::from(extent.len)).sum();
+    said.seen = Seen::for_size(mapped * u64::from(ctx.geometry.block_size), ctx.names_kept);
     let blocks = dir.inode.size / u64::from(ctx.geometry.block_size);
     let mut next = 0;
     let mut buf = Vec::new();
-    for extent in pass1::extents_of(ctx, &dir.inode) {
+    for extent in &extents {
         let first = u64::from(extent.first.0);
         fill_holes(ctx, ask, &dir, next..first.min(blocks))?;
         let mut at = 0;
         while at < extent.len {
             // A megabyte at a time: directories can be large, and their blocks are neighbours.
             let count = (extent.len - at).min((1 << 20) / ctx.geometry.block_size);
+            if !ctx.spend_dir(count.into()) {
+                return Ok(());
+            }
             buf.resize(count as usize * ctx.disk.block_size(), 0);
             let start = BlockNo(extent.start.0 + u64::from(at));
             ctx.disk.read_into(start, &mut buf)?;
@@ -181,7 +189,7 @@ fn check(ctx: &Context, ask: &mut dyn Ask, ino: Ino, said: &mut Said) -> Result<
     fill_holes(ctx, ask, &dir, next..blocks)?;
     index.finish(ctx, ask, &dir)?;
     while said.seen.next_part() {
-        for extent in pass1::extents_of(ctx, &dir.inode) {
+        for extent in &extents {
             for ahead in 0..extent.len {
                 let block = BlockNo(extent.start.0 + u64::from(ahead));
                 let file_block = FileBlock(extent.first.0 + ahead);
@@ -191,9 +199,6 @@ fn check(ctx: &Context, ask: &mut dyn Ask, ino: Ino, said: &mut Said) -> Result<
     }
     Ok(())
 }
-
-/// The largest size that a directory is believed to have when its names are divided.
-const MAX_DIR: u64 = 1 << 40;
 
 /// Where a block of a directory lies.
 #[derive(Clone, Copy, Debug)]

@@ -10,6 +10,7 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 
+use assert_cmd::cargo::cargo_bin;
 use blockdev::BlockDevice;
 use blockdev::sim::{Fill, MemDevice};
 use ext4_format::csum::Csum;
@@ -64,6 +65,21 @@ pub fn filled_little(options: &str, size: &str) -> Option<Vec<u8>> {
     made(options, size, FILL_LITTLE)
 }
 
+/// As [`filled_little`], filled by mke2fs: for features that the kernel here may not mount. With `folded`, one of its
+/// directories is case-insensitive and indexed by e2fsck.
+pub fn copied_little(options: &str, size: &str, folded: bool) -> Vec<u8> {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().display();
+    let fold = if folded { "debugfs -w -R 'sif d flags 0x40080000' image" } else { ":" };
+    let script = format!(
+        "set -e; cd {dir}; mkdir from; (cd from; {FILL_LITTLE}); truncate -s {size} image; \
+         mke2fs -Fq -U {PINNED} -E hash_seed={PINNED} -d from {options} image; {fold}; e2fsck -fyD image || test $? = 1"
+    );
+    let output = Command::new("bash").arg("-c").arg(script).output().unwrap();
+    assert!(output.status.success(), "{options}: {}", String::from_utf8_lossy(&output.stderr));
+    std::fs::read(folder.path().join("image")).unwrap()
+}
+
 fn made(options: &str, size: &str, fill: &str) -> Option<Vec<u8>> {
     let folder = tempfile::tempdir().unwrap();
     let dir = folder.path().display();
@@ -103,6 +119,58 @@ pub fn e2fsck_of(image: &[u8]) -> (i32, String) {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), image).unwrap();
     e2fsck(file.path(), "-n")
+}
+
+/// fsck.rext4's exit code and words about an image.
+pub fn run(arguments: &[&str], image: &Path) -> (i32, String) {
+    let output = Command::new(cargo_bin("fsck-rext4")).args(arguments).arg(image).output().unwrap();
+    let text = [output.stdout, output.stderr].concat();
+    (output.status.code().unwrap_or(-1), String::from_utf8_lossy(&text).into_owned())
+}
+
+/// A folder with a volume of 16 MiB, and where it lies.
+pub fn volume_file(options: &str) -> (tempfile::TempDir, std::path::PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let image = folder.path().join("image");
+    std::fs::File::create(&image).unwrap().set_len(16 << 20).unwrap();
+    let made = Command::new("mke2fs").arg("-Fq").args(options.split(' ')).arg(&image).output().unwrap();
+    assert!(made.status.success(), "{options}: {}", String::from_utf8_lossy(&made.stderr));
+    (folder, image)
+}
+
+/// Runs debugfs commands, each on its own line.
+pub fn debugfs(image: &Path, commands: &str) {
+    let list = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(list.path(), commands).unwrap();
+    let done = Command::new("debugfs").args(["-w", "-f"]).arg(list.path()).arg(image).output().unwrap();
+    assert!(done.status.success());
+}
+
+/// After a repair both judges are content, and a second run finds nothing.
+pub fn ends_clean(image: &Path) {
+    let (code, words) = run(&["-fn"], image);
+    assert_eq!(code, 0, "{words}");
+    let (code, words) = e2fsck(image, "-n");
+    assert_eq!(code, 0, "{words}");
+}
+
+/// A copy of a volume that the kernel has mounted: its journal is dirty, and a file is unlinked but open.
+pub fn interrupted(folder: &Path, options: &str) -> Option<()> {
+    let script = format!(
+        "set -e; cd {dir}; truncate -s 32M image; mke2fs -Fq -t ext4 {options} image; mkdir mnt; \
+         mount -o loop,commit=1000 image mnt; \
+         (cd mnt; mkdir dir; seq 5000 > kept; seq 9000 > gone; exec 7<gone; rm gone; sync; \
+          for i in $(seq 200); do echo $i > dir/f$i; done; sync -d dir/f200; sync dir; cp ../image ../copy) || status=$?; \
+         umount mnt; exit $status",
+        dir = folder.display()
+    );
+    let output = Command::new("bash").arg("-c").arg(script).output().ok()?;
+    if !output.status.success() {
+        assert!(std::env::var_os("CI").is_none(), "{}", String::from_utf8_lossy(&output.stderr));
+        eprintln!("SKIPPED: no kernel mount here");
+        return None;
+    }
+    Some(())
 }
 
 /// What one file holds.

@@ -109,6 +109,10 @@ impl SuperBlock {
         if unknown.0 != 0 {
             return Err(wrong("s_feature_incompat", sb.incompat().0, KNOWN_INCOMPAT.0));
         }
+        // No read-only feature has ever been defined; the kernel does not load a journal that has one.
+        if sb.has_features() && raw.feature_ro_compat.get() != 0 {
+            return Err(wrong("s_feature_ro_compat", raw.feature_ro_compat.get(), 0u32));
+        }
         if sb.has_csum() {
             if sb.incompat().has(Incompat::CSUM_V2) && sb.incompat().has(Incompat::CSUM_V3) {
                 return Err(wrong("s_feature_incompat", sb.incompat().0, Incompat::CSUM_V3.0));
