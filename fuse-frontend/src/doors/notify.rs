@@ -10,8 +10,6 @@ use zerocopy::{Immutable, IntoBytes};
 use super::wire::abi::{
     NOTIFY_INVAL_INODE, NOTIFY_RETRIEVE, NotifyInvalInodeOut, NotifyRetrieveOut, OutHeader,
 };
-use crate::service::ROOT_NODE;
-
 /// An offset that makes an invalidation leave the cached pages alone.
 const ATTRIBUTES_ONLY: i64 = -1;
 
@@ -49,15 +47,16 @@ impl Notifier {
         self.invalidate(node, offset as i64, len as i64)
     }
 
-    /// Has the kernel send us a request that means nothing: no page of the root directory. Its number is ours to
-    /// choose, and a ring's replies find their requests by that: two of the same number at a time would be taken
-    /// for each other.
+    /// Has the kernel send us a request that means nothing: a byte of the regular file `node`. (Of a directory, or
+    /// of no byte, Linux 6.18 sends none.) Its number is ours to choose, and a ring's replies find their requests
+    /// by that: two of the same number at a time would be taken for each other.
     ///
     /// # Errors
-    /// Those of the connection.
-    pub fn provoke_request(&self) -> io::Result<()> {
+    /// ENOENT when the kernel does not know the node.
+    pub fn provoke_request(&self, node: u64) -> io::Result<()> {
         let notify_unique = PROVOKED | self.provoked.fetch_add(1, Ordering::Relaxed) << 1;
-        let nothing = NotifyRetrieveOut { notify_unique, nodeid: ROOT_NODE, ..NotifyRetrieveOut::default() };
+        let nothing =
+            NotifyRetrieveOut { notify_unique, nodeid: node, size: 1, ..NotifyRetrieveOut::default() };
         self.send(NOTIFY_RETRIEVE, &nothing)
     }
 

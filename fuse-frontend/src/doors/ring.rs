@@ -151,7 +151,7 @@ impl Queue {
     fn wake(&self) -> io::Result<()> {
         let home = sched_getaffinity(None)?;
         sched_setaffinity(None, &processor(self.number))?;
-        let provoked = self.back.notifier.provoke_request();
+        let provoked = self.back.provoke_request();
         sched_setaffinity(None, &home)?;
         provoked
     }
@@ -174,8 +174,7 @@ fn start_thread(queue: Arc<Queue>) -> io::Result<()> {
     std::thread::Builder::new().name("rext4-ring".into()).spawn(run)?;
     registered.recv().map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe))??;
     if stand_in && let Err(error) = queue.wake() {
-        // The mount is about to end, and with it all waiting.
-        tracing::debug!(%error, "nothing was woken");
+        tracing::warn!(%error, "what waits already waits for the next request");
     }
     Ok(())
 }
