@@ -126,7 +126,7 @@ fn fsx_alone_and_eight_at_once() -> Result<()> {
     let (image, settings) = (folder.path().join("image"), folder.path().join("fsx.toml"));
     fs::write(
         &settings,
-        "flen = 1048576\n[opsize]\nmax = 131072\n[weights]\nclose_open = 1\nread = 10\nwrite = 10\nmapread = 10\n\
+        "flen = 262144\n[opsize]\nmax = 65536\n[weights]\nclose_open = 1\nread = 10\nwrite = 10\nmapread = 10\n\
          mapwrite = 10\ninvalidate = 1\ntruncate = 5\nfsync = 1\nfdatasync = 1\nposix_fallocate = 3\npunch_hole = 5\n\
          sendfile = 2\nposix_fadvise = 2\ncopy_file_range = 3\n",
     )?;
@@ -143,7 +143,7 @@ fn fsx_alone_and_eight_at_once() -> Result<()> {
     let outcome = std::thread::scope(|scope| {
         let (root, folder, settings) = (mounted.path(), folder.path(), &settings);
         let runs: Vec<_> = (100..108)
-            .map(|seed| scope.spawn(move || fsx(root, folder, settings, seed, pick(2_000, 100_000))))
+            .map(|seed| scope.spawn(move || fsx(root, folder, settings, seed, pick(2_000, 1_000_000))))
             .collect();
         runs.into_iter().try_for_each(|run| run.join().expect("no panic"))
     });
