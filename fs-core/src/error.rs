@@ -177,7 +177,8 @@ impl Error {
             },
             Error::NoSpace => e::ENOSPC,
             Error::Io(_) | Error::ShutDown => e::EIO,
-            // EFSCORRUPTED, which Linux spells EUCLEAN.
+            // EFSBADCRC and EFSCORRUPTED, as Linux spells them.
+            Error::Corrupt(c) if c.is_checksum() => e::EBADMSG,
             Error::Corrupt(_) => e::EUCLEAN,
             Error::Journal(_) | Error::ReadOnly => e::EROFS,
         }

@@ -17,8 +17,12 @@ use crate::error::{Error, Result};
 use crate::sync::{Rank, RankedMutex};
 use crate::types::{ErrorPolicy, MountOptions};
 
-/// ext4's number, in its error record, for a volume that contradicts the format.
+/// ext4's numbers, in its error record: for a wrong checksum, and for what contradicts the format otherwise.
+const EFSBADCRC: u8 = 4;
 const EFSCORRUPTED: u8 = 5;
+
+/// Where `i_atime_extra` ends in an inode.
+const I_ATIME_EXTRA_END: u16 = 144;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
@@ -83,7 +87,26 @@ impl Volume {
     #[must_use]
     pub fn now(&self) -> Time {
         let now = self.env.clock.now();
-        Time { sec: now.sec, nsec: now.nsec }
+        self.storable(Time { sec: now.sec, nsec: now.nsec })
+    }
+
+    /// Nanoseconds between two times that inodes can tell apart.
+    #[must_use]
+    pub fn time_granularity(&self) -> u32 {
+        // Inodes that end before i_atime_extra have seconds of 32 bits and nothing else.
+        if self.inode_layout.inode_size >= I_ATIME_EXTRA_END { 1 } else { 1_000_000_000 }
+    }
+
+    /// The time that an inode keeps of `time`: from 1901 to 2446, or to 2038; the ends without nanoseconds.
+    #[must_use]
+    pub fn storable(&self, time: Time) -> Time {
+        let first = i64::from(i32::MIN);
+        let (last, fine) = match self.time_granularity() {
+            1 => (first + (1 << 34) - 1, true),
+            _ => (i32::MAX.into(), false),
+        };
+        let inside = time.sec > first && time.sec < last;
+        Time { sec: time.sec.clamp(first, last), nsec: if inside && fine { time.nsec } else { 0 } }
     }
 
     /// Refuses when the volume must not be changed (any more).
@@ -180,7 +203,7 @@ impl Volume {
                 line: 0,
                 ino: corruption.place.ino.map_or(0, |ino| ino.get()),
                 block: corruption.place.block.map_or(0, |block| block.0),
-                code: EFSCORRUPTED,
+                code: if corruption.is_checksum() { EFSBADCRC } else { EFSCORRUPTED },
             };
             let recorded = self.write_super_directly(|sb| sb.record_error(&entry));
             if let Err(error) = recorded {

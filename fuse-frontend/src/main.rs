@@ -1,6 +1,5 @@
 //! `mount.rext4`: mounts an ext4 volume through FUSE. Called `umount.` something, it unmounts one.
 
-use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -28,6 +27,9 @@ struct Args {
     /// Stay in the foreground.
     #[arg(short)]
     foreground: bool,
+    /// What fuse2fs calls the long help.
+    #[arg(long, action = clap::ArgAction::HelpLong)]
+    helpfull: Option<bool>,
     /// Log what happens, in the foreground.
     #[arg(short, long)]
     debug: bool,
@@ -49,7 +51,7 @@ struct Args {
 }
 
 fn main() -> ExitCode {
-    if is_called_umount() {
+    if called().starts_with("umount.") {
         return match unmounter::run(&unmounter::Args::parse()) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
@@ -79,16 +81,19 @@ fn main() -> ExitCode {
     }
 }
 
-fn is_called_umount() -> bool {
-    let name = std::env::args_os().next().map(PathBuf::from);
-    let name = name.as_deref().and_then(Path::file_name).and_then(OsStr::to_str);
-    name.is_some_and(|name| name.starts_with("umount."))
+/// The name that the program was started under.
+fn called() -> String {
+    let path = std::env::args_os().next().map(PathBuf::from);
+    let name = path.as_deref().and_then(Path::file_name);
+    name.map_or_else(String::new, |name| name.to_string_lossy().into_owned())
 }
 
 fn run(args: &Args) -> anyhow::Result<()> {
     let mut options = Options::default();
     args.options.iter().try_for_each(|items| options.apply(items))?;
     options.volume.read_only |= args.read_only && !args.writable;
+    // fuse2fs takes one for the other.
+    options.volume.read_only |= options.volume.no_recovery && called() == "fuse2fs";
     if args.foreground || args.debug || background::is_server() {
         server::serve(&args.device, &args.dir, &options)
     } else {

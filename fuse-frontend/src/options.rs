@@ -182,6 +182,20 @@ const HARMLESS: &[&str] = &[
     "data_err=abort",
     "mb_optimize_scan=0",
     "mb_optimize_scan=1",
+    "no_mbcache",
+    "inlinecrypt",
+    "usrjquota=",
+    "grpjquota=",
+    "fuse2fs_debug",
+    "auto_unmount",
+    "blkdev",
+    "kernel_cache",
+    "auto_cache",
+    "noauto_cache",
+    "clone_fd",
+    "hard_remove",
+    "use_ino",
+    "intr",
 ];
 
 /// Options with a value that change nothing here.
@@ -197,6 +211,13 @@ const HARMLESS_VALUED: &[&str] = &[
     "comment",
     "mb_optimize_scan",
     "max_read",
+    "lockfile",
+    "entry_timeout",
+    "attr_timeout",
+    "negative_timeout",
+    "ac_attr_timeout",
+    "max_threads",
+    "max_idle_threads",
 ];
 
 /// Options that ask for what is not to be had, with the reason.
@@ -215,7 +236,6 @@ const REFUSED: &[(&str, &str)] = &[
     ("journal_path", "a journal on another device is not supported"),
     ("journal_dev", "a journal on another device is not supported"),
     ("test_dummy_encryption", "encryption is not supported"),
-    ("inlinecrypt", "encryption is not supported"),
     ("noacl", "access control lists of the volume are always honoured"),
     ("nouser_xattr", "extended attributes are always available"),
 ];
@@ -263,7 +283,7 @@ impl Options {
                 let seconds: u64 = number(name, v)?;
                 vol.commit_interval = Duration::from_secs(if seconds == 0 { 5 } else { seconds.min(3600) });
             }
-            ("cache", Some(v)) => vol.cache_bytes = size(name, v)?.max(1 << 20) as usize,
+            ("cache" | "cache_size", Some(v)) => vol.cache_bytes = size(name, v)?.max(1 << 20) as usize,
             ("write_behind", Some(v)) => vol.write_behind_bytes = size(name, v)?.max(1 << 20) as usize,
             ("barrier", None | Some("1")) => vol.barrier = true,
             ("nobarrier", None) | ("barrier", Some("0")) => vol.barrier = false,

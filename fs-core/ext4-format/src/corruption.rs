@@ -75,6 +75,12 @@ impl Corruption {
         Corruption { what, place: Place::default(), field, found, expected }
     }
 
+    /// Whether a checksum is wrong, of bytes that may be right for all else that is known.
+    #[must_use]
+    pub fn is_checksum(&self) -> bool {
+        self.field == "checksum"
+    }
+
     /// The same, with the inode named.
     #[must_use]
     pub fn in_inode(mut self, ino: Ino) -> Self {

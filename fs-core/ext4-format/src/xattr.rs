@@ -352,11 +352,14 @@ impl Attribute {
     /// Bytes it takes in a region.
     #[must_use]
     pub fn size(&self) -> usize {
-        let value = match &self.value {
+        entry_size(self.name.len()) + self.value_size()
+    }
+
+    fn value_size(&self) -> usize {
+        match &self.value {
             OwnedValue::Bytes(bytes) => bytes.len().next_multiple_of(4),
             OwnedValue::InInode { .. } => 0,
-        };
-        entry_size(self.name.len()) + value
+        }
     }
 }
 
@@ -425,6 +428,12 @@ impl Attributes {
     #[must_use]
     pub fn size(&self, home: Home) -> usize {
         home.header() + 4 + self.list.iter().map(Attribute::size).sum::<usize>()
+    }
+
+    /// Bytes that the values take, those in inodes of their own left out.
+    #[must_use]
+    pub fn values_size(&self) -> usize {
+        self.list.iter().map(Attribute::value_size).sum()
     }
 
     /// Writes the attributes into a region, packed: entries upwards, values from the end downwards. A block gets a

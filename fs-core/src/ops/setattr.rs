@@ -74,11 +74,11 @@ impl Filesystem {
         disk.gid = change.gid.unwrap_or(disk.gid);
         let at = |time: SetTime| match time {
             SetTime::Now => now,
-            SetTime::At(time) => time,
+            SetTime::At(time) => self.vol.storable(time),
         };
         disk.atime = change.atime.map_or(disk.atime, at);
         disk.mtime = change.mtime.map_or(disk.mtime, at);
-        disk.ctime = change.ctime.unwrap_or(now);
+        disk.ctime = self.vol.storable(change.ctime.unwrap_or(now));
         if disk.crtime.is_some() {
             disk.crtime = change.crtime.or(disk.crtime);
         }

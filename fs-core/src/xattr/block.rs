@@ -194,11 +194,14 @@ impl Xattrs<'_> {
             let most = self.ctx.vol.geo.blocks_count;
             return Err(self.damaged(Corruption::new(What::Xattr, "i_file_acl", block.0, most)));
         }
-        self.ctx.vol.read_meta(block, |bytes| check(bytes, &self.ctx.vol.csum, block))
+        let ino = self.inode.ino;
+        self.ctx
+            .vol
+            .read_meta(block, |bytes| check(bytes, &self.ctx.vol.csum, block).map_err(|c| c.in_inode(ino)))
     }
 }
 
 fn check(bytes: &[u8], csum: &Csum, block: BlockNo) -> std::result::Result<(), Corruption> {
-    codec::check(bytes, Home::Block)?;
-    csum.verify_xattr_block(bytes, block)
+    csum.verify_xattr_block(bytes, block)?;
+    codec::check(bytes, Home::Block)
 }

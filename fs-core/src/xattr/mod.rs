@@ -231,7 +231,11 @@ impl<'a> Xattrs<'a> {
             return Ok(true);
         }
         let mut with = block.clone();
+        let is_long = matches!(&value, OwnedValue::Bytes(bytes) if !bytes.is_empty());
         with.set(key.index, key.name, value);
+        if is_long && uses_value_inodes(self.ctx.vol) && with.values_size() > self.room_for_values() {
+            return Ok(false);
+        }
         if with.size(Home::Block) > self.ctx.vol.block_size() as usize {
             return Ok(false);
         }
@@ -240,6 +244,13 @@ impl<'a> Xattrs<'a> {
             self.write_record(handle, core, &key.without(record))?;
         }
         Ok(true)
+    }
+
+    /// Bytes of a block that values may take where they can go into inodes of their own: the rest, an
+    /// eighth or 1 KiB, is the entries'.
+    fn room_for_values(&self) -> usize {
+        let block = self.ctx.vol.block_size() as usize;
+        block - (block / 8).min(1024)
     }
 
     fn record_attributes(&self, core: &Core) -> Result<Attributes> {

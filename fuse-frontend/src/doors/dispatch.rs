@@ -190,11 +190,15 @@ impl Dispatch {
                 listed(reply.entry(prefix.as_bytes(), &dirent(item), item.name, how.size as usize))
             }),
             Operation::Setxattr { name, value, flags, kill_sgid } => {
-                service.setxattr(from, node, name, value, *flags as i32, *kill_sgid)
+                self.changing_sectors(node, kernel, || {
+                    service.setxattr(from, node, name, value, *flags as i32, *kill_sgid)
+                })
             }
             Operation::Getxattr { name, room } => attribute(reply, *room, &service.getxattr(node, name)?),
             Operation::Listxattr { room } => attribute(reply, *room, &service.listxattr(from, node)?),
-            Operation::Removexattr(name) => service.removexattr(from, node, name),
+            Operation::Removexattr(name) => {
+                self.changing_sectors(node, kernel, || service.removexattr(from, node, name))
+            }
             Operation::Ioctl { how, input } => {
                 let hidden = argument_in_memory(how.cmd, request.header.pid, how.arg);
                 if wants_cached_data(how.cmd) && service.may_be_dirty_in_kernel(node) {
@@ -254,6 +258,21 @@ impl Dispatch {
             | Operation::BatchForget(_)
             | Operation::Interrupt => Err(libc::EIO),
         }
+    }
+
+    /// A change of attributes: the kernel does not expect that it may move the file's count of blocks.
+    fn changing_sectors(
+        &self,
+        node: u64,
+        kernel: &dyn Kernel,
+        change: impl FnOnce() -> Served<()>,
+    ) -> Served<()> {
+        let before = self.service.sectors(node)?;
+        change()?;
+        if self.service.sectors(node)? != before {
+            kernel.forget_attributes(node);
+        }
+        Ok(())
     }
 
     fn copy(

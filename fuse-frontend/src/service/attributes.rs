@@ -91,6 +91,11 @@ impl Service {
             0 => SetXattr::Any,
             XATTR_CREATE => SetXattr::Create,
             XATTR_REPLACE => SetXattr::Replace,
+            // It cannot be both; what it is decides which of the two is told.
+            3 => {
+                self.getxattr(node, name)?;
+                SetXattr::Create
+            }
             _ => return Err(libc::EINVAL),
         };
         let (ino, caller) = (inode_of(node)?, self.caller(sender, 0));
@@ -109,6 +114,11 @@ impl Service {
     /// Gives a file that was just made a security label, on the kernel's own behalf.
     pub fn label(&self, made: &Attr, name: &[u8], value: &[u8]) -> Answer<()> {
         self.fs.setxattr(&Caller::root(), made.ino, name, value, SetXattr::Any, false).map_err(refuse)
+    }
+
+    /// Space that a file takes, in 512-byte units.
+    pub fn sectors(&self, node: u64) -> Answer<u64> {
+        self.fs.getattr(inode_of(node)?).map(|attr| attr.sectors).map_err(refuse)
     }
 
     /// GETXATTR.

@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use tests::oracle::{copy_image, e2fsck_is_clean};
-use tests::run::{run, tool};
 use tests::scale::scratch;
 use tests::system::{Mounted, Options, System};
 
@@ -18,21 +17,24 @@ pub struct Pair {
 }
 
 impl Pair {
-    /// Formats an image of `bytes` as `mke2fs` is told, prepares it with debugfs's requests, and mounts it twice with the
-    /// same options; all users are let in.
-    pub fn new(bytes: u64, mke2fs: &str, requests: &[&str], words: &[&str]) -> Result<Pair> {
+    /// An image that `make` makes, twice, not mounted yet.
+    pub fn of(make: impl FnOnce(&Path) -> Result<()>) -> Result<Pair> {
         let folder = tempfile::tempdir_in(scratch())?;
-        let mut pair = Pair { folder, kernel: None, ours: None };
-        System::Kernel.mkfs(&pair.image("kernel"), bytes, &mke2fs.split_whitespace().collect::<Vec<_>>())?;
-        for request in requests {
-            run(tool("debugfs").args(["-w", "-R", request]).arg(pair.image("kernel")))?;
-        }
+        let pair = Pair { folder, kernel: None, ours: None };
+        make(&pair.image("kernel"))?;
         copy_image(&pair.image("kernel"), &pair.image("ours"))?;
+        Ok(pair)
+    }
+
+    /// Formats an image of `bytes` as `mke2fs` is told and mounts it twice with the same options; all users are let in.
+    pub fn new(bytes: u64, mke2fs: &str, words: &[&str]) -> Result<Pair> {
+        let args: Vec<&str> = mke2fs.split_whitespace().collect();
+        let mut pair = Pair::of(|image| System::Kernel.mkfs(image, bytes, &args))?;
         pair.mount(words).with_context(|| format!("mke2fs {mke2fs}, -o {words:?}"))?;
         Ok(pair)
     }
 
-    /// Mounts both again, after [`Pair::unmount`].
+    /// Mounts both with the same options, for the first time or after [`Pair::unmount`].
     pub fn mount(&mut self, words: &[&str]) -> Result<()> {
         let system = System::under_test();
         let mut options = Options::for_all(system);

@@ -76,7 +76,7 @@ fn flags_projects_versions_and_labels_as_on_the_kernel() -> Result<()> {
     if !can_run("flags_projects_versions_and_labels_as_on_the_kernel", &NEEDS) {
         return Ok(());
     }
-    let pair = Pair::new(SIZE, "-t ext4 -b 4096", &[], &[])?;
+    let pair = Pair::new(SIZE, "-t ext4 -b 4096", &[])?;
     let said = pair.ask("ioctls", |root| perl(EVERY_FLAG, root))?;
     ensure!(said.contains("file flag 4: done 80010 08"), "immutable was not set: {said}");
     pair.finish()
@@ -191,7 +191,7 @@ fn locks_hold_between_processes() -> Result<()> {
     if !can_run("locks_hold_between_processes", &NEEDS) {
         return Ok(());
     }
-    let pair = Pair::new(SIZE, "-t ext4", &[], &[])?;
+    let pair = Pair::new(SIZE, "-t ext4", &[])?;
     let [_, ours] = pair.both()?;
     let path = ours.path().join("file");
     fs::write(&path, [0; 100])?;

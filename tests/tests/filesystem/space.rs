@@ -65,7 +65,7 @@ fn statfs_says_what_the_kernel_says() -> Result<()> {
         ("-t ext2 -O ^sparse_super,^resize_inode", 40),
     ] {
         for word in ["bsddf", "minixdf"] {
-            let pair = Pair::new(mebibytes << 20, mke2fs, &[], &[word])?;
+            let pair = Pair::new(mebibytes << 20, mke2fs, &[word])?;
             pair.ask(&format!("mke2fs {mke2fs}, {word}"), statfs)?;
             for mounted in pair.both()? {
                 fs::write(mounted.path().join("file"), vec![1; 300_000])?;
@@ -103,7 +103,7 @@ fn a_fill_is_given_every_block_that_the_kernel_gives() -> Result<()> {
     for (kind, block) in [("-t ext4", 1024), ("-t ext4", 4096), ("-t ext2", 1024), ("-t ext2", 4096)] {
         let mke2fs = &format!("{kind} -b {block} -m 10");
         for (user, word) in [(ROOT, "rw"), (USER, "rw"), (USER, "resuid=1000"), (USER, "resgid=1000")] {
-            let pair = Pair::new(SIZE, mke2fs, &[], &[word])?;
+            let pair = Pair::new(SIZE, mke2fs, &[word])?;
             for mounted in pair.both()? {
                 chown(mounted.path(), Some(USER), Some(USER))?;
             }
@@ -144,7 +144,7 @@ fn small_files_to_the_last_block_and_the_last_inode() -> Result<()> {
         return Ok(());
     }
     for mke2fs in ["-t ext4 -b 1024 -N 500", "-t ext4 -b 1024 -N 16000", "-t ext2 -b 1024 -N 500"] {
-        let pair = Pair::new(12 << 20, mke2fs, &[], &[])?;
+        let pair = Pair::new(12 << 20, mke2fs, &[])?;
         let made = pair.ask(mke2fs, |root| {
             let mut files = 0;
             let error = loop {
@@ -182,7 +182,7 @@ fn reading_goes_on_where_writing_finds_no_space() -> Result<()> {
     if !can_run("reading_goes_on_where_writing_finds_no_space", &NEEDS) {
         return Ok(());
     }
-    let pair = Pair::new(SIZE, "-t ext4 -b 4096", &[], &[])?;
+    let pair = Pair::new(SIZE, "-t ext4 -b 4096", &[])?;
     pair.ask("a full volume", |root| {
         fill(root, ROOT, Some(4096))?;
         let path = root.join("small");
