@@ -11,6 +11,7 @@ use crate::ask::{Ask, Judge};
 use crate::context::{Context, Dir, lock};
 use crate::error::Result;
 use crate::map::Use;
+use crate::options::Mode;
 use crate::pass1;
 use crate::problem::{Code, Problem};
 
@@ -19,11 +20,13 @@ const LOST_FOUND: &[u8] = b"lost+found";
 /// Runs the pass.
 pub fn run(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
     check_root(ctx, judge)?;
-    if lock(&ctx.found.dirs).contains_key(&Ino::ROOT.get()) && find(ctx, Ino::ROOT, LOST_FOUND)?.is_none() {
-        // Only a volume in use elsewhere may do without; e2fsck wants it, too.
-        if judge.ask(Problem::new(Code::LostFoundMissing))? {
-            create_lost_found(ctx)?;
-        }
+    // As e2fsck has it: to lack the directory is no damage, but who may write makes it.
+    if ctx.options.mode != Mode::CheckOnly
+        && lock(&ctx.found.dirs).contains_key(&Ino::ROOT.get())
+        && find(ctx, Ino::ROOT, LOST_FOUND)?.is_none()
+        && judge.ask(Problem::new(Code::LostFoundMissing))?
+    {
+        create_lost_found(ctx)?;
     }
     let all: Vec<(u32, Dir)> = lock(&ctx.found.dirs).iter().map(|(&ino, &dir)| (ino, dir)).collect();
     let mut connected: HashSet<u32> = HashSet::from([Ino::ROOT.get()]);

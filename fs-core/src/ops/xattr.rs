@@ -225,7 +225,8 @@ impl Filesystem {
         let mut core = child.core.write();
         // A new inode has no value that could be dropped.
         let mut change = Changed::default();
-        for (key, acl) in [(ACL_ACCESS, &inherited.access), (ACL_DEFAULT, &inherited.default)] {
+        // The first has the first claim to the place in the inode: the default one, as with the kernel.
+        for (key, acl) in [(ACL_DEFAULT, &inherited.default), (ACL_ACCESS, &inherited.access)] {
             if let Some(acl) = acl {
                 xattrs.set(handle, &mut core, key, Some(&acl.to_disk()), &mut change)?;
             }

@@ -8,14 +8,15 @@ use ext4_format::BlockNo;
 
 use crate::sync::{Rank, RankedMutex};
 
-const SLOTS: usize = 1024;
+/// Bits of a slot's number.
+const SLOT_BITS: u32 = 10;
 
 /// Attribute blocks by hash. A newer block takes the slot of an older one.
 pub struct XattrCache(RankedMutex<Vec<Option<(u32, BlockNo)>>>);
 
 impl Default for XattrCache {
     fn default() -> Self {
-        XattrCache(RankedMutex::new(Rank::Leaf, vec![None; SLOTS]))
+        XattrCache(RankedMutex::new(Rank::Leaf, vec![None; 1 << SLOT_BITS]))
     }
 }
 
@@ -41,6 +42,8 @@ impl XattrCache {
     }
 }
 
+/// Both halves of a block's hash are made by the same steps: values that are alike differ in few of its bits, and only
+/// a product spreads them.
 fn slot(hash: u32) -> usize {
-    (hash ^ hash >> 16) as usize % SLOTS
+    (hash.wrapping_mul(0x9e37_79b1) >> (u32::BITS - SLOT_BITS)) as usize
 }

@@ -184,6 +184,27 @@ fn lists(asked: &mut Asked<'_>) {
     }
 }
 
+/// A folder's inherited lists, of which one fits into its inode: which, decides what fits beside the other.
+fn inherited(asked: &mut Asked<'_>) {
+    const NOBODY: u32 = u32::MAX;
+    let users = (0..3).map(|id| (2, 4, 1000 + id));
+    let list: Vec<_> = [(1, 7, NOBODY)].into_iter().chain(users).collect();
+    let list = acl(&[list, vec![(4, 4, NOBODY), (16, 7, NOBODY), (32, 0, NOBODY)]].concat());
+    asked.set("folder", "system.posix_acl_default", &list, ANY);
+    for size in [3, 40, 500, 2000, 3800] {
+        let child = format!("folder/of-{size}");
+        let _ = fs::create_dir(asked.root.join(&child));
+        let short = acl(&[(1, 7, NOBODY), (4, 4, NOBODY), (32, 0, NOBODY)]);
+        asked.set(&child, "system.posix_acl_access", &short, ANY);
+        asked.set(&child, "user.filler", &vec![b'f'; size], ANY);
+        for length in (0..200_u8).step_by(4) {
+            asked.set(&child, "user.long-name-of-an-attribute", &(0..length).collect::<Vec<u8>>(), ANY);
+        }
+        asked.list(&child, 200);
+        asked.space(&child);
+    }
+}
+
 #[test]
 fn attributes_have_the_edges_of_the_kernel() -> Result<()> {
     if !can_run("attributes_have_the_edges_of_the_kernel", &[Need::Root, Need::Loop, Need::Fuse]) {
@@ -197,7 +218,7 @@ fn attributes_have_the_edges_of_the_kernel() -> Result<()> {
         "-t ext4 -b 4096 -O ea_inode",
         "-t ext4 -b 1024 -O ea_inode",
     ] {
-        for part in [sizes, names_and_flags, order_and_room, lists] {
+        for part in [sizes, names_and_flags, order_and_room, lists, inherited] {
             let pair = Pair::new(64 << 20, mke2fs, &[])?;
             let said = pair.ask(mke2fs, |root| {
                 File::create(root.join("file"))?;
