@@ -199,7 +199,7 @@ fn default_lists_are_inherited_instead_of_the_umask() {
     let link = rig.fs().symlink(&caller, dir, b"link", b"target").unwrap();
     assert_eq!((file.mode, sub.mode, link.mode), (0o100_660, 0o040_770, 0o120_777));
     assert_eq!(names(&rig, file.ino), ["system.posix_acl_access"]);
-    assert_eq!(names(&rig, sub.ino), ["system.posix_acl_access", "system.posix_acl_default"]);
+    assert_eq!(names(&rig, sub.ino), ["system.posix_acl_default", "system.posix_acl_access"]);
     assert!(names(&rig, link.ino).is_empty());
     assert_eq!(rig.fs().getxattr(sub.ino, b"system.posix_acl_default").unwrap(), list);
     // A whiteout is a new file like any other.
