@@ -103,9 +103,10 @@ fn a_signal_cancels_and_leaves_the_volume_to_be_checked() {
         commands += &format!("write /etc/hostname file{at}\nsif file{at} links_count 9\n");
     }
     debugfs(&image, &commands);
-    // Somebody answers two questions and then says stop: script(1) passes the key on as a signal.
+    // Somebody answers two questions and then says stop: script(1) passes the key on as a signal, and only the
+    // checker may take it (dash would die of it, and that would be the exit code).
     let before = std::fs::read(&image).unwrap();
-    let line = format!("{} -f {}", cargo_bin("fsck-rext4").display(), image.display());
+    let line = format!("exec {} -f {}", cargo_bin("fsck-rext4").display(), image.display());
     let mut child = Command::new("script")
         .args(["-qec", &line, "/dev/null"])
         .stdin(Stdio::piped())
