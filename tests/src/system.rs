@@ -350,6 +350,14 @@ impl Mounted {
         self.server.as_ref().map(|server| server.child.id())
     }
 
+    /// A line of proc_pid_status(5) about the server's memory, in KiB; 0 if there is none.
+    pub fn server_memory_kib(&self, field: &str) -> u64 {
+        let Some(pid) = self.server_pid() else { return 0 };
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+        line.and_then(|text| text.trim().trim_end_matches(" kB").parse().ok()).unwrap_or(0)
+    }
+
     /// What the server has written to its standard output and error.
     pub fn log(&self) -> String {
         self.server.as_ref().map(Server::said).unwrap_or_default()

@@ -91,7 +91,7 @@ impl Bed {
 
     fn unmount(&mut self) -> Result<()> {
         let mounted = self.mounted.take().context("mounted")?;
-        self.peak_kib = self.peak_kib.max(mounted.server_pid().map_or(0, peak_memory_kib));
+        self.peak_kib = self.peak_kib.max(mounted.server_memory_kib("VmHWM"));
         mounted.unmount()?;
         self.profiler.as_mut().map_or(Ok(()), Profiler::finish)
     }
@@ -129,13 +129,6 @@ impl Bed {
         let profiles = self.profiler.map_or_else(Vec::new, Profiler::into_profiles);
         Ok(Finished { peak_kib: self.peak_kib, profiles })
     }
-}
-
-/// The largest resident size that a process has had.
-fn peak_memory_kib(pid: u32) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    line.and_then(|text| text.trim().trim_end_matches(" kB").parse().ok()).unwrap_or(0)
 }
 
 /// Seconds that a command took.

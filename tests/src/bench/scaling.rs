@@ -4,7 +4,7 @@
 use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::Result;
@@ -63,29 +63,47 @@ fn on_fresh<T>(
 /// All growth tables for one system, with `files` as the large number of files.
 pub fn tables(setup: &Setup, system: System, files: u64) -> Result<String> {
     let mut text = format!("\n## {}\n", system.name());
-    text += &names(setup, system, files)?.markdown(
-        "µs per operation, one folder",
-        "10 000 files",
-        &format!("{files} files"),
-    );
+    for (title, path) in
+        [("one folder", in_one_folder as Place), ("a tree with a hundred files a folder", in_a_tree)]
+    {
+        let title = format!("µs per operation, {title}");
+        text +=
+            &names(setup, system, files, path)?.markdown(&title, "10 000 files", &format!("{files} files"));
+    }
     text += &extents(setup, system)?.markdown("µs per operation, one file", "contiguous", "100 000 extents");
     text += &image_size(setup, system)?.markdown("ms", "1 GiB image", "1 TiB sparse image");
     Ok(text)
 }
 
-fn names(setup: &Setup, system: System, files: u64) -> Result<Growth> {
+/// Where the file of a number lies below a folder.
+type Place = fn(u64) -> PathBuf;
+
+fn in_one_folder(index: u64) -> PathBuf {
+    format!("file-{index}").into()
+}
+
+fn in_a_tree(index: u64) -> PathBuf {
+    format!("{}/{}/file-{index}", index / 10_000, index / 100).into()
+}
+
+fn names(setup: &Setup, system: System, files: u64, place: Place) -> Result<Growth> {
     const SMALL: u64 = 10_000;
     let inodes = (files + 50_000).to_string();
     on_fresh(setup, system, 8 << 30, &["-N", &inodes], |mounted| {
         let measure = |name: &str, from: u64, to: u64| -> Result<[f64; 3]> {
             let dir = mounted.path().join(name);
-            fs::create_dir_all(&dir)?;
-            let path = |index: u64| dir.join(format!("file-{index}"));
+            let path = |index: u64| dir.join(place(index));
+            let make = |index: u64| {
+                if index.is_multiple_of(100) {
+                    fs::create_dir_all(path(index).parent().unwrap_or(&dir))?;
+                }
+                File::create(path(index)).map(drop)
+            };
             // The last ten thousand of each size.
-            each(from, |index| File::create(path(index)).map(drop))?;
-            let create = each(to - from, |index| File::create(path(from + index)).map(drop))?;
+            each(from, make)?;
+            let create = each(to - from, |index| make(from + index))?;
             mounted.drop_caches()?;
-            let stat = each(SMALL, |index| fs::symlink_metadata(path(index * (to / SMALL))).map(drop))?;
+            let stat = each(SMALL, |index| Ok(rustix::fs::lstat(path(index * (to / SMALL))).map(drop)?))?;
             let unlink = each(SMALL, |index| fs::remove_file(path(index * (to / SMALL))))?;
             Ok([create, stat, unlink])
         };

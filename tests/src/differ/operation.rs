@@ -586,6 +586,9 @@ impl Verb {
                 fs::renameat_with(CWD, side.at(from), CWD, side.at(to), *flags).map(done)
             }
             Verb::Link { from, to } => {
+                // link(2) goes by the set-id bits that the kernel knows, which a write may have made old
+                // (docs/COMPATIBILITY.md); a look makes them new.
+                let _ = fs::statat(CWD, side.at(from), AtFlags::SYMLINK_NOFOLLOW);
                 fs::linkat(CWD, side.at(from), CWD, side.at(to), AtFlags::empty()).map(done)
             }
             Verb::Symlink { target, name } => fs::symlinkat(target.as_str(), CWD, side.at(name)).map(done),

@@ -14,6 +14,7 @@ mod errors;
 mod fuse2fs;
 mod image_kinds;
 mod ioctls;
+mod memory;
 mod mounting;
 mod opcodes;
 mod options;

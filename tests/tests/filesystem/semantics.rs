@@ -225,6 +225,7 @@ fn set_id_bits_are_gone_for_the_kernel_too() -> Result<()> {
         let source = mounted.path().join("source");
         fs::write(&source, [7; 4096])?;
         let source = File::open(&source)?;
+        fs::set_permissions(mounted.path(), fs::Permissions::from_mode(0o777))?;
         type Change = fn(&File, &File) -> rustix::io::Result<()>;
         let changes: [(&str, OFlags, Change); 4] = [
             ("a cached write", OFlags::empty(), |file, _| pwrite(file, &[1; 512], 0).map(drop)),
@@ -250,6 +251,7 @@ fn set_id_bits_are_gone_for_the_kernel_too() -> Result<()> {
             )?;
             let mode = known.stx_mode & 0o7777;
             ensure!(mode == 0o777, "after {name} the kernel goes by {mode:o}");
+            as_user(1001, || fs::hard_link(&path, mounted.path().join(format!("{name}, linked"))))?;
         }
         Ok(())
     })
