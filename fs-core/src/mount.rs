@@ -120,7 +120,7 @@ impl Filesystem {
     fn mount_claimed(
         mut dev: Arc<dyn BlockDevice>,
         mut sb: SuperBlock,
-        mut opts: MountOptions,
+        opts: MountOptions,
         env: Env,
         claim: Option<Arc<Claim>>,
     ) -> std::result::Result<Arc<Filesystem>, MountError> {
@@ -144,9 +144,8 @@ impl Filesystem {
             }
             sb = read_superblock(dev.as_ref(), &opts)?;
         }
-        if sb.state().has(State::ERROR) && !opts.read_only && !opts.force {
-            warn!("the volume has recorded errors: mounting read-only (run fsck.rext4, or use -o force)");
-            opts.read_only = true;
+        if !opts.read_only {
+            recommend_check(&sb);
         }
         let journal_opts = jbd2::Options {
             cache_bytes: opts.cache_bytes,
@@ -273,6 +272,17 @@ fn judge(
         return Err(MountError::Options("the device cannot be written to; mount with -o ro"));
     }
     Ok(())
+}
+
+/// Says what the volume's state holds against a mount for writing. Nothing stops it: that is for the administrator
+/// to decide, and as with the kernel `errors=` says what comes of what is found from here on.
+fn recommend_check(sb: &SuperBlock) {
+    let state = sb.state();
+    if !state.has(State::VALID) {
+        warn!("mounting an unchecked volume: running fsck.rext4 is recommended");
+    } else if state.has(State::ERROR) {
+        warn!("mounting a volume with recorded errors: running fsck.rext4 is recommended");
+    }
 }
 
 /// An aborted journal left an error behind: it is moved into the superblock, where fsck looks for it.

@@ -133,8 +133,6 @@ pub struct MountOptions {
     pub read_only: bool,
     /// Do not replay the journal (only with `read_only`).
     pub no_recovery: bool,
-    /// Mount writable although errors are recorded in the superblock.
-    pub force: bool,
     /// Instead of the superblock's own.
     pub errors: Option<ErrorPolicy>,
     /// Access time.
@@ -174,7 +172,6 @@ impl Default for MountOptions {
         MountOptions {
             read_only: false,
             no_recovery: false,
-            force: false,
             errors: None,
             atime: Atime::Relative,
             no_dir_atime: false,

@@ -151,6 +151,7 @@ const HARMLESS: &[&str] = &[
     "bh",
     "nobh",
     "debug",
+    "force",
     "lazytime",
     "nolazytime",
     "init_itable",
@@ -262,7 +263,6 @@ impl Options {
         match (name, value) {
             ("ro", None) => vol.read_only = true,
             ("norecovery" | "noload", None) => vol.no_recovery = true,
-            ("force", None) => vol.force = true,
             ("errors", Some(v)) => {
                 vol.errors = Some(match v {
                     "continue" => ErrorPolicy::Continue,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 use blockdev::sim::{CrashState, Dice, Image, MemDevice, Recorder, StateName};
-use fs_core::{Filesystem, MountOptions};
+use fs_core::Filesystem;
 use fsck::{Code, Mode};
 
 use super::epochs::{Density, epoch_at, for_each_state};
@@ -160,8 +160,7 @@ impl Court {
     /// Mounts a disk, reads it, unmounts it. The recorder knows all that recovery wrote.
     fn recover(&self, image: &Image) -> Result<(Recorder, Tree)> {
         let recorder = Recorder::with_whole(image.clone(), SUPERBLOCK);
-        let options = MountOptions { force: self.may_be_flagged, ..mount_options() };
-        let fs = Filesystem::mount(Arc::new(recorder.clone()), options, env(1)).context("mount")?;
+        let fs = Filesystem::mount(Arc::new(recorder.clone()), mount_options(), env(1)).context("mount")?;
         let tree = observe::by_us(&fs)?;
         ensure!(fs.is_writable(), "mounted read-only");
         fs.unmount().context("unmount")?;

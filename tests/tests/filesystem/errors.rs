@@ -68,8 +68,9 @@ fn damage(image: &Path, what: &str) -> Result<()> {
     }
 }
 
-/// What programs are told: of the damaged file, and of a new one.
+/// What programs are told: of a new file, of the damaged one, and of another new one.
 fn told(root: &Path, file: &str) -> Result<String> {
+    fs::write(root.join("before"), "the volume can be written")?;
     let read = match file {
         "attribute" => rustix::fs::getxattr(root.join(file), "user.a", &mut [0; 1000]).map_err(Into::into),
         _ => fs::read(root.join(file)).map(|bytes| bytes.len()),
@@ -105,19 +106,24 @@ fn damage_is_answered_and_recorded_as_the_kernel_does() -> Result<()> {
                 furnished(image)?;
                 damage(image, what)
             })?;
-            pair.mount(&[policy])?;
-            let said = pair.ask(&format!("{what}, {policy}"), |root| told(root, file))?;
-            let goes_on = policy == "errors=continue";
-            ensure!(
-                said.starts_with("Err") && said.ends_with("Ok(())") == goes_on,
-                "{what}, {policy}: {said}"
-            );
-            // After a stop the server says by its exit status that not everything was written.
-            let ended = pair.unmount();
-            ensure!(ended.is_ok() == goes_on, "{what}, {policy}: {ended:?}");
-            let (theirs, ours) = (record(&pair.image("kernel"))?, record(&pair.image("ours"))?);
-            ensure!(theirs == ours, "{what}, {policy}:\n{theirs}\nhere\n{ours}");
-            ensure!(ours.contains("clean with errors"), "{what}: {ours}");
+            // The second time with errors on record: the volume can be written again, and fsck is recommended.
+            for again in [false, true] {
+                pair.mount(&[policy])?;
+                let log = pair.both()?[1].log();
+                ensure!(log.contains("fsck.rext4 is recommended") == again, "{what}, {policy}: {log}");
+                let said = pair.ask(&format!("{what}, {policy}"), |root| told(root, file))?;
+                let goes_on = policy == "errors=continue";
+                ensure!(
+                    said.starts_with("Err") && said.ends_with("Ok(())") == goes_on,
+                    "{what}, {policy}: {said}"
+                );
+                // After a stop the server says by its exit status that not everything was written.
+                let ended = pair.unmount();
+                ensure!(ended.is_ok() == goes_on, "{what}, {policy}: {ended:?}");
+                let (theirs, ours) = (record(&pair.image("kernel"))?, record(&pair.image("ours"))?);
+                ensure!(theirs == ours, "{what}, {policy}:\n{theirs}\nhere\n{ours}");
+                ensure!(ours.contains("clean with errors"), "{what}: {ours}");
+            }
         }
     }
     Ok(())

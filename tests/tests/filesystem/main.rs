@@ -7,6 +7,7 @@ mod crash;
 mod direct_aio;
 mod direct_device;
 mod direct_errors;
+mod direct_faults;
 mod direct_io;
 mod direct_modes;
 mod doors;
