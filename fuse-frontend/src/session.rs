@@ -19,6 +19,9 @@ use crate::doors::dispatch::Dispatch;
 use crate::doors::fuser::Door;
 use crate::doors::handshake::{shake_hands, wanted};
 use crate::doors::mount::{Mount, Wish};
+use crate::doors::notify::Notifier;
+use crate::doors::old_pages::OldPages;
+use crate::doors::reserve::Reserve;
 use crate::doors::ring::{Layout, Rings, possible_processors};
 use crate::doors::wire::abi::init;
 use crate::doors::{self, Ended, Part};
@@ -103,6 +106,10 @@ impl Preparation {
             info!("serving through fuser");
             return Ok(Session { mount: None });
         }
+        let rings = self.rings(options);
+        let serving = rings.as_ref().map_or(threads, |rings| rings.threads().max(threads));
+        // One more for old pages.
+        let reserve = Arc::new(Reserve::new(serving + 1).context("starting threads")?);
         let mount = match self.mount.take() {
             Some(mount) => mount,
             None => Mount::plain(&self.dir, &self.wish(options, !writable))
@@ -112,15 +119,17 @@ impl Preparation {
         if !writable {
             mount.make_read_only().context("making the mount read-only")?;
         }
-        let rings = self.rings(options);
         let also = if rings.is_some() { init::OVER_IO_URING } else { 0 };
         let capabilities = shake_hands(mount.device(), wanted(options.async_dio) | also)
             .context("shaking hands with the kernel")?;
         let volume = volume.clone();
         let dispatch = Dispatch::new(Arc::new(service), Box::new(move || volume.end()));
         let device = Arc::new(mount.device().try_clone().context("the FUSE connection")?);
+        let notifier = Notifier::new(device.clone());
         let part = Part {
             device,
+            old_pages: OldPages::new(&reserve, move |range| notifier.drop_pages(range))?,
+            reserve,
             dispatch: Arc::new(dispatch),
             capabilities,
             splice_from: options.splice_from,
@@ -146,7 +155,7 @@ impl Preparation {
 
     fn start_fuser(&self, service: Service, options: &Options, writable: bool, on_end: OnEnd) -> Result<()> {
         let config = session_config(&self.device, options, writable);
-        let (door, notifier) = Door::new(service, options.async_dio);
+        let (door, notifier) = Door::new(service, options.async_dio).context("starting threads")?;
         let session = fuser::Session::new(door, &self.dir, &config)
             .with_context(|| format!("mounting on {}", self.dir.display()))
             .with_context(missing_rights)?;

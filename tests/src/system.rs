@@ -8,7 +8,7 @@
 use std::fs::File;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
+use std::process::{Child, Command, ExitStatus};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
@@ -193,13 +193,14 @@ impl Drop for LoopDevice {
 #[derive(Debug)]
 struct Server {
     child: Child,
+    point: PathBuf,
     log: PathBuf,
     _log_folder: Option<tempfile::TempDir>,
     alive: mpsc::Sender<()>,
 }
 
 impl Server {
-    fn start(mut command: Command, options: &Options) -> Result<Server> {
+    fn start(mut command: Command, point: &Path, options: &Options) -> Result<Server> {
         let folder = options.log.is_none().then(tempfile::tempdir).transpose()?;
         let log = match (&options.log, &folder) {
             (Some(log), _) => log.clone(),
@@ -209,21 +210,24 @@ impl Server {
         command.stdin(std::process::Stdio::null()).stdout(file.try_clone()?).stderr(file);
         let child = command.spawn().with_context(|| format!("cannot start `{}`", spelled(&command)))?;
         let (alive, ended) = mpsc::channel();
-        let (pid, limit) = (Pid::from_child(&child), options.time_limit);
+        let (pid, limit, point) = (Pid::from_child(&child), options.time_limit, point.to_owned());
+        let mounted_on = point.clone();
         std::thread::spawn(move || {
             if ended.recv_timeout(limit) == Err(mpsc::RecvTimeoutError::Timeout) {
                 eprintln!("server {pid:?} exceeded {limit:?} and is killed");
                 let _ = kill_process(pid, Signal::KILL);
+                give_up(&mounted_on);
             }
         });
-        Ok(Server { child, log, _log_folder: folder, alive })
+        Ok(Server { child, point, log, _log_folder: folder, alive })
     }
 
     fn said(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }
 
-    fn wait_until_mounted(&mut self, point: &Path) -> Result<()> {
+    fn wait_until_mounted(&mut self) -> Result<()> {
+        let point = &self.point;
         let deadline = Instant::now() + Duration::from_secs(60);
         // A server may mount before it has looked at the volume: statfs waits until it answers.
         while !(is_mounted(point)? && rustix::fs::statfs(point).is_ok() && is_mounted(point)?) {
@@ -243,17 +247,36 @@ impl Server {
     }
 
     fn kill(&mut self) -> Result<()> {
-        self.child.kill()?;
-        let status = self.child.wait()?;
+        let status = self.end_by_force()?;
         ensure!(status.signal() == Some(9), "the server had ended before, with {status}: {}", self.said());
         Ok(())
     }
 }
 
+impl Server {
+    /// A thread that waits inside the kernel for pages dies when the connection does (docs/COMPATIBILITY.md).
+    fn end_by_force(&mut self) -> Result<ExitStatus> {
+        self.child.kill()?;
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while Instant::now() < deadline {
+            if let Some(status) = self.child.try_wait()? {
+                return Ok(status);
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        give_up(&self.point);
+        Ok(self.child.wait()?)
+    }
+}
+
+/// Has the kernel end every request of the mount on `point`, also where that stays in the tree.
+fn give_up(point: &Path) {
+    let _ = unmount(point, UnmountFlags::FORCE);
+}
+
 impl Drop for Server {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        let _ = self.end_by_force();
         let _ = self.alive.send(());
     }
 }
@@ -320,8 +343,8 @@ impl Mounted {
             Some(user) => as_user(command, user),
             None => command,
         };
-        let mut server = Server::start(command, options)?;
-        server.wait_until_mounted(mounted.path())?;
+        let mut server = Server::start(command, mounted.path(), options)?;
+        server.wait_until_mounted()?;
         mounted.server = Some(server);
         Ok(mounted)
     }

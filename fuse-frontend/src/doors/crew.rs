@@ -9,14 +9,15 @@ use std::io;
 
 use parking_lot::Mutex;
 
-/// Starts one more thread of the door.
-pub type Start = Box<dyn Fn() -> io::Result<()> + Send + Sync>;
+/// Does something to a door's threads.
+pub type Act = Box<dyn Fn() -> io::Result<()> + Send + Sync>;
 
 /// Counts the threads that take requests from one queue.
 pub struct Crew {
     wanted: usize,
     count: Mutex<Count>,
-    start: Start,
+    start: Act,
+    rouse: Act,
 }
 
 #[derive(Debug, Default)]
@@ -26,10 +27,11 @@ struct Count {
 }
 
 impl Crew {
-    /// Nobody yet; `start` starts one. There shall be `wanted` that do not wait.
+    /// Nobody yet; `start` starts one. There shall be `wanted` that do not wait. `rouse` has the requests that
+    /// wait already given to a stand-in.
     #[must_use]
-    pub fn new(wanted: usize, start: Start) -> Crew {
-        Crew { wanted, count: Mutex::default(), start }
+    pub fn new(wanted: usize, start: Act, rouse: Act) -> Crew {
+        Crew { wanted, count: Mutex::default(), start, rouse }
     }
 
     /// Whether the calling thread is one too many; it then counts no longer and has to end.
@@ -60,16 +62,17 @@ impl Crew {
     }
 
     /// Runs `wait`, which needs other requests to be served. When nobody would be left to serve
-    /// them and nobody can be started either, it is not run.
+    /// them and nobody can be started or roused either, it is not run.
     ///
     /// # Errors
-    /// Those of starting a thread.
+    /// Those of starting a thread, and of rousing it.
     pub fn wait_for_kernel(&self, wait: impl FnOnce()) -> io::Result<()> {
         {
             let mut count = self.count.lock();
             if count.waiting + 1 >= count.members {
                 (self.start)()?;
                 count.members += 1;
+                (self.rouse)()?;
             }
             count.waiting += 1;
         }
@@ -96,6 +99,7 @@ mod tests {
                 counted.fetch_add(1, Ordering::SeqCst);
                 Ok(())
             }),
+            Box::new(|| Ok(())),
         );
         crew.grow().unwrap();
         crew.grow().unwrap();
@@ -112,7 +116,11 @@ mod tests {
 
     #[test]
     fn without_a_stand_in_nobody_waits() {
-        let crew = Crew::new(1, Box::new(|| Err(io::Error::from_raw_os_error(11))));
+        let refused = || Err(io::Error::from_raw_os_error(11));
+        let crew = Crew::new(1, Box::new(refused), Box::new(|| Ok(())));
         assert!(crew.wait_for_kernel(|| panic!("nobody is left to serve")).is_err());
+        let crew = Crew::new(1, Box::new(|| Ok(())), Box::new(refused));
+        assert!(crew.wait_for_kernel(|| panic!("nobody serves what waits")).is_err());
+        assert!(crew.leaves_last(), "the stand-in is there all the same");
     }
 }

@@ -34,6 +34,9 @@ pub trait Kernel {
     /// other threads of the door.
     fn forget_pages(&self, node: u64, offset: u64, len: u64);
 
+    /// The same, but does not wait when there are too many already that do: for pages that only others read.
+    fn forget_old_pages(&self, node: u64, offset: u64, len: u64);
+
     /// Has the kernel forget a file's attributes.
     fn forget_attributes(&self, node: u64);
 }
@@ -82,7 +85,7 @@ impl Dispatch {
                             kernel.forget_attributes(node);
                         }
                         if service.leaves_old_pages(node, how) {
-                            kernel.forget_pages(node, at, size.into());
+                            kernel.forget_old_pages(node, at, size.into());
                         }
                         let mut reply = Reply::new(out);
                         let sent = reply.structure(&abi::WriteOut { size, padding: 0 });

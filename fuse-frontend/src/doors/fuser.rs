@@ -2,6 +2,7 @@
 //! /dev/fuse for us.
 
 use std::ffi::OsStr;
+use std::io;
 use std::ops::ControlFlow;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -14,6 +15,9 @@ use fuser::{
     LockOwner, Notifier, OpenFlags, RenameFlags, Request, TimeOrNow, WriteFlags,
 };
 
+use super::handshake::MAX_BACKGROUND;
+use super::old_pages::{OldPages, Range};
+use super::reserve::Reserve;
 use crate::service::attributes::Change;
 use crate::service::{
     Answer, FOR_EVER, Sender, Service, WriteHow, changes_attributes, encode_device, is_immutable, node_of,
@@ -21,8 +25,6 @@ use crate::service::{
 
 /// Largest request, in bytes.
 const MAX_WRITE: u32 = 1 << 20;
-/// Requests that the kernel may have under way on its own account (writeback, read-ahead).
-const MAX_BACKGROUND: u16 = 64;
 
 /// An offset that makes an invalidation leave the cached pages alone.
 const ATTRIBUTES_ONLY: i64 = -1;
@@ -31,15 +33,29 @@ const ATTRIBUTES_ONLY: i64 = -1;
 pub struct Door {
     service: Arc<Service>,
     notifier: Arc<OnceLock<Notifier>>,
+    old_pages: Arc<OldPages>,
     async_dio: bool,
 }
 
 impl Door {
     /// A door to `service`. The cell takes the session's notifier as soon as there is a session.
-    #[must_use]
-    pub fn new(service: Service, async_dio: bool) -> (Door, Arc<OnceLock<Notifier>>) {
+    ///
+    /// # Errors
+    /// When a thread that it needs cannot be started.
+    pub fn new(service: Service, async_dio: bool) -> io::Result<(Door, Arc<OnceLock<Notifier>>)> {
         let notifier = Arc::new(OnceLock::new());
-        (Door { service: Arc::new(service), notifier: notifier.clone(), async_dio }, notifier)
+        let late = notifier.clone();
+        let old_pages = OldPages::new(&Reserve::new(1)?, move |range| drop_pages(&late, range))?;
+        let door = Door { service: Arc::new(service), notifier: notifier.clone(), old_pages, async_dio };
+        Ok((door, notifier))
+    }
+}
+
+fn drop_pages(notifier: &OnceLock<Notifier>, Range { node, offset, len }: Range) {
+    if let Some(notifier) = notifier.get()
+        && let Err(error) = notifier.inval_inode(INodeNo(node), offset as i64, len as i64)
+    {
+        tracing::debug!(node, %error, "no pages were dropped");
     }
 }
 
@@ -127,14 +143,16 @@ impl Door {
     /// ([`Service::leaves_old_pages`]). Not in a thread of the door: dropping waits for READs of
     /// the same pages, and for dirty ones to be written.
     fn reply_without_old_pages(&self, ino: INodeNo, offset: u64, taken: u32, reply: fuser::ReplyWrite) {
+        let range = Range { node: ino.0, offset, len: taken.into() };
+        let Some(turn) = self.old_pages.turn() else {
+            self.old_pages.later(range);
+            return reply.written(taken);
+        };
         let notifier = self.notifier.clone();
         std::thread::spawn(move || {
-            if let Some(notifier) = notifier.get()
-                && let Err(error) = notifier.inval_inode(ino, offset as i64, taken.into())
-            {
-                tracing::debug!(node = ino.0, %error, "no pages were dropped");
-            }
+            drop_pages(&notifier, range);
             reply.written(taken);
+            drop(turn);
         });
     }
 

@@ -11,7 +11,7 @@ use super::wire::{Body, Operation, Request, split_header};
 /// Largest request, in bytes of data.
 pub const MAX_WRITE: u32 = 1 << 20;
 /// Requests that the kernel may have under way on its own account (writeback, read-ahead).
-const MAX_BACKGROUND: u16 = 64;
+pub const MAX_BACKGROUND: u16 = 64;
 /// From this minor version on the reply has its present size.
 const OLDEST_MINOR: u32 = 23;
 const PAGE: u32 = blockdev::PAGE as u32;

@@ -13,6 +13,8 @@ pub mod fuser;
 pub mod handshake;
 pub mod mount;
 pub mod notify;
+pub mod old_pages;
+pub mod reserve;
 pub mod ring;
 pub mod wire;
 
@@ -21,6 +23,8 @@ use std::io;
 use std::sync::Arc;
 
 use self::dispatch::{Answer, Dispatch};
+use self::old_pages::OldPages;
+use self::reserve::Reserve;
 use self::ring::Rings;
 use self::wire::abi::{InHeader, init};
 use self::wire::{Body, Request};
@@ -37,6 +41,10 @@ pub struct Part {
     pub capabilities: u64,
     /// Smallest READ that the dev door answers by splice, in bytes.
     pub splice_from: u32,
+    /// Threads to serve with.
+    pub reserve: Arc<Reserve>,
+    /// What becomes of pages that the kernel read before a direct write.
+    pub old_pages: Arc<OldPages>,
     /// Hears how serving ended, once nothing is being answered any more (or when that failed).
     pub on_end: Arc<dyn Fn(Ended) + Send + Sync>,
 }

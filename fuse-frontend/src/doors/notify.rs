@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use zerocopy::{Immutable, IntoBytes};
 
+use super::old_pages::Range;
 use super::wire::abi::{
     NOTIFY_INVAL_INODE, NOTIFY_RETRIEVE, NotifyInvalInodeOut, NotifyRetrieveOut, OutHeader,
 };
@@ -43,8 +44,15 @@ impl Notifier {
     ///
     /// # Errors
     /// ENOENT when the kernel does not know the node.
-    pub fn forget_pages(&self, node: u64, offset: u64, len: u64) -> io::Result<()> {
+    fn forget_pages(&self, node: u64, offset: u64, len: u64) -> io::Result<()> {
         self.invalidate(node, offset as i64, len as i64)
+    }
+
+    /// The same, when a failure is of no interest: a node that the kernel does not know has no pages.
+    pub fn drop_pages(&self, Range { node, offset, len }: Range) {
+        if let Err(error) = self.forget_pages(node, offset, len) {
+            tracing::debug!(node, %error, "no pages were dropped");
+        }
     }
 
     /// Has the kernel send us a request that means nothing: a byte of the regular file `node`. (Of a directory, or

@@ -22,6 +22,7 @@ use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::backchannel::Backchannel;
+use super::crew::Act;
 use super::dispatch::{Answer, Kernel};
 use super::handshake::MAX_WRITE;
 use super::wire::Body;
@@ -61,8 +62,6 @@ struct Queue {
     back: Backchannel,
     /// For the first threads; a stand-in makes its own.
     blanks: Mutex<Vec<Blank>>,
-    /// Whether all queues are served.
-    live: Arc<AtomicBool>,
 }
 
 impl Rings {
@@ -82,16 +81,21 @@ impl Rings {
         Ok(Rings { layout, blanks, spare: blank()? })
     }
 
+    /// How many threads will serve.
+    #[must_use]
+    pub fn threads(&self) -> usize {
+        self.layout.queues * self.layout.threads + 1
+    }
+
     /// Starts serving; false when a queue was refused, and the connection comes over /dev/fuse.
     ///
     /// # Errors
     /// When the kernel waits for queues that it will not get: the mount has to go.
     pub fn serve(self, part: &Part) -> io::Result<bool> {
         let Rings { layout, blanks, spare } = self;
-        let live = Arc::new(AtomicBool::new(false));
         // The last of these parts is the dev door's thread: falling back, nobody tells on its behalf.
         let shared = Part { on_end: gather(layout.queues + 1, part.on_end.clone()), ..part.clone() };
-        let queue = |(number, blanks)| Queue::new(&shared, number as u16, layout, blanks, &live);
+        let queue = |(number, blanks)| Queue::new(&shared, number as u16, layout, blanks);
         let all: Vec<Arc<Queue>> = blanks.into_iter().enumerate().map(queue).collect();
         let grow = |queue: &Arc<Queue>| (0..layout.threads).try_for_each(|_| queue.back.crew.grow());
         if let Err(error) = all.iter().try_for_each(grow) {
@@ -99,7 +103,6 @@ impl Rings {
             tracing::warn!(%error, "a queue of io_uring was refused");
             return Ok(false);
         }
-        live.store(true, Ordering::Release);
         dev::serve(shared, 1)?;
         Ok(true)
     }
@@ -121,34 +124,23 @@ fn gather(parts: usize, on_end: Arc<dyn Fn(Ended) + Send + Sync>) -> Arc<dyn Fn(
 }
 
 impl Queue {
-    fn new(
-        part: &Part,
-        number: u16,
-        layout: Layout,
-        blanks: Vec<Blank>,
-        live: &Arc<AtomicBool>,
-    ) -> Arc<Queue> {
+    fn new(part: &Part, number: u16, layout: Layout, blanks: Vec<Blank>) -> Arc<Queue> {
         Arc::new_cyclic(|weak: &Weak<Queue>| {
-            let weak = weak.clone();
-            let start = move || match weak.upgrade() {
-                Some(queue) => start_thread(queue),
-                None => Err(io::ErrorKind::NotConnected.into()),
+            let with = |act: fn(Arc<Queue>) -> io::Result<()>| -> Act {
+                let weak = weak.clone();
+                Box::new(move || weak.upgrade().map_or(Err(io::ErrorKind::NotConnected.into()), act))
             };
-            Queue {
-                part: part.clone(),
-                number,
-                pinned: layout.pinned,
-                back: Backchannel::new(&part.device, layout.threads, Box::new(start)),
-                blanks: Mutex::new(blanks),
-                live: live.clone(),
-            }
+            let back =
+                Backchannel::new(part, layout.threads, with(start_thread), with(|queue| queue.rouse()));
+            let (part, blanks) = (part.clone(), Mutex::new(blanks));
+            Queue { part, number, pinned: layout.pinned, back, blanks }
         })
     }
 
     /// Requests that had found no free entry are given out when a reply is sent, not when an entry is
     /// registered. A new request goes to a new entry, and with its reply the others follow: so one is
     /// provoked, from the queue's own processor, which is what makes it this queue's.
-    fn wake(&self) -> io::Result<()> {
+    fn rouse(&self) -> io::Result<()> {
         let home = sched_getaffinity(None)?;
         sched_setaffinity(None, &processor(self.number))?;
         let provoked = self.back.provoke_request();
@@ -165,18 +157,12 @@ fn processor(number: u16) -> CpuSet {
 
 /// Starts a thread and waits until it has its entry.
 fn start_thread(queue: Arc<Queue>) -> io::Result<()> {
-    let stand_in = queue.live.load(Ordering::Acquire);
     let prepared = queue.blanks.lock().pop();
     let blank = prepared.map_or_else(|| Blank::new(MAX_WRITE as usize), Ok)?;
     let (tell, registered) = sync_channel(1);
-    let serving = queue.clone();
-    let run = move || run(&serving, blank, &tell);
-    std::thread::Builder::new().name("rext4-ring".into()).spawn(run)?;
-    registered.recv().map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe))??;
-    if stand_in && let Err(error) = queue.wake() {
-        tracing::warn!(%error, "what waits already waits for the next request");
-    }
-    Ok(())
+    let reserve = queue.part.reserve.clone();
+    reserve.run("rext4-ring", move || run(&queue, blank, &tell))?;
+    registered.recv().map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe))?
 }
 
 fn run(queue: &Queue, blank: Blank, tell: &SyncSender<io::Result<()>>) {

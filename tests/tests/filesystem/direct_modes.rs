@@ -6,6 +6,7 @@ use std::os::fd::AsFd as _;
 use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use blockdev::AlignedBuf;
@@ -121,48 +122,97 @@ fn mappings_of_direct_and_cached_openings_show_every_write() -> Result<()> {
     })
 }
 
+/// Asynchronous direct writes of all of a file by fio, beside three readers through the page cache.
+struct Both {
+    bytes: usize,
+    /// How much the readers take at a time.
+    read: usize,
+    /// Writes under way.
+    depth: u32,
+    /// How many of them are sent together.
+    batch: u32,
+    /// How often fio goes over the file.
+    loops: u32,
+}
+
+impl Both {
+    fn run(&self, path: &Path, cached: &File, round: u32) -> Result<()> {
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            for reader in 0..3 {
+                let done = &done;
+                scope.spawn(move || {
+                    let mut rng = fastrand::Rng::with_seed(reader);
+                    let mut bytes = vec![0; self.read];
+                    while !done.load(Ordering::Relaxed) {
+                        let at = rng.usize(0..self.bytes / self.read) * self.read;
+                        let _ = rustix::io::pread(cached.as_fd(), &mut bytes[..], at as u64);
+                    }
+                });
+            }
+            let mut fio = tool("fio");
+            fio.args(["--name=aio", "--ioengine=libaio", "--direct=1", "--rw=randwrite", "--bs=4k"]);
+            fio.args(["--invalidate=0", "--eta=never"]).arg(format!("--size={}", self.bytes));
+            fio.arg(format!("--iodepth={}", self.depth)).arg(format!("--iodepth_batch={}", self.batch));
+            fio.arg(format!("--loops={}", self.loops));
+            fio.arg(format!("--filename={}", path.display())).arg(format!("--randseed={round}"));
+            let wrote = run(fio.arg(format!("--buffer_pattern=0x{:02x}", round + 1)));
+            done.store(true, Ordering::Relaxed);
+            wrote.map(drop)
+        })
+    }
+
+    /// Pages of the cache that differ from the file.
+    fn stale(&self, direct: &File, cached: &File) -> Result<usize> {
+        let whole = |file: &File| -> Result<AlignedBuf> {
+            let mut bytes = AlignedBuf::zeroed(self.bytes);
+            ensure!(rustix::io::pread(file.as_fd(), &mut bytes[..], 0)? == self.bytes, "a short read");
+            Ok(bytes)
+        };
+        let (old, new) = (whole(cached)?, whole(direct)?);
+        Ok(old.chunks(PAGE).zip(new.chunks(PAGE)).filter(|(old, new)| old != new).count())
+    }
+}
+
 /// The kernel drops cached pages when it sends an asynchronous direct write, and they may be read again before it ends.
 #[test]
 fn no_page_stays_older_than_an_asynchronous_direct_write() -> Result<()> {
-    const BYTES: usize = 4 << 20;
     let needs = [&NEEDS[..], &[Need::Tool("fio")]].concat();
     if !can_run("no_page_stays_older_than_an_asynchronous_direct_write", &needs) {
         return Ok(());
     }
+    let both = Both { bytes: 4 << 20, read: PAGE, depth: 16, batch: 1, loops: 2 };
     on_a_volume(|root| {
         let path = root.join("file");
-        fs::write(&path, vec![0; BYTES])?;
+        fs::write(&path, vec![0; both.bytes])?;
         let (direct, cached) = (open(&path, OFlags::DIRECT)?, open(&path, OFlags::empty())?);
-        let whole = |file: &File| -> Result<AlignedBuf> {
-            let mut bytes = AlignedBuf::zeroed(BYTES);
-            ensure!(rustix::io::pread(file.as_fd(), &mut bytes[..], 0)? == BYTES, "a short read");
-            Ok(bytes)
-        };
         for round in 0..pick(6, 60) {
-            let done = AtomicBool::new(false);
-            std::thread::scope(|scope| -> Result<()> {
-                for reader in 0..3 {
-                    let (cached, done) = (&cached, &done);
-                    scope.spawn(move || {
-                        let mut rng = fastrand::Rng::with_seed(reader);
-                        let mut page = [0; PAGE];
-                        while !done.load(Ordering::Relaxed) {
-                            let at = rng.usize(0..BYTES / PAGE) * PAGE;
-                            let _ = rustix::io::pread(cached.as_fd(), &mut page[..], at as u64);
-                        }
-                    });
-                }
-                let mut fio = tool("fio");
-                fio.args(["--name=aio", "--ioengine=libaio", "--iodepth=16", "--direct=1", "--rw=randwrite"]);
-                fio.args(["--bs=4k", "--loops=2", "--invalidate=0", "--size=4m", "--eta=never"]);
-                fio.arg(format!("--filename={}", path.display())).arg(format!("--randseed={round}"));
-                let wrote = run(fio.arg(format!("--buffer_pattern=0x{:02x}", round + 1)));
-                done.store(true, Ordering::Relaxed);
-                wrote.map(drop)
-            })?;
-            let (old, new) = (whole(&cached)?, whole(&direct)?);
-            let stale = old.chunks(PAGE).zip(new.chunks(PAGE)).filter(|(old, new)| old != new).count();
+            both.run(&path, &cached, round)?;
+            let stale = both.stale(&direct, &cached)?;
             ensure!(stale == 0, "round {round}: {stale} pages of the cache are stale");
+        }
+        Ok(())
+    })
+}
+
+/// The kernel has 64 background requests under way: if all of them were writes that wait for READs, none would come.
+#[test]
+fn more_direct_writes_than_the_kernel_lets_out_leave_room_for_reads() -> Result<()> {
+    let needs = [&NEEDS[..], &[Need::Tool("fio")]].concat();
+    if !can_run("more_direct_writes_than_the_kernel_lets_out_leave_room_for_reads", &needs) {
+        return Ok(());
+    }
+    let both = Both { bytes: 1 << 20, read: 1 << 20, depth: 256, batch: 256, loops: pick(60, 1000) };
+    on_a_volume(|root| {
+        let path = root.join("file");
+        fs::write(&path, vec![0; both.bytes])?;
+        let (direct, cached) = (open(&path, OFlags::DIRECT)?, open(&path, OFlags::empty())?);
+        both.run(&path, &cached, 1)?;
+        // Of so many writes some were answered first, and their pages are dropped by and by.
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while both.stale(&direct, &cached)? > 0 {
+            ensure!(Instant::now() < deadline, "stale pages stay in the cache");
+            std::thread::sleep(Duration::from_millis(20));
         }
         Ok(())
     })

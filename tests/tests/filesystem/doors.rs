@@ -23,8 +23,11 @@ fn own() -> Vec<&'static str> {
     if can_run("a test of the ring door", &[Need::Rings]) { vec!["dev", "ring"] } else { vec!["dev"] }
 }
 
+/// The one that `REXT4_TRANSPORT` names, or all.
 fn all() -> Vec<&'static str> {
-    [own(), vec!["fuser"]].concat()
+    let doors = [own(), vec!["fuser"]].concat();
+    let chosen = std::env::var("REXT4_TRANSPORT").ok();
+    doors.into_iter().filter(|&door| chosen.as_deref().is_none_or(|chosen| chosen == door)).collect()
 }
 
 fn image(folder: &Path) -> Result<PathBuf> {

@@ -150,6 +150,7 @@ fn supplementary_groups_decide_at_create_as_on_the_kernel() -> Result<()> {
 struct NoKernel;
 
 impl Kernel for NoKernel {
+    fn forget_old_pages(&self, _: u64, _: u64, _: u64) {}
     fn forget_pages(&self, _node: u64, _offset: u64, _len: u64) {}
     fn forget_attributes(&self, _node: u64) {}
 }

@@ -14,6 +14,9 @@ use fs_core::{Filesystem, MountOptions};
 use fuse_frontend::doors::dispatch::Dispatch;
 use fuse_frontend::doors::handshake::{shake_hands, wanted};
 use fuse_frontend::doors::mount::{Mount, Wish};
+use fuse_frontend::doors::notify::Notifier;
+use fuse_frontend::doors::old_pages::OldPages;
+use fuse_frontend::doors::reserve::Reserve;
 use fuse_frontend::doors::ring::{Layout, Rings, possible_processors};
 use fuse_frontend::doors::wire::abi::init;
 use fuse_frontend::doors::{Part, serve};
@@ -198,8 +201,12 @@ fn a_refused_registration_falls_back() -> Result<()> {
         let capabilities = shake_hands(mount.device(), wanted(true) | init::OVER_IO_URING)?;
         let service = Arc::new(Service::new(fs.clone(), &Options::default()));
         let (tell, ended) = channel();
+        let device = Arc::new(mount.device().try_clone()?);
+        let (reserve, notifier) = (Arc::new(Reserve::new(0)?), Notifier::new(device.clone()));
         let part = Part {
-            device: Arc::new(mount.device().try_clone()?),
+            device,
+            old_pages: OldPages::new(&reserve, move |range| notifier.drop_pages(range))?,
+            reserve,
             dispatch: Arc::new(Dispatch::new(service, Box::new(|| ()))),
             capabilities,
             splice_from: Options::default().splice_from,

@@ -41,21 +41,22 @@ pub fn serve(part: Part, threads: usize) -> io::Result<()> {
             Some(door) => start_thread(door),
             None => Err(io::ErrorKind::NotConnected.into()),
         };
-        let back = Backchannel::new(&part.device, threads, Box::new(start));
+        // A new thread reads whatever waits.
+        let back = Backchannel::new(&part, threads, Box::new(start), Box::new(|| Ok(())));
         Door { part, back }
     });
     (0..threads).try_for_each(|_| door.back.crew.grow())
 }
 
 fn start_thread(door: Arc<Door>) -> io::Result<()> {
-    let run = move || {
+    let reserve = door.part.reserve.clone();
+    reserve.run("rext4-dev", move || {
         if let Some(ended) = Worker::new(&door).run()
             && (door.back.crew.leaves_last() || matches!(ended, Ended::Failed(_)))
         {
             (door.part.on_end)(ended);
         }
-    };
-    std::thread::Builder::new().name("rext4-dev".into()).spawn(run).map(drop)
+    })
 }
 
 /// One thread and its memory.
