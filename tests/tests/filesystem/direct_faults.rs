@@ -1,5 +1,6 @@
 //! A device one of whose writes or flushes fails under a mount, each in turn, and a power cut after that: what was
 //! written before and synced is there, both openings of the file are told, nothing stale shows, e2fsck has no complaint.
+//! And requests so large that they come in parts, one of which fails.
 //!
 //! The device is the crash lab's, served by threads of this process: a flush that fails leaves everything since the
 //! last good one in doubt, for ever.
@@ -11,9 +12,12 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 use blockdev::Op;
-use blockdev::sim::{Dice, Fault, FaultDevice, Image, Keep, Recorder, Recording, StateName, When};
+use blockdev::sim::{
+    Dice, Fault, FaultDevice, Fill, Image, Keep, MemDevice, Recorder, Recording, StateName, When,
+};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
+use tests::aio::{Done, Request, submit};
 use tests::crashlab::{kernel, programs, subject};
 use tests::scale::{Need, can_run, pick, scratch};
 use tests::served::Served;
@@ -148,4 +152,49 @@ fn what_was_synced_outlives_each_write_and_flush_that_fails() -> Result<()> {
         ensure!(strikes > 5, "{op:?}: hardly a fault has struck");
     }
     Ok(())
+}
+
+/// The kernel cuts a large request into parts that are served side by side: the caller gets one error, and a file
+/// that would have grown has its old size.
+#[test]
+fn a_request_of_which_one_part_fails_is_one_error() -> Result<()> {
+    const LENGTH: u64 = 4 << 20;
+    let name = "a_request_of_which_one_part_fails_is_one_error";
+    if !can_run(name, &[Need::Root, Need::Fuse, Need::Tool("perl")]) {
+        return Ok(());
+    }
+    let disk = MemDevice::new(64 << 20, Fill::Stale(0x57a1));
+    let mut options = mkfs::Options::new(mkfs::Kind::Ext4, 1_700_000_000);
+    options.discard = false;
+    mkfs::format(&disk, &options).context("mkfs")?;
+    let device = Arc::new(FaultDevice::new(disk, 3));
+    // No commit comes between the parts: its writes must not be the ones that fail.
+    let served = Served::start(device.clone(), "commit=3600")?;
+    let path = served.path().join("file");
+    fs::write(&path, vec![1; LENGTH as usize])?;
+    File::open(&path)?.sync_all()?;
+    let fails = |op, request| -> Result<()> {
+        device.arm(Fault { op, when: When::Nth(2), sticky: false, errno: 5 });
+        let before = device.struck();
+        let done = submit(&path, OFlags::DIRECT, &[request])?;
+        ensure!(device.struck() == before + 1 && done[0].result == -5, "{request:?}: {done:?}");
+        ensure!(fs::metadata(&path)?.len() == LENGTH, "{request:?}: the file has another size");
+        Ok(())
+    };
+    let whole = Request::Read { offset: 0, length: LENGTH };
+    fails(Op::Read, whole)?;
+    let read = submit(&path, OFlags::DIRECT, &[whole])?;
+    ensure!(read == [Done { result: LENGTH as i64, sum: LENGTH }], "{read:?}");
+    fails(Op::Write, Request::Write { offset: LENGTH, length: LENGTH, byte: 3 })?;
+    fails(Op::Write, Request::Write { offset: 0, length: LENGTH, byte: 2 })?;
+    File::options().write(true).open(&path)?.set_len(2 * LENGTH)?;
+    let found = fs::read(&path)?;
+    let (old, grown) = found.split_at(LENGTH as usize);
+    ensure!(old.iter().all(|byte| [1, 2].contains(byte)), "neither old nor new");
+    ensure!(grown.iter().all(|&byte| byte == 0), "behind the old end there are bytes of the failed request");
+    served.end()?;
+    let folder = tempfile::tempdir_in(scratch())?;
+    let image = folder.path().join("image");
+    kernel::save(&device.inner().snapshot(), &image)?;
+    kernel::is_clean(&image)
 }

@@ -171,9 +171,11 @@ fn small_files_to_the_last_block_and_the_last_inode() -> Result<()> {
             File::options().write(true).open(&first)?.write_all_at(&[8; 1024], 0)?;
             ensure!(fs::read(&first)? == [8; 1024]);
             let free = rustix::fs::statvfs(mounted.path())?.f_bfree;
-            fs::remove_file(mounted.path().join("1"))?;
+            // In its place a file of the same name: for any other the folder itself may have to grow.
+            let second = mounted.path().join("1");
+            fs::remove_file(&second)?;
             comes_back(mounted.path(), free + 1)?;
-            fs::write(mounted.path().join("in its place"), "small")?;
+            fs::write(&second, "small").with_context(|| format!("{mke2fs}: in place of what was removed"))?;
         }
         pair.finish()?;
     }
