@@ -61,7 +61,8 @@ test-long: setup tools all
 	REXT4_SCALE=long $(CARGO) test --release --locked -p tests -p mkfs --no-fail-fast -- --test-threads=1
 	REXT4_DAMAGE_IMAGES=10000 $(CARGO) test --release --locked -p fsck --test damage -- --nocapture
 
-bench-fsck: setup all
+bench-fsck: setup
+	$(CARGO) build --release --locked -p fsck --bins
 	$(CARGO) run --release --locked -p fsck --example side_by_side -- $(RELEASE)/fsck-rext4 "$(FOLDER)" 3
 
 bench: setup all

@@ -76,6 +76,12 @@ impl Disk {
         self.read_bytes(block.0.saturating_mul(self.block_size.into()), buf)
     }
 
+    /// Says that blocks will be read soon: the device may fetch them meanwhile.
+    pub fn will_need(&self, block: BlockNo, count: u64) {
+        let size = u64::from(self.block_size);
+        self.device.will_need(block.0.saturating_mul(size), count.saturating_mul(size));
+    }
+
     /// One block.
     ///
     /// # Errors

@@ -88,6 +88,7 @@ fn walk_file(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
         }
         return Ok(());
     }
+    let sums = ctx.sb.ro_compat().has(RoCompat::METADATA_CSUM);
     for extent in pass1::extents_of(ctx, &inode) {
         for ahead in 0..u64::from(extent.len) {
             let block = BlockNo(extent.start.0 + ahead);
@@ -101,6 +102,14 @@ fn walk_file(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
                 }
                 orphan::init(&mut bytes);
                 changed = true;
+            }
+            // Without the feature zeros stand in its place.
+            if let Some(sum) = bytes.last_chunk_mut::<4>().filter(|sum| !sums && **sum != [0; 4]) {
+                let problem = Problem::of(Code::OrphanFileBlock, ino).at(block).named("ob_checksum");
+                if judge.ask(problem)? {
+                    *sum = [0; 4];
+                    changed = true;
+                }
             }
             let entries: Vec<(usize, Ino)> = orphan::entries(&bytes).collect();
             for (slot, target) in entries {

@@ -25,6 +25,9 @@ struct Truth {
     used_inodes: u32,
 }
 
+/// How many groups ahead bitmaps are asked for.
+const GROUPS_AHEAD: u64 = 32;
+
 /// Runs the pass.
 pub fn run(ctx: &mut Context, judge: &mut Judge<'_>) -> Result<()> {
     let groups = u64::from(ctx.geometry.group_count);
@@ -40,6 +43,10 @@ pub fn run(ctx: &mut Context, judge: &mut Judge<'_>) -> Result<()> {
             || (),
             |(), number| {
                 let group = GroupNo(number as u32);
+                if let Some(later) = ctx.descs.get((number + GROUPS_AHEAD) as usize) {
+                    ctx.disk.will_need(later.block_bitmap, 1);
+                    ctx.disk.will_need(later.inode_bitmap, 1);
+                }
                 let truth = truth_of(ctx, group);
                 {
                     let mut totals = lock(&totals);

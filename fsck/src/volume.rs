@@ -18,7 +18,8 @@ use crate::problem::{Code, Problem};
 use crate::relocate;
 
 /// Features with a name that the checker cannot judge; e2fsck refuses the same.
-const REFUSED: [&str; 6] = ["compression", "journal_dev", "dirdata", "lazy_bg", "snapshot_bitmap", "replica"];
+const REFUSED: [&str; 7] =
+    ["compression", "journal_dev", "dirdata", "lazy_bg", "snapshot_bitmap", "snapshot", "replica"];
 
 /// The first ordinary inode of every volume that was made by a mkfs.
 const FIRST_INO: u32 = 11;
@@ -53,11 +54,14 @@ pub fn open(mut disk: Disk, options: &Options, judge: &mut Judge<'_>) -> Result<
     if adopted {
         ctx.edit_super(|raw| raw.block_group_nr.set(0));
     }
-    if hides_lost_found(&ctx)? && judge.ask(Problem::new(Code::SuperFeatures).named(HIDDEN))? {
-        ctx.edit_super(|raw| raw.first_ino.set(FIRST_INO));
+    if let Some((why, change)) = misshapen(&ctx)?
+        && judge.ask(Problem::new(Code::SuperFeatures).named(why))?
+    {
+        ctx.edit_super(change);
         let sb = lock(&ctx.next_sb).encode();
         ctx.disk.write_bytes(1024, &sb)?;
-        return open(ctx.disk, options, judge);
+        // A copy that was named still has the fault.
+        return open(ctx.disk, &Options { superblock: None, ..options.clone() }, judge);
     }
     check_features(&ctx, judge)?;
     if !adopted {
@@ -69,7 +73,25 @@ pub fn open(mut disk: Disk, options: &Options, judge: &mut Judge<'_>) -> Result<
     Ok(ctx)
 }
 
-const HIDDEN: &str = "the first ordinary inode has a number behind that of lost+found";
+/// What is wrong with a superblock, and the change that mends it.
+type Fault = (&'static str, fn(&mut RawSuperBlock));
+
+/// A fault that would have every inode judged wrongly.
+fn misshapen(ctx: &Context) -> Result<Option<Fault>> {
+    if hides_lost_found(ctx)? {
+        let why = "the first ordinary inode has a number behind that of lost+found";
+        return Ok(Some((why, |raw| raw.first_ino.set(FIRST_INO))));
+    }
+    // Files of such a volume have extent trees; where clusters are blocks, the feature means nothing.
+    let idle = ctx.sb.ro_compat().has(RoCompat::BIGALLOC) && ctx.geometry.cluster_ratio == 1;
+    if idle && !ctx.sb.incompat().has(Incompat::EXTENTS) {
+        let why = "bigalloc is set, but clusters are single blocks and the feature extents is off";
+        return Ok(Some((why, |raw| {
+            raw.feature_ro_compat.set(raw.feature_ro_compat.get() & !RoCompat::BIGALLOC.0);
+        })));
+    }
+    Ok(None)
+}
 
 /// Whether the volume says that inodes are reserved which every mkfs uses: all files in them would be lost.
 fn hides_lost_found(ctx: &Context) -> Result<bool> {

@@ -87,6 +87,10 @@ pub trait BlockDevice: Send + Sync {
     /// Fills `buf` from byte `offset`.
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<()>;
 
+    /// Says that a range will be read soon, so that it may be fetched meanwhile. Nothing is promised, and a range
+    /// that does not exist is no error.
+    fn will_need(&self, _offset: u64, _len: u64) {}
+
     /// Writes `buf` at byte `offset`.
     fn write_at(&self, offset: u64, buf: &[u8]) -> Result<()>;
 
@@ -122,6 +126,9 @@ impl<D: BlockDevice + ?Sized> BlockDevice for std::sync::Arc<D> {
     }
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
         (**self).read_at(offset, buf)
+    }
+    fn will_need(&self, offset: u64, len: u64) {
+        (**self).will_need(offset, len)
     }
     fn write_at(&self, offset: u64, buf: &[u8]) -> Result<()> {
         (**self).write_at(offset, buf)

@@ -9,10 +9,11 @@
 
 use std::fs::File;
 use std::io::{self, IoSlice};
+use std::num::NonZeroU64;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use parking_lot::{Mutex, MutexGuard};
-use rustix::fs::{FallocateFlags, FlockOperation, fallocate, fdatasync, flock};
+use rustix::fs::{Advice, FallocateFlags, FlockOperation, fadvise, fallocate, fdatasync, flock};
 use rustix::io::Errno;
 
 use crate::aligned::PooledBuf;
@@ -266,6 +267,15 @@ impl BlockDevice for FileDevice {
         let read =
             if self.fits(offset, buf) { self.pread(offset, buf) } else { self.read_bounced(offset, buf) };
         read.map_err(|source| Error { op: Op::Read, offset, len, source })
+    }
+
+    fn will_need(&self, offset: u64, len: u64) {
+        // With O_DIRECT there is no page cache to fetch into.
+        if !self.direct
+            && let Some(len) = NonZeroU64::new(len)
+        {
+            let _ = fadvise(&self.file, self.start.saturating_add(offset), Some(len), Advice::WillNeed);
+        }
     }
 
     fn write_at(&self, offset: u64, buf: &[u8]) -> Result<()> {

@@ -215,6 +215,9 @@ impl Walk<'_> {
     }
 
     fn index_node(&mut self, bytes: &mut [u8], end: u64, depth: u16) -> Result<bool> {
+        if let Ok(node) = Node::parse(bytes) {
+            node.indexes().for_each(|index| self.ctx.disk.will_need(index.child, 1));
+        }
         let mut changed = false;
         let mut at = 0;
         while let Some(index) = Node::parse(bytes).ok().and_then(|node| node.index(at)) {

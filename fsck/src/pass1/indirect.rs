@@ -75,6 +75,10 @@ impl Walk<'_> {
             self.effects.expected_next += 1;
         }
         let unit = span(ctx.geometry.block_size, levels - 1);
+        if levels > 1 {
+            let children = (0..ctx.geometry.block_size / 4).filter_map(|slot| pointer(&bytes, slot));
+            children.for_each(|child| ctx.disk.will_need(child, 1));
+        }
         let mut changed = false;
         for slot in 0..ctx.geometry.block_size / 4 {
             if let Some(child) = pointer(&bytes, slot)

@@ -3,6 +3,8 @@
 //! [`check`] changes a copy of the record and writes it back at the end, with its checksum. What the inode uses
 //! goes into [`Effects`], which the caller joins to the common picture only when the whole inode has been judged.
 
+use std::sync::atomic::Ordering::Relaxed;
+
 use ext4_format::dirent::{DirBlock, DirFormat};
 use ext4_format::features::{Compat, Incompat, RoCompat};
 use ext4_format::inode::{BASE_SIZE, BLOCK_AREA, FULL_EXTRA_ISIZE, FileType, Inode, MAX_FAST_SYMLINK, flag};
@@ -138,6 +140,10 @@ pub fn check(
         let what = effects.what.filter(|what| *what == Use::Reserved);
         *effects = Effects { what, ..Effects::default() };
         return ctx.write_record(ino, &mut subject.record);
+    }
+    let large = subject.inode.size > i32::MAX as u64 && !ctx.sb.ro_compat().has(RoCompat::LARGE_FILE);
+    if large && effects.what.is_some() && subject.inode.file_type() == Some(FileType::Regular) {
+        ctx.found.large_file.store(true, Relaxed);
     }
     if subject.dirty {
         subject.store(ctx);
@@ -316,7 +322,7 @@ pub fn check_flags(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject, kind: File
     drop(s, !incompat.has(Incompat::INLINE_DATA), Code::FlagInlineFeature, flag::INLINE_DATA)?;
     drop(s, !incompat.has(Incompat::ENCRYPT), Code::FlagEncrypt, flag::ENCRYPT)?;
     drop(s, !dir || !incompat.has(Incompat::CASEFOLD), Code::FlagCasefold, flag::CASEFOLD)?;
-    drop(s, !file && incompat.has(Incompat::EA_INODE), Code::FlagEaInode, flag::EA_INODE)?;
+    drop(s, !file || !incompat.has(Incompat::EA_INODE), Code::FlagEaInode, flag::EA_INODE)?;
     drop(s, !ctx.sb.ro_compat().has(RoCompat::HUGE_FILE), Code::FlagHugeFile, flag::HUGE_FILE)?;
     if s.inode.has(flag::INLINE_DATA) {
         drop(s, true, Code::FlagInlineAndExtents, flag::EXTENTS)?;
@@ -421,6 +427,16 @@ fn check_special_file(ask: &mut dyn Ask, s: &mut Subject) -> Result<()> {
     Ok(())
 }
 
+/// Bytes of the largest file that this kind of map can hold.
+pub fn largest_size(ctx: &Context, inode: &Inode) -> u64 {
+    let block = u64::from(ctx.geometry.block_size);
+    if inode.has(flag::EXTENTS) {
+        (u64::from(u32::MAX) + 1) * block - 1
+    } else {
+        ext4_format::indirect::capacity(ctx.geometry.block_size) * block
+    }
+}
+
 /// Size and block count against what is mapped.
 fn check_sizes(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject, effects: &mut Effects) -> Result<()> {
     let block = u64::from(ctx.geometry.block_size);
@@ -446,11 +462,7 @@ fn check_sizes(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject, effects: &mut 
             s.dirty = true;
         }
     } else if maps && s.inode.file_type() == Some(FileType::Regular) {
-        let largest = if s.inode.has(flag::EXTENTS) {
-            (u64::from(u32::MAX) + 1) * block - 1
-        } else {
-            ext4_format::indirect::capacity(ctx.geometry.block_size) * block
-        };
+        let largest = largest_size(ctx, &s.inode);
         let least = match effects.last_written {
             Some(last) if !s.inode.has(flag::VERITY) => last * block,
             _ => 0,
@@ -467,9 +479,6 @@ fn check_sizes(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject, effects: &mut 
         {
             s.inode.size = right;
             s.dirty = true;
-        }
-        if s.inode.size > i32::MAX as u64 && !ctx.sb.ro_compat().has(RoCompat::LARGE_FILE) {
-            ctx.found.large_file.store(true, std::sync::atomic::Ordering::Relaxed);
         }
     }
     let sectors = (effects.clusters(ctx) + attribute_block) * ctx.cluster_sectors()

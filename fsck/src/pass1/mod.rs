@@ -2,7 +2,8 @@
 //!
 //! Groups are scanned in parallel by the prober; an inode that needs a question is put on a list and looked at again,
 //! alone and in order, by the judge. Inodes with trees of blocks come after the scan, in parallel too and sorted by
-//! place, so that one group full of large files does not keep one core busy alone.
+//! place, so that one group full of large files does not keep one core busy alone. The device hears of the tables and
+//! trees that come next while those before them are looked at.
 
 mod extents;
 mod indirect;
@@ -28,6 +29,9 @@ use crate::error::{Error, Result};
 use crate::parallel;
 use crate::problem::{Code, Problem};
 
+/// Inodes whose trees are asked for together.
+const TREES_TOGETHER: usize = 8;
+
 /// Runs the pass.
 pub fn run(ctx: &mut Context, judge: &mut Judge<'_>) -> Result<()> {
     metadata::claim(ctx);
@@ -42,18 +46,26 @@ pub fn run(ctx: &mut Context, judge: &mut Judge<'_>) -> Result<()> {
         groups,
         &mut |done| judge.progress(1, done, groups),
         || (),
-        |(), group| scan_group(ctx, GroupNo(group as u32), &suspects, &trees),
+        |(), group| {
+            announce_table(ctx, GroupNo((group as u32).saturating_add(threads as u32)));
+            scan_group(ctx, GroupNo(group as u32), &suspects, &trees)
+        },
     )?;
     let mut trees = trees.into_inner().unwrap_or_default();
     trees.sort_unstable();
+    let together: Vec<_> = trees.chunks(TREES_TOGETHER).collect();
     parallel::for_each(
         threads,
-        trees.len() as u64,
+        together.len() as u64,
         &mut |_| Ok(()),
         || (),
         |(), at| {
-            let ino = trees[at as usize].1;
-            probe(ctx, ino, ctx.read_record(ino)?, &suspects)
+            let inodes = together[at as usize].iter().map(|&(_, ino)| Ok((ino, ctx.read_record(ino)?)));
+            let inodes = inodes.collect::<Result<Vec<_>>>()?;
+            for block in inodes.iter().flat_map(|(_, record)| tree_blocks(record)) {
+                ctx.disk.will_need(BlockNo(block), 1);
+            }
+            inodes.into_iter().try_for_each(|(ino, record)| probe(ctx, ino, record, &suspects))
         },
     )?;
     let mut suspects = suspects.into_inner().unwrap_or_default();
@@ -110,7 +122,7 @@ fn scan_group(
         ctx.disk.read_bytes(start + u64::from(index) * size as u64, bytes)?;
         for (at, record) in bytes.chunks_exact(size).enumerate() {
             let Some(ino) = ctx.geometry.inode_at(group, index + at as u32) else { break };
-            match first_tree_block(record) {
+            match tree_blocks(record).next() {
                 Some(block) => lock(trees).push((block, ino)),
                 None => probe(ctx, ino, record.to_vec(), suspects)?,
             }
@@ -120,20 +132,31 @@ fn scan_group(
     Ok(())
 }
 
-/// The first block of the tree of an inode that needs more than its record to be checked.
-fn first_tree_block(record: &[u8]) -> Option<u64> {
+/// Asks for the inode table of a group that comes soon.
+fn announce_table(ctx: &Context, group: GroupNo) {
+    if let Some(desc) = ctx.descs.get(group.0 as usize).filter(|desc| desc.inode_table != NOWHERE) {
+        let bytes = u64::from(ctx.inodes_to_scan(group)) * ctx.geometry.inode_size as u64;
+        ctx.disk.will_need(desc.inode_table, bytes.div_ceil(ctx.geometry.block_size.into()));
+    }
+}
+
+/// The blocks that the record itself names of the tree of an inode that needs more than its record to be checked.
+fn tree_blocks(record: &[u8]) -> impl Iterator<Item = u64> {
     let word = |at: usize| u32::from_le_bytes(std::array::from_fn(|i| record[at + i]));
     let (mode, flags) = (word(0) & 0xf000, word(0x20));
     let links = word(0x18) >> 16;
-    if links == 0 || !(mode == 0x8000 || mode == 0x4000) {
-        return None;
-    }
-    if flags & ext4_format::inode::flag::EXTENTS != 0 {
-        let depth = word(0x2c) >> 16;
-        (depth > 0).then(|| u64::from(word(0x28 + 16)))
+    let depth = word(0x2c) >> 16;
+    let places: &[usize] = if links == 0 || !(mode == 0x8000 || mode == 0x4000) {
+        &[]
+    } else if flags & ext4_format::inode::flag::EXTENTS == 0 {
+        &[48, 52, 56]
+    } else if depth > 0 {
+        let entries = (word(0x28) >> 16) as usize;
+        &[16, 28, 40, 52][..entries.clamp(1, 4)]
     } else {
-        [48, 52, 56].iter().map(|at| word(0x28 + at)).find(|&block| block != 0).map(u64::from)
-    }
+        &[]
+    };
+    places.iter().map(move |at| u64::from(word(0x28 + at))).filter(|&block| block != 0)
 }
 
 fn probe(ctx: &Context, ino: Ino, record: Vec<u8>, suspects: &Mutex<Vec<Ino>>) -> Result<()> {

@@ -6,7 +6,7 @@ use ext4_format::indirect::pointer;
 use ext4_format::inode::{FileType, flag};
 use ext4_format::{BlockNo, Ino};
 
-use super::inode::{Effects, Subject, check_flags};
+use super::inode::{Effects, Subject, check_flags, largest_size};
 use super::{extents, indirect, xattr};
 use crate::ask::{Ask, Probe};
 use crate::context::Context;
@@ -169,7 +169,8 @@ fn reserved(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject, effects: &mut Eff
     let sound = match mapped {
         Ok(_) => {
             let mapless = s.inode.mode != 0 && !wrong || s.inode.blocks == 0;
-            mapless && !flagged && s.inode.file_acl.0 == 0 && s.inode.size >> 42 == 0
+            let size_holds = s.inode.size <= largest_size(ctx, &s.inode);
+            mapless && !flagged && s.inode.file_acl.0 == 0 && size_holds
         }
         Err(Error::Suspect) => false,
         Err(error) => return Err(error),
@@ -240,8 +241,9 @@ fn drop_resize_feature(ctx: &Context) {
 /// of these names its copies in the backup groups.
 fn check_resize(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject, effects: &mut Effects) -> Result<()> {
     if !ctx.sb.compat().has(Compat::RESIZE_INODE) {
-        let unused =
-            s.inode.mode == 0 && s.inode.links == 0 && s.inode.blocks == 0 && s.inode.block == [0; 60];
+        let nameless = s.inode.mode == 0 && s.inode.links == 0;
+        let mapless = s.inode.blocks == 0 && s.inode.block == [0; 60];
+        let unused = nameless && mapless && s.inode.size <= largest_size(ctx, &s.inode);
         if !unused && ask.ask(Problem::of(Code::ResizeFeature, s.ino))? {
             s.clear(ctx);
         }

@@ -82,28 +82,37 @@ impl Seen {
 /// Bytes that a directory spends on a name on average, at least.
 const LEAST_ENTRY: u64 = 16;
 
+/// Directories whose blocks are asked for together.
+const DIRS_TOGETHER: usize = 16;
+
+/// Bytes of a directory that are read at a time: directories can be large, and their blocks are neighbours.
+const READ_AT_ONCE: u32 = 1 << 20;
+
 /// Runs the pass.
 pub fn run(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
     let dirs: Vec<Ino> = lock(&ctx.found.dirs).keys().filter_map(|&ino| Ino::new(ino)).collect();
     let suspects: Mutex<Vec<Ino>> = Mutex::default();
     let total = dirs.len() as u64;
     judge.progress(2, 0, total)?;
+    let together: Vec<_> = dirs.chunks(DIRS_TOGETHER).collect();
     parallel::for_each(
         ctx.options.thread_count(),
-        total,
-        &mut |done| judge.progress(2, done, total),
+        together.len() as u64,
+        &mut |done| judge.progress(2, total.min(done * DIRS_TOGETHER as u64), total),
         || (),
         |(), at| {
-            let ino = dirs[at as usize];
-            let mut said = Said::default();
-            match check(ctx, &mut Probe, ino, &mut said) {
-                Ok(()) if count(ctx, ino, &said, true) => Ok(()),
-                Ok(()) | Err(Error::Suspect) => {
-                    lock(&suspects).push(ino);
-                    Ok(())
+            let inodes = together[at as usize].iter().map(|&ino| Ok((ino, ctx.read_record(ino)?)));
+            let inodes = inodes.collect::<Result<Vec<_>>>()?;
+            inodes.iter().for_each(|(_, record)| announce(ctx, record));
+            for (ino, record) in inodes {
+                let mut said = Said::default();
+                match check(ctx, &mut Probe, ino, record, &mut said) {
+                    Ok(()) if count(ctx, ino, &said, true) => {}
+                    Ok(()) | Err(Error::Suspect) => lock(&suspects).push(ino),
+                    Err(error) => return Err(error),
                 }
-                Err(error) => Err(error),
             }
+            Ok(())
         },
     )?;
     let mut suspects = suspects.into_inner().unwrap_or_default();
@@ -111,10 +120,27 @@ pub fn run(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
     judge.learn_paths(ctx, suspects.iter().copied());
     for ino in suspects {
         let mut said = Said::default();
-        check(ctx, judge, ino, &mut said)?;
+        check(ctx, judge, ino, ctx.read_record(ino)?, &mut said)?;
         count(ctx, ino, &said, false);
     }
     Ok(())
+}
+
+/// Asks for the first blocks of a directory that is read soon.
+fn announce(ctx: &Context, record: &[u8]) {
+    let inode = Inode::decode_damaged(record, &ctx.layout);
+    if inode.has(flag::INLINE_DATA) {
+        return;
+    }
+    let mut left = READ_AT_ONCE / ctx.geometry.block_size;
+    for extent in pass1::extents_of(ctx, &inode) {
+        let count = extent.len.min(left);
+        ctx.disk.will_need(extent.start, count.into());
+        left -= count;
+        if left == 0 {
+            break;
+        }
+    }
 }
 
 /// Counts what a directory says. With `only_if_first`, nothing is counted when a subdirectory already has a
@@ -147,8 +173,7 @@ fn count(ctx: &Context, ino: Ino, said: &Said, only_if_first: bool) -> bool {
     true
 }
 
-fn check(ctx: &Context, ask: &mut dyn Ask, ino: Ino, said: &mut Said) -> Result<()> {
-    let record = ctx.read_record(ino)?;
+fn check(ctx: &Context, ask: &mut dyn Ask, ino: Ino, record: Vec<u8>, said: &mut Said) -> Result<()> {
     let inode = Inode::decode_damaged(&record, &ctx.layout);
     let format = DirFormat::new(&ctx.sb, inode.flags);
     if inode.has(flag::INLINE_DATA) {
@@ -167,8 +192,7 @@ fn check(ctx: &Context, ask: &mut dyn Ask, ino: Ino, said: &mut Said) -> Result<
         fill_holes(ctx, ask, &dir, next..first.min(blocks))?;
         let mut at = 0;
         while at < extent.len {
-            // A megabyte at a time: directories can be large, and their blocks are neighbours.
-            let count = (extent.len - at).min((1 << 20) / ctx.geometry.block_size);
+            let count = (extent.len - at).min(READ_AT_ONCE / ctx.geometry.block_size);
             if !ctx.spend_dir(count.into()) {
                 return Ok(());
             }
