@@ -15,7 +15,7 @@ use super::place::{Placed, file_block};
 use crate::alloc::Run;
 use crate::error::Result;
 use crate::extent::{self, Progress};
-use crate::inode::{Inode, IoEnd, IoGuard};
+use crate::inode::{Inode, IoEnd, IoGuard, orphan};
 use crate::tx;
 
 /// Files that may wait for conversion before writers have to help.
@@ -214,6 +214,19 @@ impl DataPath {
                 return Ok(());
             }
         }
+    }
+
+    /// Frees all blocks from `first` on; then `inode` is no orphan any more, unless it has no name.
+    pub fn finish_truncation(&self, inode: &Arc<Inode>, first: u64) -> Result<()> {
+        self.free_range(inode, first..u64::MAX)?;
+        let tx = tx::start(&self.vol.journal, Credits::blocks(1 + orphan::CREDITS))?;
+        let mut core = inode.core.write();
+        if core.disk.links > 0 {
+            self.orphans.remove(&tx, inode, &mut core)?;
+        }
+        self.inodes.store(&tx, inode, &mut core)?;
+        drop(core);
+        tx.finish()
     }
 
     /// Back-pressure: a writer converts its own file's ranges when too much waits for the worker.

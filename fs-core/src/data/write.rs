@@ -2,15 +2,12 @@
 
 use std::sync::Arc;
 
-use jbd2::Credits;
-
 use super::DataPath;
 use super::flight::{Writing, wait_clear};
 use super::place::Account;
 use crate::alloc::Depth;
 use crate::error::{Error, Result};
 use crate::inode::{Core, Inode};
-use crate::tx;
 
 /// A direct write that failed.
 pub struct Failed {
@@ -132,15 +129,7 @@ impl DataPath {
         }
         self.convert(inode, super::By::Fsync)?;
         let size = inode.core.read().size;
-        self.free_range(inode, size.div_ceil(self.block_size())..u64::MAX)?;
-        let tx = tx::start(&self.vol.journal, Credits::blocks(1 + crate::inode::orphan::CREDITS))?;
-        let mut core = inode.core.write();
-        if core.disk.links > 0 {
-            self.orphans.remove(&tx, inode, &mut core)?;
-        }
-        self.inodes.store(&tx, inode, &mut core)?;
-        drop(core);
-        tx.finish()
+        self.finish_truncation(inode, size.div_ceil(self.block_size()))
     }
 
     /// Zeros the bytes between the end of the file and the end of its last block on the device,

@@ -11,7 +11,7 @@ use crate::data::{By, wait_clear};
 use crate::error::{Posix, Result};
 use crate::extent::MapRoot;
 use crate::fs::Filesystem;
-use crate::inode::{Inode, orphan};
+use crate::inode::Inode;
 use crate::tx;
 
 impl Filesystem {
@@ -78,15 +78,7 @@ impl Filesystem {
         if whole {
             return Ok(());
         }
-        self.data.free_range(inode, first..u64::MAX)?;
-        let tx = tx::start(&self.vol.journal, Credits::blocks(1 + orphan::CREDITS))?;
-        let mut core = inode.core.write();
-        if core.disk.links > 0 {
-            self.orphans.remove(&tx, inode, &mut core)?;
-        }
-        self.inodes.store(&tx, inode, &mut core)?;
-        drop(core);
-        tx.finish()
+        self.data.finish_truncation(inode, first)
     }
 
     /// Frees the blocks of `inode` beyond `size`, in steps. For inodes that nobody else uses: at
