@@ -256,6 +256,14 @@ impl FileDevice {
     }
 }
 
+/// To close the file is not enough: a child that was forked a moment ago has a copy of the descriptor until it runs its
+/// program, and with it the lock.
+impl Drop for FileDevice {
+    fn drop(&mut self) {
+        self.give_up_lock();
+    }
+}
+
 impl BlockDevice for FileDevice {
     fn geometry(&self) -> DeviceGeometry {
         self.geometry
@@ -331,5 +339,21 @@ impl BlockDevice for FileDevice {
 
     fn descriptor(&self) -> Option<(BorrowedFd<'_>, u64)> {
         Some((self.file.as_fd(), self.start))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::{OpenOptions, open};
+
+    #[test]
+    fn a_copy_of_the_descriptor_keeps_no_lock() {
+        let image = tempfile::NamedTempFile::new().unwrap();
+        image.as_file().set_len(1 << 20).unwrap();
+        let device = open(image.path(), &OpenOptions::default()).unwrap();
+        let _copy = device.file.try_clone().unwrap();
+        assert!(open(image.path(), &OpenOptions::default()).is_err());
+        drop(device);
+        open(image.path(), &OpenOptions::default()).unwrap();
     }
 }

@@ -178,16 +178,16 @@ impl Filesystem {
     }
 
     /// Ends the handle of an attribute change: value inodes that it dropped become orphans in it
-    /// and are deleted behind it.
+    /// and are deleted behind it, those of a change that was refused, too.
     fn finish_change(&self, tx: tx::Tx<'_>, change: Changed, done: Result<()>) -> Result<()> {
         for ino in &change.dropped {
             self.make_orphan(&tx, *ino)?;
         }
-        done.and(tx.finish())?;
+        let ended = tx.finish();
         for ino in change.dropped {
             self.let_go(ino);
         }
-        Ok(())
+        done.and(ended)
     }
 
     fn make_orphan(&self, handle: &Handle<'_>, ino: Ino) -> Result<()> {

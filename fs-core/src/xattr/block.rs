@@ -1,6 +1,8 @@
 //! The attribute block: written in place while one inode has it, shared between inodes whose
 //! attributes are equal, and copied when one of several changes.
 //!
+//! A block has one reference to each value inode for every entry that names it, however many inodes share the block.
+//!
 //! The reference count is part of the block and changes only under its write guard. A count of 0
 //! marks a block that is about to be freed: nobody may join it any more.
 
@@ -9,7 +11,7 @@ use ext4_format::xattr::{self as codec, Attributes, BLOCK_HEADER, Home, MAX_REFC
 use ext4_format::{BlockNo, Corruption, What};
 use jbd2::{Buffer, Handle};
 
-use super::{Changed, Xattrs, outside};
+use super::{Changed, Xattrs};
 use crate::alloc::BlockRequest;
 use crate::error::{Error, Result};
 use crate::inode::Core;
@@ -39,7 +41,7 @@ impl Xattrs<'_> {
         if list.list().is_empty() {
             return match old {
                 Some(old) => {
-                    self.leave(handle, old, None, change)?;
+                    self.leave(handle, old, change)?;
                     self.point(core, None);
                     Ok(())
                 }
@@ -53,7 +55,7 @@ impl Xattrs<'_> {
         let hash = block_header(&image).map_err(|c| self.damaged(c))?.hash;
         if let Some(twin) = self.join(handle, hash, &image, old)? {
             if let Some(old) = old {
-                self.leave(handle, old, None, change)?;
+                self.leave(handle, old, change)?;
             }
             self.point(core, Some(twin));
             return Ok(());
@@ -61,16 +63,17 @@ impl Xattrs<'_> {
         if let Some(old) = old
             && self.overwrite(handle, old, &image, list, change)?
         {
-            self.ctx.cache.insert(hash, old);
+            self.ctx.cache.blocks.insert(hash, old);
             return Ok(());
         }
         let goal = self.ctx.alloc.goal_for(self.inode.ino, false);
         let run = self.ctx.alloc.alloc_blocks(handle, BlockRequest::one(goal, self.ctx.depth))?;
         let buffer = handle.create(run.start)?;
         self.fill(handle, &buffer, &image)?;
-        self.ctx.cache.insert(hash, run.start);
+        self.count_values(handle, &Attributes::default(), list, change)?;
+        self.ctx.cache.blocks.insert(hash, run.start);
         if let Some(old) = old {
-            self.leave(handle, old, Some(list), change)?;
+            self.leave(handle, old, change)?;
         }
         self.point(core, Some(run.start));
         Ok(())
@@ -84,7 +87,7 @@ impl Xattrs<'_> {
         image: &[u8],
         old: Option<BlockNo>,
     ) -> Result<Option<BlockNo>> {
-        let Some(block) = self.ctx.cache.find(hash).filter(|block| Some(*block) != old) else {
+        let Some(block) = self.ctx.cache.blocks.find(hash).filter(|block| Some(*block) != old) else {
             return Ok(None);
         };
         let shares = |bytes: &[u8]| {
@@ -124,27 +127,16 @@ impl Xattrs<'_> {
             if header.refcount > 1 {
                 return Ok(false);
             }
-            self.ctx.cache.remove(header.hash, block);
+            self.ctx.cache.blocks.remove(header.hash, block);
             bytes.copy_from_slice(image);
             self.ctx.vol.csum.set_xattr_block(&mut bytes, block);
         }
-        for ino in outside(before.list()) {
-            if !outside(list.list()).any(|kept| kept == ino) {
-                self.unreference(handle, ino, change)?;
-            }
-        }
+        self.count_values(handle, &before, list, change)?;
         Ok(true)
     }
 
-    /// Gives up this inode's share of `block`; the last one frees it. Values that the copy `kept`
-    /// still names gain a reference while the block lives on, and keep theirs when it dies.
-    fn leave(
-        &self,
-        handle: &Handle<'_>,
-        block: BlockNo,
-        kept: Option<&Attributes>,
-        change: &mut Changed,
-    ) -> Result<()> {
+    /// Gives up this inode's share of `block`; the last one frees it, and its values with it.
+    fn leave(&self, handle: &Handle<'_>, block: BlockNo, change: &mut Changed) -> Result<()> {
         let buffer = self.load(block)?;
         let before = self.decode(&buffer.data(), Home::Block).map_err(|c| self.damaged(c))?;
         let (count, hash) = {
@@ -155,16 +147,9 @@ impl Xattrs<'_> {
             self.ctx.vol.csum.set_xattr_block(&mut bytes, block);
             (count, header.hash)
         };
-        let keeps = |ino| kept.is_some_and(|list| outside(list.list()).any(|kept| kept == ino));
-        for ino in outside(before.list()) {
-            match (count, keeps(ino)) {
-                (0, false) => self.unreference(handle, ino, change)?,
-                (1.., true) => self.reference(handle, ino)?,
-                _ => {}
-            }
-        }
         if count == 0 {
-            self.ctx.cache.remove(hash, block);
+            self.count_values(handle, &before, &Attributes::default(), change)?;
+            self.ctx.cache.blocks.remove(hash, block);
             handle.forget(block)?;
             self.ctx.alloc.free_blocks(handle, block, 1)?;
         }

@@ -38,7 +38,7 @@ pub struct Ctx<'a> {
     pub alloc: &'a Allocator,
     /// The inodes.
     pub table: &'a Table,
-    /// Blocks that may be shared.
+    /// Blocks and values that may be shared.
     pub cache: &'a XattrCache,
     /// How deep the caller may reach for space.
     pub depth: Depth,
@@ -135,7 +135,9 @@ impl<'a> Xattrs<'a> {
         let old = in_record.as_ref().or(in_block.as_ref());
         match value {
             None if old.is_none() => return Ok(()),
-            None if in_record.is_some() => self.write_record(handle, core, &key.without(&record))?,
+            None if in_record.is_some() => {
+                self.write_record(handle, core, &record, &key.without(&record), change)?;
+            }
             None => self.write_block(handle, core, &key.without(&block), change)?,
             Some(value) => {
                 if matches!(old, Some(OwnedValue::Bytes(bytes)) if bytes == value) {
@@ -147,10 +149,6 @@ impl<'a> Xattrs<'a> {
         change.changed = true;
         if let Some(OwnedValue::InInode { size, .. }) = old {
             core.map.sectors = core.map.sectors.saturating_sub(self.charge(*size as usize));
-        }
-        // A block drops its own values.
-        if let Some(OwnedValue::InInode { ino, .. }) = in_record {
-            self.unreference(handle, ino, change)?;
         }
         Ok(())
     }
@@ -170,18 +168,15 @@ impl<'a> Xattrs<'a> {
         if value.is_empty() || !uses_value_inodes(self.ctx.vol) {
             return Err(Error::NoSpace);
         }
-        let outside = self.write_value(handle, core, value)?;
-        let ino = outside.0;
-        match self.place(handle, core, key, outside.1, lists, change) {
-            Ok(true) => {
-                core.map.sectors += self.charge(value.len());
-                Ok(())
-            }
-            failed => {
-                self.unreference(handle, ino, change)?;
-                failed.and(Err(Error::NoSpace))
-            }
+        let (ino, outside) = self.write_value(handle, core, value)?;
+        let placed = self.place(handle, core, key, outside, lists, change);
+        // What was placed counts for itself.
+        self.unreference(handle, ino, change)?;
+        if !placed? {
+            return Err(Error::NoSpace);
         }
+        core.map.sectors += self.charge(value.len());
+        Ok(())
     }
 
     /// What a value outside adds to the inode's count of sectors, as if the blocks were its own.
@@ -193,10 +188,8 @@ impl<'a> Xattrs<'a> {
     /// Gives up everything the attributes hold outside the record, for an inode that is deleted.
     /// [`set_credits`], and [`DROP_CREDITS`] for each value inode that [`Xattrs::holdings`] counts.
     pub fn free(&self, handle: &Handle<'_>, core: &mut Core, change: &mut Changed) -> Result<()> {
-        for ino in outside(self.record_attributes(core)?.list()) {
-            self.unreference(handle, ino, change)?;
-        }
-        self.write_record(handle, core, &Attributes::default())?;
+        let record = self.record_attributes(core)?;
+        self.write_record(handle, core, &record, &Attributes::default(), change)?;
         self.write_block(handle, core, &Attributes::default(), change)
     }
 
@@ -224,7 +217,7 @@ impl<'a> Xattrs<'a> {
         let mut with = record.clone();
         with.set(key.index, key.name, value.clone());
         if with.size(Home::Inode) <= room {
-            self.write_record(handle, core, &with)?;
+            self.write_record(handle, core, record, &with, change)?;
             if key.of(block).is_some() {
                 self.write_block(handle, core, &key.without(block), change)?;
             }
@@ -241,7 +234,7 @@ impl<'a> Xattrs<'a> {
         }
         self.write_block(handle, core, &with, change)?;
         if key.of(record).is_some() {
-            self.write_record(handle, core, &key.without(record))?;
+            self.write_record(handle, core, record, &key.without(record), change)?;
         }
         Ok(true)
     }
@@ -279,14 +272,40 @@ impl<'a> Xattrs<'a> {
         looked.map_err(|c| self.damaged(c))
     }
 
-    fn write_record(&self, handle: &Handle<'_>, core: &Core, list: &Attributes) -> Result<()> {
+    /// Counts the references of a place whose attributes were `before` and are `after` now. Those that come
+    /// are counted before those that go, so that nothing is dropped which is only handed on.
+    fn count_values(
+        &self,
+        handle: &Handle<'_>,
+        before: &Attributes,
+        after: &Attributes,
+        change: &mut Changed,
+    ) -> Result<()> {
+        let mut gone: SmallVec<[Ino; 4]> = outside(before.list()).collect();
+        for ino in outside(after.list()) {
+            match gone.iter().position(|old| *old == ino) {
+                Some(at) => drop(gone.swap_remove(at)),
+                None => self.reference(handle, ino)?,
+            }
+        }
+        gone.into_iter().try_for_each(|ino| self.unreference(handle, ino, change))
+    }
+
+    fn write_record(
+        &self,
+        handle: &Handle<'_>,
+        core: &Core,
+        before: &Attributes,
+        list: &Attributes,
+        change: &mut Changed,
+    ) -> Result<()> {
         let Some(range) = core.disk.xattr_range(&self.ctx.vol.inode_layout) else { return Ok(()) };
         let mut fits = false;
         self.ctx.table.edit_record(handle, self.inode.ino, |record| {
             fits = record.get_mut(range).is_some_and(|region| list.write(region, Home::Inode));
         })?;
         debug_assert!(fits, "the size was checked");
-        Ok(())
+        self.count_values(handle, before, list, change)
     }
 
     fn damaged(&self, c: Corruption) -> Error {

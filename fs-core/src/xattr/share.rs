@@ -1,42 +1,50 @@
-//! Which attribute blocks could be shared: a small table from a block's hash to where it lies.
+//! Which attribute blocks and value inodes could be shared: small tables from a content's hash to where it lies.
 //!
-//! An entry is a hint. Whoever follows it compares the bytes under the block's write guard, and
-//! looks it up with a handle open: a block leaves the table before the handle that frees it
-//! closes, so a hint found in a later transaction never leads to a block that became file data.
+//! An entry is a hint. Whoever follows it compares the content, and counts himself in under the write guard of the
+//! place that counts, unless the count there has come to 0. He looks it up with a handle open: a place leaves the
+//! table before the handle that frees it closes, so a hint found in a later transaction never leads to a block that
+//! became file data.
 
-use ext4_format::BlockNo;
+use ext4_format::{BlockNo, Ino};
 
 use crate::sync::{Rank, RankedMutex};
 
 /// Bits of a slot's number.
 const SLOT_BITS: u32 = 10;
 
-/// Attribute blocks by hash. A newer block takes the slot of an older one.
-pub struct XattrCache(RankedMutex<Vec<Option<(u32, BlockNo)>>>);
+/// Places by the hash of what they hold. A newer place takes the slot of an older one.
+pub(super) struct Hints<T>(RankedMutex<Vec<Option<(u32, T)>>>);
 
-impl Default for XattrCache {
+/// What the inodes of a volume may share.
+#[derive(Default)]
+pub struct XattrCache {
+    pub(super) blocks: Hints<BlockNo>,
+    pub(super) values: Hints<Ino>,
+}
+
+impl<T: Copy> Default for Hints<T> {
     fn default() -> Self {
-        XattrCache(RankedMutex::new(Rank::Leaf, vec![None; 1 << SLOT_BITS]))
+        Hints(RankedMutex::new(Rank::Leaf, vec![None; 1 << SLOT_BITS]))
     }
 }
 
-impl XattrCache {
-    /// A block whose hash is `hash`. Zero means "not to be shared".
-    pub(super) fn find(&self, hash: u32) -> Option<BlockNo> {
+impl<T: Copy + PartialEq> Hints<T> {
+    /// A place whose hash is `hash`. Zero means "not to be shared".
+    pub(super) fn find(&self, hash: u32) -> Option<T> {
         let slot = self.0.lock()[slot(hash)]?;
         (slot.0 == hash && hash != 0).then_some(slot.1)
     }
 
-    pub(super) fn insert(&self, hash: u32, block: BlockNo) {
+    pub(super) fn insert(&self, hash: u32, place: T) {
         if hash != 0 {
-            self.0.lock()[slot(hash)] = Some((hash, block));
+            self.0.lock()[slot(hash)] = Some((hash, place));
         }
     }
 
-    /// Forgets `block`, which had `hash`.
-    pub(super) fn remove(&self, hash: u32, block: BlockNo) {
+    /// Forgets `place`, which had `hash`.
+    pub(super) fn remove(&self, hash: u32, place: T) {
         let mut slots = self.0.lock();
-        if slots[slot(hash)] == Some((hash, block)) {
+        if slots[slot(hash)] == Some((hash, place)) {
             slots[slot(hash)] = None;
         }
     }

@@ -3,7 +3,7 @@
 //! Such an inode is a regular file without a name, whose content is the value. It is written once
 //! and then only counted: its references stand in `i_ctime` (upper half) and `i_version` (lower
 //! half), the hash of its value in the seconds of `i_atime`. It is read and counted through its
-//! record; it enters the inode table only to be deleted.
+//! record; it enters the inode table only to be deleted. Attributes with equal values share it.
 //! Source: what `e2fsck` and the kernel make of images with `ea_inode`, and `debugfs stat`.
 
 use ext4_format::inode::{BASE_SIZE, FileType, Inode as DiskInode, Time, flag};
@@ -41,21 +41,28 @@ impl Xattrs<'_> {
         if disk.size != u64::from(size) || len > MAX_VALUE {
             return Err(self.bad_value(ino, "e_value_size", size.into(), disk.size));
         }
-        let map = MapRoot::new(disk.block, disk.has(flag::EXTENTS), disk.blocks);
-        let ctx = self.value_ctx(ino, disk.generation);
-        let mut value = Vec::with_capacity(len);
-        for at in (0..len.div_ceil(self.ctx.vol.block_size() as usize) as u32).map(FileBlock) {
-            let Mapping::Written(block) = extent::lookup(&ctx, &map, at, 1)?.mapping else {
-                return Err(self.bad_value(ino, "hole in a value", at.0.into(), 0));
-            };
-            value.extend_from_slice(&self.ctx.vol.read_meta(block, |_| Ok(()))?.data());
-        }
-        value.truncate(len);
+        let value = self.content(ino, &disk)?;
+        let value = value.ok_or_else(|| self.bad_value(ino, "hole in a value", disk.size, 0))?;
         let hash = self.ctx.vol.csum.ea_inode_value(&value);
         if hash != hash_of(&disk) {
             return Err(self.bad_value(ino, "hash of a value", hash.into(), hash_of(&disk).into()));
         }
+        self.ctx.cache.values.insert(hash, ino);
         Ok(value)
+    }
+
+    /// What the inode `ino` holds, at most [`MAX_VALUE`] bytes; `None` where it has a hole.
+    fn content(&self, ino: Ino, disk: &DiskInode) -> Result<Option<Vec<u8>>> {
+        let len = disk.size.min(MAX_VALUE as u64) as usize;
+        let map = MapRoot::new(disk.block, disk.has(flag::EXTENTS), disk.blocks);
+        let ctx = self.value_ctx(ino, disk.generation);
+        let mut value = Vec::with_capacity(len);
+        for at in (0..len.div_ceil(self.ctx.vol.block_size() as usize) as u32).map(FileBlock) {
+            let Mapping::Written(block) = extent::lookup(&ctx, &map, at, 1)?.mapping else { return Ok(None) };
+            value.extend_from_slice(&self.ctx.vol.read_meta(block, |_| Ok(()))?.data());
+        }
+        value.truncate(len);
+        Ok(Some(value))
     }
 
     /// The hash of the value in inode `ino`; 0 when that cannot be read.
@@ -63,7 +70,7 @@ impl Xattrs<'_> {
         self.value_inode(ino).map_or(0, |disk| hash_of(&disk))
     }
 
-    /// Makes an inode that holds `value`, with one reference.
+    /// An inode that holds `value`, with one reference for the caller: one that has it already, or a new one.
     pub(super) fn write_value(
         &self,
         handle: &Handle<'_>,
@@ -72,6 +79,10 @@ impl Xattrs<'_> {
     ) -> Result<(Ino, OwnedValue)> {
         let size = u32::try_from(value.len()).ok().filter(|_| value.len() <= MAX_VALUE);
         let size = size.ok_or(Error::NoSpace)?;
+        let value_hash = self.ctx.vol.csum.ea_inode_value(value);
+        if let Some(ino) = self.join_value(handle, value, value_hash)? {
+            return Ok((ino, OwnedValue::InInode { ino, size, value_hash }));
+        }
         let ino = self.ctx.alloc.alloc_inode(handle, self.inode.ino, InodeKind::Other)?;
         let generation = self.ctx.vol.env.chance.next_u64() as u32;
         let mut map = MapRoot::empty_tree();
@@ -79,7 +90,6 @@ impl Xattrs<'_> {
             self.ctx.alloc.free_inode(handle, ino, false)?;
             return Err(error);
         }
-        let value_hash = self.ctx.vol.csum.ea_inode_value(value);
         let now = self.ctx.vol.now();
         let layout = &self.ctx.vol.inode_layout;
         let room = layout.inode_size - BASE_SIZE as u16;
@@ -108,33 +118,64 @@ impl Xattrs<'_> {
             record.fill(0);
             disk.encode_into(record, layout);
         })?;
+        self.ctx.cache.values.insert(value_hash, ino);
         Ok((ino, OwnedValue::InInode { ino, size, value_hash }))
+    }
+
+    /// Counts one more reference to an inode that holds `value` already.
+    fn join_value(&self, handle: &Handle<'_>, value: &[u8], hash: u32) -> Result<Option<Ino>> {
+        let Some(ino) = self.ctx.cache.values.find(hash) else { return Ok(None) };
+        let layout = &self.ctx.vol.inode_layout;
+        let holds = |disk: &DiskInode| {
+            is_value(disk)
+                && hash_of(disk) == hash
+                && disk.size == value.len() as u64
+                && ino != self.inode.ino
+        };
+        let Ok(disk) = self.ctx.table.with_record(ino, |record| DiskInode::decode(record, layout))? else {
+            return Ok(None);
+        };
+        if !holds(&disk) || self.content(ino, &disk)?.as_deref() != Some(value) {
+            return Ok(None);
+        }
+        // Meanwhile others may have given it up.
+        let counted =
+            self.edit_count(handle, ino, |disk, count| (holds(disk) && count > 0).then_some(count + 1));
+        Ok(counted?.map(|_| ino))
     }
 
     /// Counts one more reference.
     pub(super) fn reference(&self, handle: &Handle<'_>, ino: Ino) -> Result<()> {
-        self.count(handle, ino, |count| count.saturating_add(1)).map(|_| ())
+        self.value_inode(ino)?;
+        self.edit_count(handle, ino, |_, count| Some(count.saturating_add(1))).map(drop)
     }
 
     /// Counts one reference less; the last one hands the inode over to be deleted.
     pub(super) fn unreference(&self, handle: &Handle<'_>, ino: Ino, change: &mut Changed) -> Result<()> {
-        if self.count(handle, ino, |count| count.saturating_sub(1))? == 0 {
+        let hash = hash_of(&self.value_inode(ino)?);
+        if self.edit_count(handle, ino, |_, count| Some(count.saturating_sub(1)))? == Some(0) {
+            self.ctx.cache.values.remove(hash, ino);
             change.dropped.push(ino);
         }
         Ok(())
     }
 
-    fn count(&self, handle: &Handle<'_>, ino: Ino, step: impl FnOnce(u64) -> u64) -> Result<u64> {
-        self.value_inode(ino)?;
+    /// Sets the count of references to what `step` makes of the inode and its count, unless that is `None`.
+    fn edit_count(
+        &self,
+        handle: &Handle<'_>,
+        ino: Ino,
+        step: impl FnOnce(&DiskInode, u64) -> Option<u64>,
+    ) -> Result<Option<u64>> {
         let layout = &self.ctx.vol.inode_layout;
-        let mut result = Ok(0);
+        let mut result = Ok(None);
         self.ctx.table.edit_record(handle, ino, |record| {
             result = DiskInode::decode(record, layout).map(|mut disk| {
-                let count = step((disk.ctime.sec as u64) << 32 | disk.version & 0xffff_ffff);
+                let count = step(&disk, (disk.ctime.sec as u64) << 32 | disk.version & 0xffff_ffff)?;
                 disk.ctime.sec = (count >> 32) as i64;
                 disk.version = disk.version >> 32 << 32 | count & 0xffff_ffff;
                 disk.encode_into(record, layout);
-                count
+                Some(count)
             });
         })?;
         result.map_err(|c| self.damaged(c))
@@ -183,7 +224,7 @@ impl Xattrs<'_> {
         let layout = &self.ctx.vol.inode_layout;
         let disk = self.ctx.table.with_record(ino, |record| DiskInode::decode(record, layout))?;
         let disk = disk.map_err(|c| self.damaged(c))?;
-        if disk.has(flag::EA_INODE) && disk.links > 0 && ino != self.inode.ino {
+        if is_value(&disk) && ino != self.inode.ino {
             return Ok(disk);
         }
         Err(self.bad_value(ino, "i_flags of a value", disk.flags.into(), flag::EA_INODE.into()))
@@ -196,6 +237,10 @@ impl Xattrs<'_> {
     fn bad_value(&self, ino: Ino, field: &'static str, found: u64, expected: u64) -> Error {
         self.ctx.vol.corrupt(Corruption::new(What::Xattr, field, found, expected).in_inode(ino))
     }
+}
+
+fn is_value(disk: &DiskInode) -> bool {
+    disk.has(flag::EA_INODE) && disk.links > 0
 }
 
 fn hash_of(disk: &DiskInode) -> u32 {

@@ -147,6 +147,7 @@ fn large_values_live_in_inodes_of_their_own() {
             set(&rig, ino, &format!("user.filler{i}"), &[i; 100]).unwrap();
         }
     }
+    assert_eq!(free - rig.fs().statfs().unwrap().files_free, 2, "equal values share an inode");
     rig.remount();
     assert_eq!(rig.fs().getxattr(one, b"user.large").unwrap(), large);
     assert_eq!(rig.fs().getxattr(two, b"user.second").unwrap(), &large[..9000]);
@@ -155,6 +156,60 @@ fn large_values_live_in_inodes_of_their_own() {
     rig.fs().unlink(ROOT, b"two").unwrap();
     rig.fs().forget(two, u64::MAX);
     assert_eq!(rig.fs().statfs().unwrap().files_free, free + 1);
+    rig.unmount();
+}
+
+#[test]
+fn a_value_that_finds_no_place_leaves_no_inode() {
+    let Some(mut rig) = Rig::new(32, &["-t", "ext4", "-b", "1024", "-O", "ea_inode"]) else { return };
+    let file = rig.touch(ROOT, "file").ino;
+    let mut number = 0_u8;
+    let mut put = |rig: &Rig| {
+        number += 1;
+        set(rig, file, &format!("user.{:0>50}", number), &[number; 100])
+    };
+    while put(&rig).is_ok() {}
+    let free = rig.fs().statfs().unwrap().files_free;
+    for _ in 0..5 {
+        assert!(matches!(put(&rig), Err(Error::NoSpace)));
+    }
+    assert_eq!(rig.fs().statfs().unwrap().files_free, free);
+    rig.unmount();
+}
+
+/// Each attribute counts, those of one inode, too: in its block, in its record, moved from there, set again.
+#[test]
+fn shared_values_are_counted_for_each_attribute() {
+    let Some(mut rig) = Rig::new(32, &["-t", "ext4", "-b", "4096", "-O", "ea_inode"]) else { return };
+    let file = rig.touch(ROOT, "file").ino;
+    let (value, other) = (vec![1; 20_000], vec![2; 20_000]);
+    let free = rig.fs().statfs().unwrap().files_free;
+    let used = |rig: &Rig| free - rig.fs().statfs().unwrap().files_free;
+    let remove =
+        |rig: &Rig, name: &str| rig.fs().removexattr(&Caller::root(), file, name.as_bytes()).unwrap();
+    for round in 0..2 {
+        for name in ["user.a", "user.b", "user.c", "user.d", "user.e", "user.f"] {
+            set(&rig, file, name, &value).unwrap();
+            set(&rig, file, name, &value).unwrap();
+        }
+        assert_eq!(used(&rig), 1, "round {round}");
+        rig.remount();
+        set(&rig, file, "user.b", b"short").unwrap();
+        set(&rig, file, "user.e", &other).unwrap();
+        remove(&rig, "user.a");
+        remove(&rig, "user.f");
+        assert_eq!(rig.fs().getxattr(file, b"user.c").unwrap(), value);
+        // Found again by having been read.
+        set(&rig, file, "user.g", &value).unwrap();
+        assert_eq!(used(&rig), 2, "round {round}");
+        for name in ["user.b", "user.c", "user.d", "user.e"] {
+            remove(&rig, name);
+        }
+        assert_eq!(rig.fs().getxattr(file, b"user.g").unwrap(), value);
+        rig.remount();
+        remove(&rig, "user.g");
+        assert_eq!(used(&rig), 0, "round {round}");
+    }
     rig.unmount();
 }
 
