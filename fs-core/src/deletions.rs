@@ -1,14 +1,20 @@
 //! Deletions under way. On the kernel's ext4 a deleted file's space is free when unlink(2) returns. Here
 //! the file ends with a FORGET that nobody waits for; so whoever finds no space, or asks how much there is,
-//! waits for the deletions that have begun.
+//! waits for the deletions that have begun, and before that, where FORGETs can be overtaken on their way, for
+//! those that were sent.
 
 use std::collections::BTreeSet;
+use std::sync::OnceLock;
 
 use parking_lot::{Condvar, Mutex};
+
+/// Returns when every FORGET that was sent before has been heard, or begun to be.
+pub type Arrival = Box<dyn Fn() + Send + Sync>;
 
 /// The deletions of a volume.
 #[derive(Default)]
 pub struct Deletions {
+    arrival: OnceLock<Arrival>,
     running: Mutex<Running>,
     ended: Condvar,
 }
@@ -35,11 +41,21 @@ impl Deletions {
         Deletion { all: self, number }
     }
 
+    /// From now on deletions may be on their way, and `arrival` waits for them.
+    pub fn arrive_by(&self, arrival: Arrival) {
+        // A volume is mounted once; a second door would have nothing to add.
+        let _ = self.arrival.set(arrival);
+    }
+
     /// Waits for those that have begun; says whether there were any. Not inside a handle: they start
     /// their own.
     pub fn wait(&self) -> bool {
+        let before = self.running.lock().next;
+        if let Some(arrival) = self.arrival.get() {
+            arrival();
+        }
         let mut running = self.running.lock();
-        let (any, later) = (!running.numbers.is_empty(), running.next);
+        let (any, later) = (!running.numbers.is_empty() || running.next > before, running.next);
         while running.numbers.first().is_some_and(|number| *number < later) {
             self.ended.wait(&mut running);
         }
@@ -74,5 +90,13 @@ mod tests {
         assert!(hear.recv().unwrap());
         thread.join();
         assert!(!all.wait());
+    }
+
+    #[test]
+    fn those_that_are_on_their_way_count() {
+        let all = Arc::new(Deletions::default());
+        let weak = Arc::downgrade(&all);
+        all.arrive_by(Box::new(move || drop(weak.upgrade().unwrap().begin())));
+        assert!(all.wait());
     }
 }

@@ -21,6 +21,7 @@ pub mod volume;
 pub mod xattr;
 
 pub use data::{ReadPlan, Segment};
+pub use deletions::Arrival;
 pub use dir::Item as DirItem;
 pub use error::{Error, Posix, Result};
 pub use ext4_format::Ino;

@@ -40,7 +40,7 @@ pub struct Options {
 /// Ways for requests to come.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Transport {
-    /// [`Transport::Dev`], the fastest that is trusted (ARCHITECTURE.md).
+    /// [`Transport::Ring`] where it can be had, else [`Transport::Dev`].
     #[default]
     Auto,
     /// FUSE over io_uring.

@@ -144,13 +144,23 @@ impl Preparation {
 
     /// The rings, if they are wanted and can be had.
     fn rings(&self, options: &Options) -> Option<Rings> {
-        if self.transport != Transport::Ring {
+        if self.transport == Transport::Dev {
             return None;
         }
         let (threads, pinned) = (options.ring_threads, options.pinned);
         let made =
             possible_processors().and_then(|queues| Rings::prepare(Layout { queues, threads, pinned }));
-        made.inspect_err(|error| warn!(%error, "FUSE over io_uring is not to be had; using /dev/fuse")).ok()
+        match made {
+            Ok(rings) => Some(rings),
+            Err(error) if self.transport == Transport::Ring => {
+                warn!(%error, "FUSE over io_uring is not to be had; using /dev/fuse");
+                None
+            }
+            Err(error) => {
+                info!(%error, "no FUSE over io_uring here");
+                None
+            }
+        }
     }
 
     fn start_fuser(&self, service: Service, options: &Options, writable: bool, on_end: OnEnd) -> Result<()> {

@@ -7,6 +7,7 @@ use ext4_format::Ino;
 use jbd2::Credits;
 
 use crate::alloc;
+use crate::deletions::Arrival;
 use crate::error::{Error, Result};
 use crate::fs::Filesystem;
 use crate::inode::{Departure, Inode, orphan};
@@ -18,6 +19,12 @@ impl Filesystem {
     pub fn forget(&self, ino: Ino, n: u64) {
         self.inodes.forget(ino, n);
         self.let_go(ino);
+    }
+
+    /// For a door that brings [`Filesystem::forget`] by another way than the rest: `arrival` returns when all that was
+    /// sent before has been heard. Called where there is no space, with locks of the caller's held.
+    pub fn forgets_arrive_by(&self, arrival: Arrival) {
+        self.deletions.arrive_by(arrival);
     }
 
     /// Tries again when there was no space but a deletion under way has made some.

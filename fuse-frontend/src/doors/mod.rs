@@ -9,6 +9,7 @@ mod backchannel;
 mod crew;
 pub mod dev;
 pub mod dispatch;
+mod ear;
 pub mod fuser;
 pub mod handshake;
 pub mod mount;
@@ -75,7 +76,7 @@ pub fn serve(part: Part, rings: Option<Rings>, threads: usize) -> io::Result<Tra
     {
         return Ok(Transport::Ring);
     }
-    dev::serve(part, threads)?;
+    dev::serve(part, threads, None)?;
     Ok(Transport::Dev)
 }
 

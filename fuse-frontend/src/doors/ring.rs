@@ -24,6 +24,7 @@ use zerocopy::{FromBytes, IntoBytes};
 use super::backchannel::Backchannel;
 use super::crew::Act;
 use super::dispatch::{Answer, Kernel};
+use super::ear::Ear;
 use super::handshake::MAX_WRITE;
 use super::wire::Body;
 use super::wire::abi::{InHeader, OutHeader};
@@ -103,7 +104,10 @@ impl Rings {
             tracing::warn!(%error, "a queue of io_uring was refused");
             return Ok(false);
         }
-        dev::serve(shared, 1)?;
+        let ear = Arc::new(Ear::new(part.device.clone())?);
+        let heard = ear.clone();
+        part.dispatch.service().forgets_arrive_by(Box::new(move || heard.has_heard()));
+        dev::serve(shared, 1, Some(ear))?;
         Ok(true)
     }
 }

@@ -84,6 +84,11 @@ impl Service {
         }
     }
 
+    /// See [`Filesystem::forgets_arrive_by`].
+    pub fn forgets_arrive_by(&self, arrival: fs_core::Arrival) {
+        self.fs.forgets_arrive_by(arrival);
+    }
+
     /// Bytes of a block.
     #[must_use]
     pub fn block_size(&self) -> u32 {

@@ -1,5 +1,5 @@
-//! Which door serves: the one that was asked for, or, where the machine or the limits of the process forbid io_uring,
-//! another one, and never a mount that hangs.
+//! Which door serves: the one that was asked for, the best that there is, or, where the machine or the limits of the
+//! process forbid io_uring, another one, and never a mount that hangs.
 
 use std::fs;
 use std::process::Command;
@@ -94,11 +94,11 @@ fn without_call(number: u32) -> impl Fn(Command) -> Command {
 }
 
 #[test]
-fn where_the_switch_is_off_dev_serves_and_says_so() -> Result<()> {
-    if !can_run("where_the_switch_is_off_dev_serves_and_says_so", &[&NEEDS[..], &[Need::Rings]].concat()) {
+fn auto_takes_the_best_there_is() -> Result<()> {
+    if !can_run("auto_takes_the_best_there_is", &[&NEEDS[..], &[Need::Rings]].concat()) {
         return Ok(());
     }
-    ensure!(through(&served("transport=auto", as_it_is)?) == "dev");
+    ensure!(through(&served("transport=auto", as_it_is)?) == "ring");
     let folder = tempfile::tempdir()?;
     let off = folder.path().join("off");
     fs::write(&off, "N\n")?;
@@ -109,6 +109,7 @@ fn where_the_switch_is_off_dev_serves_and_says_so() -> Result<()> {
         wrapped.args(["--mount", "sh", "-c", &script]).arg(command.get_program()).args(command.get_args());
         wrapped
     };
+    ensure!(through(&served("transport=auto", switched_off)?) == "dev");
     let said = served("transport=ring", switched_off)?;
     ensure!(through(&said) == "dev" && said.contains("not to be had"), "no word of the reason: {said}");
     Ok(())
@@ -121,8 +122,10 @@ fn where_io_uring_is_forbidden_it_is_not_used() -> Result<()> {
     }
     // io_uring_setup, io_uring_enter, io_uring_register.
     for call in [425, 426, 427] {
-        let said = served("transport=ring", without_call(call))?;
-        ensure!(through(&said) == "dev", "without system call {call}: {said}");
+        for transport in ["auto", "ring"] {
+            let said = served(&format!("transport={transport}"), without_call(call))?;
+            ensure!(through(&said) == "dev", "{transport} without system call {call}: {said}");
+        }
     }
     ensure!(
         through(&served("transport=ring", without_call(9999))?) == "ring",
@@ -141,7 +144,7 @@ fn too_few_descriptors_for_rings_are_enough_for_dev() -> Result<()> {
         wrapped.arg("--nofile=24:24").arg(command.get_program()).args(command.get_args());
         wrapped
     };
-    let said = served("transport=ring,ring_threads=16,threads=2", few)?;
+    let said = served("transport=auto,ring_threads=16,threads=2", few)?;
     ensure!(through(&said) == "dev", "{said}");
     Ok(())
 }

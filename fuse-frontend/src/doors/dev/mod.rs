@@ -16,6 +16,7 @@ use zerocopy::IntoBytes;
 use self::splice::Pipe;
 use super::backchannel::Backchannel;
 use super::dispatch::{Answer, Kernel};
+use super::ear::Ear;
 use super::handshake::MAX_WRITE;
 use super::wire::abi::{InHeader, OutHeader, READ_LOCKOWNER, WriteIn};
 use super::wire::{Body, Operation, Request, split_header};
@@ -27,14 +28,15 @@ const START: usize = PAGE - size_of::<InHeader>() - size_of::<WriteIn>();
 /// What the threads share.
 struct Door {
     part: Part,
+    ear: Option<Arc<Ear>>,
     back: Backchannel,
 }
 
-/// Starts serving with `threads` threads.
+/// Starts serving with `threads` threads; one, which has an `ear`, when most requests come another way.
 ///
 /// # Errors
 /// When a thread cannot be started.
-pub fn serve(part: Part, threads: usize) -> io::Result<()> {
+pub fn serve(part: Part, threads: usize, ear: Option<Arc<Ear>>) -> io::Result<()> {
     let door = Arc::new_cyclic(|weak: &Weak<Door>| {
         let weak = weak.clone();
         let start = move || match weak.upgrade() {
@@ -43,7 +45,7 @@ pub fn serve(part: Part, threads: usize) -> io::Result<()> {
         };
         // A new thread reads whatever waits.
         let back = Backchannel::new(&part, threads, Box::new(start), Box::new(|| Ok(())));
-        Door { part, back }
+        Door { part, ear, back }
     });
     (0..threads).try_for_each(|_| door.back.crew.grow())
 }
@@ -75,6 +77,7 @@ impl<'a> Worker<'a> {
     fn run(&mut self) -> Option<Ended> {
         let mut input = AlignedBuf::zeroed(PAGE + MAX_WRITE as usize + PAGE);
         loop {
+            let _turn = self.door.ear.as_ref().map(|ear| ear.turn());
             let len = match rustix::io::read(&self.door.part.device, &mut input[START..]) {
                 Ok(len) => len,
                 // A request that was interrupted before it was read.
