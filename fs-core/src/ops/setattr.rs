@@ -2,12 +2,14 @@
 
 use ext4_format::Ino;
 use ext4_format::inode::{FileType, Time, flag};
+use jbd2::Handle;
 
 use crate::error::{Posix, Result};
 use crate::fs::Filesystem;
-use crate::inode::Core;
+use crate::inode::{Core, Inode};
 use crate::tx;
 use crate::types::{Attr, Caller, SetAttr, SetTime};
+use crate::xattr::Changed;
 
 const S_ISUID: u16 = 0o4000;
 const S_ISGID: u16 = 0o2000;
@@ -44,20 +46,30 @@ impl Filesystem {
             credits.revokes += more.revokes;
         }
         let tx = tx::start(&self.vol.journal, credits)?;
+        let mut left = Changed::default();
+        let done = self.change(&tx, &inode, change, &mut left);
+        self.finish_change(tx, left, done)
+    }
+
+    /// The part of [`Filesystem::setattr`] within its handle.
+    fn change(
+        &self,
+        handle: &Handle<'_>,
+        inode: &Inode,
+        change: &SetAttr,
+        left: &mut Changed,
+    ) -> Result<Attr> {
         let mut core = inode.core.write();
         let now = self.vol.now();
         self.apply(&mut core, inode.kind, change, now);
         if change.mode.is_some() {
-            self.acl_chmod(&tx, &inode, &mut core)?;
+            self.acl_chmod(handle, inode, &mut core, left)?;
         }
         if change.kill_privileges.is_some() {
-            self.drop_capabilities(&tx, &inode, &mut core)?;
+            self.drop_capabilities(handle, inode, &mut core, left)?;
         }
-        self.inodes.store(&tx, &inode, &mut core)?;
-        let attr = inode.attr(&core);
-        drop(core);
-        tx.finish()?;
-        Ok(attr)
+        self.inodes.store(handle, inode, &mut core)?;
+        Ok(inode.attr(&core))
     }
 
     fn apply(&self, core: &mut Core, kind: FileType, change: &SetAttr, now: Time) {

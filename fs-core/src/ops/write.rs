@@ -13,6 +13,7 @@ use crate::fs::Filesystem;
 use crate::inode::Inode;
 use crate::tx;
 use crate::types::Caller;
+use crate::xattr::Changed;
 
 const S_ISUID: u16 = 0o4000;
 const S_ISGID: u16 = 0o2000;
@@ -147,13 +148,15 @@ impl Filesystem {
         let mut credits = self.drop_capabilities_credits(&inode);
         credits.blocks += 1;
         let tx = tx::start(&self.vol.journal, credits)?;
-        let mut core = inode.core.write();
-        core.disk.mode = without_privileges(core.disk.mode, core.disk.gid, caller);
-        core.disk.ctime = self.vol.now();
-        self.drop_capabilities(&tx, &inode, &mut core)?;
-        self.inodes.store(&tx, &inode, &mut core)?;
-        drop(core);
-        tx.finish()
+        let mut left = Changed::default();
+        let done = {
+            let mut core = inode.core.write();
+            core.disk.mode = without_privileges(core.disk.mode, core.disk.gid, caller);
+            core.disk.ctime = self.vol.now();
+            let dropped = self.drop_capabilities(&tx, &inode, &mut core, &mut left);
+            dropped.and_then(|()| self.inodes.store(&tx, &inode, &mut core))
+        };
+        self.finish_change(tx, left, done)
     }
 
     /// What every change of a file's content by `caller` does to its privileges when the kernel

@@ -179,7 +179,7 @@ impl Filesystem {
 
     /// Ends the handle of an attribute change: value inodes that it dropped become orphans in it
     /// and are deleted behind it, those of a change that was refused, too.
-    fn finish_change(&self, tx: tx::Tx<'_>, change: Changed, done: Result<()>) -> Result<()> {
+    pub(crate) fn finish_change<T>(&self, tx: tx::Tx<'_>, change: Changed, done: Result<T>) -> Result<T> {
         for ino in &change.dropped {
             self.make_orphan(&tx, *ino)?;
         }
@@ -187,7 +187,7 @@ impl Filesystem {
         for ino in change.dropped {
             self.let_go(ino);
         }
-        done.and(ended)
+        done.and_then(|done| ended.map(|()| done))
     }
 
     fn make_orphan(&self, handle: &Handle<'_>, ino: Ino) -> Result<()> {
@@ -245,12 +245,17 @@ impl Filesystem {
     }
 
     /// Lets the access control list of `inode` follow its mode, which was just changed.
-    pub(crate) fn acl_chmod(&self, handle: &Handle<'_>, inode: &Inode, core: &mut Core) -> Result<()> {
+    pub(crate) fn acl_chmod(
+        &self,
+        handle: &Handle<'_>,
+        inode: &Inode,
+        core: &mut Core,
+        change: &mut Changed,
+    ) -> Result<()> {
         let Some(acl) = self.read_acl(inode, core, ACL_ACCESS)? else { return Ok(()) };
         let stored = acl.with_mode(core.disk.mode).to_disk();
         let xattrs = self.xattrs_of(inode, Depth::Privileged);
-        // Lists are small: none has a value inode.
-        xattrs.set(handle, core, ACL_ACCESS, Some(&stored), &mut Changed::default())
+        xattrs.set(handle, core, ACL_ACCESS, Some(&stored), change)
     }
 
     /// Credits for [`Filesystem::drop_capabilities`]: none when there is nothing to drop.
@@ -269,9 +274,10 @@ impl Filesystem {
         handle: &Handle<'_>,
         inode: &Inode,
         core: &mut Core,
+        change: &mut Changed,
     ) -> Result<()> {
         let xattrs = self.xattrs_of(inode, Depth::Privileged);
-        xattrs.set(handle, core, CAPABILITY, None, &mut Changed::default())
+        xattrs.set(handle, core, CAPABILITY, None, change)
     }
 
     /// Gives up the attributes of an inode that is being deleted.

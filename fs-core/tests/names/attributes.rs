@@ -177,6 +177,38 @@ fn a_value_that_finds_no_place_leaves_no_inode() {
     rig.unmount();
 }
 
+/// Short values, too, have inodes of their own where the block's room for values is used up: capabilities that a
+/// write takes away, lists that follow the mode.
+#[test]
+fn what_is_changed_on_the_side_gives_its_value_inode_back() {
+    let Some(mut rig) = Rig::new(32, &["-t", "ext4", "-b", "1024", "-O", "ea_inode"]) else { return };
+    let file = rig.touch(ROOT, "file").ino;
+    set(&rig, file, "user.in.record", &[1; 40]).unwrap();
+    set(&rig, file, "user.in.block", &[2; 880]).unwrap();
+    let free = rig.fs().statfs().unwrap().files_free;
+    let used = |rig: &Rig| free - rig.fs().statfs().unwrap().files_free;
+    let outsider = Caller { uid: 1000, gid: 1000, ..Caller::root() };
+    let kill = SetAttr { kill_privileges: Some(outsider.clone()), ..SetAttr::default() };
+    for by_write in [true, false] {
+        set(&rig, file, "security.capability", &[3; 20]).unwrap();
+        assert_eq!(used(&rig), 1);
+        match by_write {
+            true => rig.fs().kill_privileges(&outsider, file).unwrap(),
+            false => drop(rig.fs().setattr(file, &kill).unwrap()),
+        }
+        assert_eq!(used(&rig), 0, "by write: {by_write}");
+    }
+    let users = (0..8).map(|user| (2, 6, 1000 + user));
+    let ends = [(4, 5, NO_ID), (0x10, 6, NO_ID), (0x20, 1, NO_ID)];
+    let list: Vec<_> = [(1, 7, NO_ID)].into_iter().chain(users).chain(ends).collect();
+    set(&rig, file, "system.posix_acl_access", &wire(&list)).unwrap();
+    for mode in [0o640, 0o600, 0o755] {
+        rig.fs().setattr(file, &SetAttr { mode: Some(mode), ..SetAttr::default() }).unwrap();
+        assert_eq!(used(&rig), 1, "{mode:o}");
+    }
+    rig.unmount();
+}
+
 /// Each attribute counts, those of one inode, too: in its block, in its record, moved from there, set again.
 #[test]
 fn shared_values_are_counted_for_each_attribute() {

@@ -11,7 +11,7 @@ use fs_core::ops::SetXattr;
 use fs_core::types::Caller;
 use rustix::fs::{XattrFlags, getxattr, setxattr};
 
-use crate::rig::{Rig, fsck, run};
+use crate::rig::{Rig, fsck, patiently, run};
 
 const ROOT: Ino = Ino::ROOT;
 
@@ -37,8 +37,11 @@ impl KernelMount {
 
 impl Drop for KernelMount {
     fn drop(&mut self) {
-        let done = Command::new("umount").arg(&self.at).status();
-        assert!(done.is_ok_and(|s| s.success()) || std::thread::panicking(), "umount");
+        let done = patiently(|| match Command::new("umount").arg(&self.at).status() {
+            Ok(status) if status.success() => Ok(()),
+            other => Err(other),
+        });
+        assert!(done.is_ok() || std::thread::panicking(), "umount: {done:?}");
     }
 }
 

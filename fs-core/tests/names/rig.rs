@@ -45,7 +45,8 @@ impl Rig {
 
     pub fn mount(&mut self) {
         let options = OpenOptions::default();
-        let dev = blockdev::open(self.image(), &options).expect("the image opens");
+        // A mount namespace made meanwhile keeps the kernel's mount, and its loop device, for a moment.
+        let dev = patiently(|| blockdev::open(self.image(), &options)).expect("the image opens");
         let fs = Filesystem::mount(Arc::new(dev), MountOptions::default(), Env::system());
         self.fs = Some(fs.expect("the volume mounts"));
     }
@@ -133,4 +134,15 @@ pub fn run(command: &mut Command) {
 
 pub fn fsck(image: &Path) {
     run(Command::new("e2fsck").args(["-fn"]).arg(image));
+}
+
+/// Tries for ten seconds: other processes of the machine may look into every mount.
+pub fn patiently<T, E>(attempt: impl Fn() -> Result<T, E>) -> Result<T, E> {
+    for _ in 0..1000 {
+        if let Ok(done) = attempt() {
+            return Ok(done);
+        }
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    attempt()
 }
