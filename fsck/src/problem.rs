@@ -222,6 +222,7 @@ problems! {
     DirBlockDamaged "dir-block-damaged" Salvage Stop "Directory {ino}, block {block}, byte {found}: the entry is damaged ({name})";
     DotMissing "dot-missing" Fix Stop "Directory {ino} has no '.'";
     DotInode "dot-inode" Fix Stop "Directory {ino}: '.' names inode {found}";
+    DotLength "dot-length" Fix Stop "Directory {ino}: the entry '.' takes {found} bytes, should be {expected}";
     DotTerminator "dot-terminator" Fix Stop "Directory {ino}: '{name}' is not followed by a zero";
     DotDotMissing "dotdot-missing" Fix Stop "Directory {ino} has no '..'";
     DotDotZero "dotdot-zero" Fix Stop "Directory {ino}: '..' names no inode";

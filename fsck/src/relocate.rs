@@ -1,10 +1,11 @@
-//! Bitmaps and inode tables on impossible places: outside the volume, or on other metadata.
+//! Bitmaps and inode tables on impossible places: outside the volume or their group, or on other metadata.
 //!
 //! They are told before pass 1, which does without them, and get new places after it, when it is known what is free.
 //! The contents of bitmaps are made in pass 5; a table that was lost starts empty.
 
 use ext4_format::geometry::Geometry;
 use ext4_format::group_desc::GroupDesc;
+use ext4_format::superblock::SuperBlock;
 use ext4_format::{BlockNo, GroupNo};
 
 use crate::ask::{Ask, Judge};
@@ -13,17 +14,23 @@ use crate::error::{Error, Result};
 use crate::map::BlockMap;
 use crate::pass1;
 use crate::problem::{Code, Problem};
-use crate::volume::distrusted;
+use crate::volume::{distrusted, may_lie};
 
 /// Finds what needs a new place; its descriptor says [`NOWHERE`] from here on.
-pub fn judge(geometry: &Geometry, descs: &mut [GroupDesc], judge: &mut Judge<'_>) -> Result<Vec<Homeless>> {
+pub fn judge(
+    sb: &SuperBlock,
+    geometry: &Geometry,
+    descs: &mut [GroupDesc],
+    judge: &mut Judge<'_>,
+) -> Result<Vec<Homeless>> {
     let table = u64::from(geometry.inode_table_blocks());
     // Neighbours among the metadata may share a cluster: overlaps are told block by block.
     let mut blockwise = *geometry;
     blockwise.cluster_ratio = 1;
     let taken = BlockMap::new(&blockwise);
     for group in geometry.groups() {
-        taken.claim(geometry.group_first_block(group), geometry.head(group).len().into(), |_| ());
+        let first = geometry.group_first_block(group);
+        taken.claim(first, geometry.head(group).reserved.end - first.0, |_| ());
     }
     let mut homeless = Vec::new();
     // Tables before bitmaps: where two lay claim to a block, what cannot be computed again keeps it.
@@ -35,7 +42,7 @@ pub fn judge(geometry: &Geometry, descs: &mut [GroupDesc], judge: &mut Judge<'_>
                 Code::BlockBitmapPlace => (&mut desc.block_bitmap, 1),
                 _ => (&mut desc.inode_bitmap, 1),
             };
-            let inside = geometry.contains_blocks(*place, len) && *place != NOWHERE;
+            let inside = may_lie(sb, geometry, group, *place, len) && *place != NOWHERE;
             if inside && !taken.any(*place, len) {
                 taken.claim(*place, len, |_| ());
                 continue;

@@ -1,6 +1,7 @@
 //! From a device to a volume that can be checked: the superblock or a copy of it, the group descriptors or copies
 //! of them, and what these say about themselves.
 
+use ext4_format::casefold::ENCODING_UTF8;
 use ext4_format::csum::Csum;
 use ext4_format::features::{self, Compat, Incompat, RoCompat};
 use ext4_format::geometry::Geometry;
@@ -23,6 +24,9 @@ const REFUSED: [&str; 7] =
 
 /// The first ordinary inode of every volume that was made by a mkfs.
 const FIRST_INO: u32 = 11;
+
+/// `s_checksum_type`, the only one there is.
+const CRC32C: u8 = 1;
 
 /// Bytes of a device in which an unusual place of a superblock's copy is looked for.
 const SEARCHED: u64 = 256 << 20;
@@ -49,7 +53,7 @@ pub fn open(mut disk: Disk, options: &Options, judge: &mut Judge<'_>) -> Result<
         }
     }
     let mut descs = read_descriptors(&disk, &sb, &geometry, judge)?;
-    let homeless = relocate::judge(&geometry, &mut descs, judge)?;
+    let homeless = relocate::judge(&sb, &geometry, &mut descs, judge)?;
     let ctx = Context::new(disk, sb, (descs, homeless), options.clone())?;
     if adopted {
         ctx.edit_super(|raw| raw.block_group_nr.set(0));
@@ -105,7 +109,14 @@ fn hides_lost_found(ctx: &Context) -> Result<bool> {
 fn parse_at(disk: &Disk, offset: u64) -> std::result::Result<SuperBlock, String> {
     let mut bytes = [0; SUPERBLOCK_LEN];
     disk.read_bytes(offset, &mut bytes).map_err(|error| error.to_string())?;
-    SuperBlock::parse(&bytes).map_err(|corruption| corruption.field.to_owned())
+    let sb = SuperBlock::parse(&bytes).map_err(|corruption| corruption.field.to_owned())?;
+    let right = sb.raw().first_data_block.get() == first_data_block(&sb);
+    if right { Ok(sb) } else { Err("s_first_data_block".to_owned()) }
+}
+
+/// The boot block is before the first group only where blocks of 1 KiB are not taken together in clusters.
+fn first_data_block(sb: &SuperBlock) -> u32 {
+    u32::from(sb.block_size() == 1024 && Geometry::new(sb).cluster_ratio == 1)
 }
 
 /// A copy of the superblock at a byte offset, if there is one and it says that it belongs there.
@@ -127,10 +138,15 @@ fn mended(disk: &Disk) -> Result<Option<SuperBlock>> {
     let Ok(mut raw) = RawSuperBlock::read_from_bytes(&bytes[..]) else { return Ok(None) };
     // No mkfs makes another first inode.
     raw.first_ino.set(FIRST_INO);
+    if RoCompat(raw.feature_ro_compat.get()).has(RoCompat::METADATA_CSUM) {
+        raw.checksum_type = CRC32C;
+    }
     if !RoCompat(raw.feature_ro_compat.get()).has(RoCompat::BIGALLOC) {
         raw.log_cluster_size = raw.log_block_size;
         raw.clusters_per_group = raw.blocks_per_group;
     }
+    let boot_block_apart = raw.log_block_size.get() == 0 && raw.log_cluster_size.get() == 0;
+    raw.first_data_block.set(boot_block_apart.into());
     let wide = Incompat(raw.feature_incompat.get()).has(Incompat::BIT64);
     raw.desc_size.set(if wide { 64 } else { 0 });
     let high = if wide { u64::from(raw.blocks_count_hi.get()) << 32 } else { 0 };
@@ -218,10 +234,13 @@ fn refuse_unknown(sb: &SuperBlock) -> Result<()> {
     let incompat = Incompat(sb.incompat().0 & !known(features::Word::Incompat));
     let ro_compat = RoCompat(sb.ro_compat().0 & !known(features::Word::RoCompat));
     let names: Vec<String> = compat.names().chain(incompat.names()).chain(ro_compat.names()).collect();
-    if names.is_empty() {
-        Ok(())
-    } else {
+    let encoding = sb.raw().encoding.get();
+    if !names.is_empty() {
         Err(Error::Unusable(format!("the volume has unsupported features: {}", names.join(", "))))
+    } else if sb.incompat().has(Incompat::CASEFOLD) && encoding != ENCODING_UTF8 {
+        Err(Error::Unusable(format!("the volume's names have the unknown encoding {encoding}")))
+    } else {
+        Ok(())
     }
 }
 
@@ -368,11 +387,20 @@ fn check_descriptor_copies(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Whether what a descriptor names lies on the volume.
-fn places_hold(geometry: &Geometry, desc: &GroupDesc) -> bool {
-    geometry.contains_blocks(desc.block_bitmap, 1)
-        && geometry.contains_blocks(desc.inode_bitmap, 1)
-        && geometry.contains_blocks(desc.inode_table, geometry.inode_table_blocks().into())
+/// Whether metadata of a group may lie there: on the volume and, without flexible groups, in the group.
+pub fn may_lie(sb: &SuperBlock, geometry: &Geometry, group: GroupNo, start: BlockNo, len: u64) -> bool {
+    let first = geometry.group_first_block(group).0;
+    let end = first + u64::from(geometry.blocks_in_group(group));
+    geometry.contains_blocks(start, len)
+        && (sb.incompat().has(Incompat::FLEX_BG) || start.0 >= first && start.0 + len <= end)
+}
+
+/// Whether what a descriptor names may lie there.
+fn places_hold(sb: &SuperBlock, geometry: &Geometry, group: GroupNo, desc: &GroupDesc) -> bool {
+    let table = u64::from(geometry.inode_table_blocks());
+    [(desc.block_bitmap, 1), (desc.inode_bitmap, 1), (desc.inode_table, table)]
+        .into_iter()
+        .all(|(start, len)| may_lie(sb, geometry, group, start, len))
 }
 
 /// The places of the copies of a block of descriptors.
@@ -418,12 +446,16 @@ fn read_descriptors(
                 .collect()
         };
         let mut block = parse(&disk.read(geometry.descriptor_block(index))?);
-        let bad = block.iter().position(|(desc, _)| !places_hold(geometry, desc));
+        let holds = |at: usize, desc: &GroupDesc| places_hold(sb, geometry, GroupNo(first + at as u32), desc);
+        let first_bad = |block: &[(GroupDesc, bool)]| {
+            block.iter().enumerate().position(|(at, (desc, _))| !holds(at, desc))
+        };
+        let bad = first_bad(&block);
         if let Some(bad) = bad {
             for at in copies(geometry, index) {
                 let Ok(bytes) = disk.read(at) else { continue };
                 let copy = parse(&bytes);
-                if copy.len() == count as usize && copy.iter().all(|(desc, _)| places_hold(geometry, desc)) {
+                if copy.len() == count as usize && first_bad(&copy).is_none() {
                     let group = GroupNo(first + bad as u32);
                     judge.ask(Problem::of_group(Code::DescFromBackup, group).at(at).named("bad places"))?;
                     block = copy.into_iter().map(|(desc, _)| (distrusted(desc), true)).collect();
@@ -438,7 +470,7 @@ fn read_descriptors(
                 for &at in &wrong {
                     // A descriptor with a wrong checksum that leads elsewhere than its copy, which is right, is not believed.
                     let Some(&(desc, true)) = copy.get(at) else { continue };
-                    if block[at].1 || !places_hold(geometry, &desc) || places(&desc) == places(&block[at].0) {
+                    if block[at].1 || !holds(at, &desc) || places(&desc) == places(&block[at].0) {
                         continue;
                     }
                     let group = GroupNo(first + at as u32);

@@ -15,7 +15,7 @@ use support::{
 };
 
 /// Features of the table in docs/FORMAT.md, those that are not mounted included.
-const FEATURES: [&str; 27] = [
+const FEATURES: [&str; 28] = [
     "-t ext2",
     "-t ext3",
     "-t ext4",
@@ -30,6 +30,7 @@ const FEATURES: [&str; 27] = [
     "-t ext4 -O sparse_super2",
     "-t ext4 -O ^flex_bg",
     "-t ext4 -O bigalloc",
+    "-t ext4 -b 1024 -O bigalloc,^resize_inode -C 2048",
     "-t ext4 -O mmp",
     "-t ext4 -O quota",
     "-t ext4 -O quota,project",
@@ -248,6 +249,31 @@ fn folded_names_hash_and_collide_as_for_e2fsck() {
     assert!(code == 4 && words.contains("twice"), "{words}");
     assert_eq!(run(&["-fy"], &image).0, 1);
     ends_clean(&image);
+}
+
+#[test]
+fn an_unknown_encoding_is_refused_and_a_wrong_first_block_is_damage() {
+    let (_folder, image) = volume_file("-t ext4 -b 1024 -O casefold -E encoding=utf8");
+    debugfs(&image, "ssv encoding 0\n");
+    let (code, words) = run(&["-fy"], &image);
+    assert!(code == 8 && words.contains("unknown encoding 0"), "{code}: {words}");
+    assert_eq!(e2fsck(&image, "-n").0 & 8, 8);
+    let (_folder, image) = volume_file("-t ext4 -b 2048 -g 2048");
+    debugfs(&image, "ssv first_data_block 1\n");
+    let (code, words) = run(&["-fy"], &image);
+    assert!(code == 1 && words.contains("s_first_data_block"), "{code}: {words}");
+    ends_clean(&image);
+}
+
+#[test]
+fn a_superblock_without_copies_is_mended_by_what_follows_from_the_rest() {
+    for edit in ["ssv checksum_type 0\n", "ssv first_data_block 1\n", "ssv first_ino 5\n"] {
+        let (_folder, image) = volume_file("-t ext4 -b 4096");
+        debugfs(&image, edit);
+        let (code, words) = run(&["-fy"], &image);
+        assert!(code == 1 && words.contains("superblock is damaged"), "{edit}{code}: {words}");
+        ends_clean(&image);
+    }
 }
 
 #[test]

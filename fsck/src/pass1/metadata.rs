@@ -10,9 +10,10 @@ pub fn claim(ctx: &mut Context) {
     let table = u64::from(ctx.geometry.inode_table_blocks());
     for group in ctx.geometry.groups() {
         let first = ctx.geometry.group_first_block(group).0;
-        let head = ctx.geometry.head(group);
-        if !head.is_empty() {
-            ranges.push((first, first + u64::from(head.len())));
+        // With clusters of 1 KiB blocks the boot block stands before the head, in the same cluster.
+        let end = ctx.geometry.head(group).reserved.end;
+        if end > first {
+            ranges.push((first, end));
         }
         let desc = &ctx.descs[group.0 as usize];
         for (place, len) in [(desc.block_bitmap, 1), (desc.inode_bitmap, 1), (desc.inode_table, table)] {

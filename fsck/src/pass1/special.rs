@@ -242,14 +242,14 @@ fn drop_resize_feature(ctx: &Context) {
 fn check_resize(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject, effects: &mut Effects) -> Result<()> {
     if !ctx.sb.compat().has(Compat::RESIZE_INODE) {
         let nameless = s.inode.mode == 0 && s.inode.links == 0;
-        let mapless = s.inode.blocks == 0 && s.inode.block == [0; 60];
+        let mapless = s.inode.blocks == 0 && s.inode.block == [0; 60] && s.inode.file_acl.0 == 0;
         let unused = nameless && mapless && s.inode.size <= largest_size(ctx, &s.inode);
         if !unused && ask.ask(Problem::of(Code::ResizeFeature, s.ino))? {
             s.clear(ctx);
         }
         return Ok(());
     }
-    if ctx.geometry.reserved_gdt_blocks == 0 && s.inode.blocks == 0 {
+    if ctx.geometry.reserved_gdt_blocks == 0 && s.inode.blocks == 0 && s.inode.block == [0; 60] {
         return Ok(());
     }
     if let Some(why) = resize_damage(ctx, s)? {
@@ -290,6 +290,7 @@ fn resize_damage(ctx: &Context, s: &Subject) -> Result<Option<&'static str>> {
     let bytes = ctx.disk.read(double)?;
     let wanted = wanted_resize(ctx);
     let per_block = ctx.geometry.block_size / 4;
+    let used = |bytes: &[u8]| (0..per_block).filter(|slot| pointer(bytes, *slot).is_some()).count();
     for (slot, gdt, copies) in &wanted {
         if pointer(&bytes, *slot) != Some(*gdt) {
             return Ok(Some("doubly indirect block"));
@@ -300,9 +301,11 @@ fn resize_damage(ctx: &Context, s: &Subject) -> Result<Option<&'static str>> {
                 return Ok(Some("indirect block"));
             }
         }
+        if used(&names) != copies.len() {
+            return Ok(Some("indirect block"));
+        }
     }
-    let used = (0..per_block).filter(|slot| pointer(&bytes, *slot).is_some()).count();
-    if used != wanted.len() {
+    if used(&bytes) != wanted.len() {
         return Ok(Some("doubly indirect block"));
     }
     Ok(None)

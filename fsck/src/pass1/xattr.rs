@@ -197,7 +197,7 @@ fn hash_holds(ctx: &Context, entry: &xattr::Entry<'_>) -> bool {
 }
 
 /// The hash of a value that lies in an inode of its own: the kernel keeps it in the access time.
-fn value_hash(ctx: &Context, ino: Ino) -> u32 {
+pub(super) fn value_hash(ctx: &Context, ino: Ino) -> u32 {
     ctx.read_inode(ino).map_or(0, |inode: Inode| inode.atime.sec as u32)
 }
 

@@ -173,11 +173,17 @@ fn apply(bytes: &mut [u8], offset: usize, format: DirFormat, verdict: Verdict) -
             bytes[offset + 6] = count as u8 + 1;
             bytes[offset + 7] = if format.filetype { FileType::Directory.dirent_code() } else { 0 };
             bytes[offset + 8..offset + 12].copy_from_slice(&[b'.', if count == 1 { b'.' } else { 0 }, 0, 0]);
-            // What does not fit behind a dot of 12 bytes becomes a free record.
+            // What a dot of more than 12 bytes covered are the other records, or becomes a free one.
             if count == 0 && rec_len >= 24 {
                 let rest = rec_len - 12;
                 let len = bytes.len();
                 bytes[offset + 4..offset + 6].copy_from_slice(&12_u16.to_le_bytes());
+                let covered = || DirBlock::new(bytes, format).entries_from(offset + 12);
+                let dotdot =
+                    covered().next().is_some_and(|entry| entry.is_ok_and(|entry| entry.name == b".."));
+                if dotdot && covered().all(|entry| entry.is_ok()) {
+                    return true;
+                }
                 bytes[offset + 12..offset + 24].fill(0);
                 bytes[offset + 16..offset + 18]
                     .copy_from_slice(&dirent::encode_rec_len(rest, len).to_le_bytes());
@@ -263,6 +269,10 @@ fn check_dots(
             && ask.ask(Problem::of(Code::DotInode, dir.ino).values(found, dir.ino.get()))?
         {
             return Ok(Verdict::Target(dir.ino));
+        }
+        let long = Problem::of(Code::DotLength, dir.ino).values(entry.rec_len as u64, 12_u32);
+        if entry.rec_len > 24 && ask.ask(long)? {
+            return Ok(Verdict::Dot(0, dir.ino));
         }
     } else {
         said.dotdot = found;
@@ -475,6 +485,9 @@ pub fn check_inline(
     let format = DirFormat { tail: false, ..dir.format };
     let place = Place { file_block: ext4_format::FileBlock(1), block: ext4_format::BlockNo(0) };
     for area in [START + 4..START + BLOCK_AREA, rest] {
+        if area.len() < inline::LEAST_RECORD {
+            continue;
+        }
         let mut bytes = record[area.clone()].to_vec();
         if check_entries(ctx, ask, dir, place, &mut bytes, format, said, &mut Index::none())? {
             record[area].copy_from_slice(&bytes);

@@ -105,9 +105,10 @@ pub fn check(image: &[u8], mode: Mode) -> (fsck::Result<Report>, Vec<u8>) {
     (report, bytes)
 }
 
-/// e2fsck's exit code and words about an image, which it may change.
+/// e2fsck's exit code and words about an image, which it may change. On some damage it runs without end: it is stopped
+/// with code 124, which has the bit of an operational error.
 pub fn e2fsck(path: &Path, flags: &str) -> (i32, String) {
-    let output = Command::new("e2fsck").args(["-f", flags]).arg(path).output().unwrap();
+    let output = Command::new("timeout").args(["300", "e2fsck", "-f", flags]).arg(path).output().unwrap();
     (output.status.code().unwrap_or(-1), String::from_utf8_lossy(&output.stdout).into_owned())
 }
 

@@ -324,7 +324,8 @@ impl Geometry {
                 bits.fill(index / self.cluster_ratio..end.div_ceil(self.cluster_ratio), true);
             }
         };
-        mark(self.group_first_block(group).0, self.head(group).len());
+        let first = self.group_first_block(group).0;
+        mark(first, (self.head(group).reserved.end - first) as u32);
         mark(desc.block_bitmap.0, 1);
         mark(desc.inode_bitmap.0, 1);
         mark(desc.inode_table.0, self.inode_table_blocks());
