@@ -281,6 +281,24 @@ impl Drop for Server {
     }
 }
 
+/// Locked, shared, by every process that lives in a copy of the tree of mounts.
+const COPIES: &str = "/run/rext4-tests-mounts";
+
+/// The beginning of a command that runs with a tree of mounts of its own, a copy of what there is.
+pub fn with_own_mounts() -> Command {
+    let mut command = tool("flock");
+    command.args(["-s", COPIES, "unshare", "--mount"]);
+    command
+}
+
+/// Waits until there is no copy of the tree of mounts, which would keep a mount alive after its umount, and keeps
+/// others from making one while the file is open.
+pub fn the_only_mounts() -> Result<File> {
+    let file = File::options().create(true).truncate(false).write(true).open(COPIES)?;
+    rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive)?;
+    Ok(file)
+}
+
 /// Whether something is mounted on `point`, read without asking the filesystem itself.
 pub fn is_mounted(point: &Path) -> Result<bool> {
     let table = std::fs::read_to_string("/proc/self/mountinfo")?;

@@ -14,7 +14,7 @@ use tests::load::Storm;
 use tests::oracle::{copy_image, e2fsck_is_clean, e2fsck_replays};
 use tests::run::{run, tool};
 use tests::scale::{Need, can_run, pick, scratch};
-use tests::system::{LoopDevice, Mounted, Options, System, is_mounted};
+use tests::system::{LoopDevice, Mounted, Options, System, is_mounted, the_only_mounts};
 
 const NEEDS: [Need; 3] = [Need::Root, Need::Fuse, Need::Loop];
 
@@ -80,6 +80,7 @@ fn after_umount_the_device_is_free_and_clean() -> Result<()> {
                 Storm { seed: round, threads: 3, time: Duration::from_millis(200), may_fill_up: true };
             storm.run(mounted.path(), false)?;
             let point = mounted.path().to_owned();
+            let _lock = the_only_mounts()?;
             // Not a word to the server: umount(8) itself has to wait.
             umount(&point)?;
             let checked = e2fsck_is_clean(device.path()).with_context(|| format!("{door}, round {round}"));

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use tests::oracle::e2fsck_is_clean;
 use tests::run::{run, tool};
 use tests::scale::{Need, can_run, pick, scratch};
-use tests::system::{System, binary};
+use tests::system::{System, binary, with_own_mounts};
 
 const NEEDS: [Need; 4] = [Need::Root, Need::Fuse, Need::Loop, Need::Tool("flock")];
 /// `bin`: fusermount3 wants a user with a name.
@@ -27,7 +27,9 @@ fn with_helpers(folder: &Path, script: &str) -> Result<String> {
     }
     let script = format!("mount --bind {} /sbin || exit 9\n{script}", sbin.display());
     let mut command = tool("timeout");
-    command.args(["-k", "5", "120", "unshare", "--mount", "sh", "-ec", &script, "sh"]);
+    let within = with_own_mounts();
+    command.args(["-k", "5", "120"]).arg(within.get_program()).args(within.get_args());
+    command.args(["sh", "-ec", &script, "sh"]);
     run(command.arg(folder.join("image")).arg(folder.join("point")))
 }
 
