@@ -107,6 +107,28 @@ fn pjdfstest_in_c_passes() -> Result<()> {
     said.map(drop)
 }
 
+/// What fsx does and how often. Never nothing: it takes posix_fallocate's EINVAL of that for a missing feature.
+const FSX: &str = "flen = 262144
+[opsize]
+min = 1
+max = 65536
+[weights]
+close_open = 1
+read = 10
+write = 10
+mapread = 10
+mapwrite = 10
+invalidate = 1
+truncate = 5
+fsync = 1
+fdatasync = 1
+posix_fallocate = 3
+punch_hole = 5
+sendfile = 2
+posix_fadvise = 2
+copy_file_range = 3
+";
+
 /// `operations` on one file, by one fsx process after the other: each forgets to unmap what it wrote through mappings,
 /// and the kernel has a limit for those.
 fn fsx(root: &Path, artifacts: &Path, settings: &Path, seed: u64, operations: u64) -> Result<()> {
@@ -131,12 +153,7 @@ fn fsx_alone_and_eight_at_once() -> Result<()> {
     let system = System::under_test();
     let folder = tempfile::tempdir_in(scratch())?;
     let (image, settings) = (folder.path().join("image"), folder.path().join("fsx.toml"));
-    fs::write(
-        &settings,
-        "flen = 262144\n[opsize]\nmax = 65536\n[weights]\nclose_open = 1\nread = 10\nwrite = 10\nmapread = 10\n\
-         mapwrite = 10\ninvalidate = 1\ntruncate = 5\nfsync = 1\nfdatasync = 1\nposix_fallocate = 3\npunch_hole = 5\n\
-         sendfile = 2\nposix_fadvise = 2\ncopy_file_range = 3\n",
-    )?;
+    fs::write(&settings, FSX)?;
     system.mkfs(&image, 256 << 20, &[])?;
     let seeds = pick(1, 5);
     for seed in 1..=seeds {
