@@ -99,6 +99,12 @@ impl System {
     }
 }
 
+/// Whether rext4 serves through the library's door (`REXT4_TRANSPORT=fuser`), which can do less than our own.
+#[must_use]
+pub fn through_fuser() -> bool {
+    std::env::var("REXT4_TRANSPORT").is_ok_and(|transport| transport == "fuser")
+}
+
 /// A program of this workspace: from `REXT4_BIN`, or from where the running program was built.
 pub fn binary(name: &str) -> Command {
     let folder = std::env::var_os("REXT4_BIN").map_or_else(build_folder, PathBuf::from);

@@ -165,6 +165,23 @@ impl Door {
         }
     }
 
+    /// A change of attributes: the kernel does not expect that it may move the file's count of blocks.
+    fn changing_sectors(&self, ino: INodeNo, change: impl FnOnce() -> Answer<()>) -> Answer<()> {
+        let before = self.service.sectors(ino.0)?;
+        change()?;
+        if self.service.sectors(ino.0)? != before {
+            self.forget_attributes(ino);
+        }
+        Ok(())
+    }
+
+    /// Set-id bits go when somebody else than root changes a file; the kernel leaves that to us and does not look again.
+    fn privileges_are_gone(&self, req: &Request, ino: INodeNo) {
+        if req.uid() != 0 {
+            self.forget_attributes(ino);
+        }
+    }
+
     /// `attr`, about to be sent. If the file is immutable the kernel forgets them before it hears them: so it asks
     /// for them again before each write(2), and then only.
     fn guarded<'a>(&self, attr: &'a Attr) -> &'a Attr {
@@ -574,7 +591,8 @@ impl fuser::Filesystem for Door {
         _position: u32,
         reply: fuser::ReplyEmpty,
     ) {
-        reply_empty(reply, self.service.setxattr(sender(req), ino.0, name.as_bytes(), value, flags, None));
+        let set = || self.service.setxattr(sender(req), ino.0, name.as_bytes(), value, flags, None);
+        reply_empty(reply, self.changing_sectors(ino, set));
     }
 
     fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: fuser::ReplyXattr) {
@@ -586,7 +604,8 @@ impl fuser::Filesystem for Door {
     }
 
     fn removexattr(&self, req: &Request, ino: INodeNo, name: &OsStr, reply: fuser::ReplyEmpty) {
-        reply_empty(reply, self.service.removexattr(sender(req), ino.0, name.as_bytes()));
+        let remove = || self.service.removexattr(sender(req), ino.0, name.as_bytes());
+        reply_empty(reply, self.changing_sectors(ino, remove));
     }
 
     fn fallocate(
@@ -599,7 +618,9 @@ impl fuser::Filesystem for Door {
         mode: i32,
         reply: fuser::ReplyEmpty,
     ) {
-        reply_empty(reply, self.service.fallocate(sender(req), ino.0, offset, length, mode));
+        let done = self.service.fallocate(sender(req), ino.0, offset, length, mode);
+        self.privileges_are_gone(req, ino);
+        reply_empty(reply, done);
     }
 
     fn ioctl(
@@ -671,6 +692,7 @@ impl fuser::Filesystem for Door {
         let len = len.min(u64::from(u32::MAX) & !0xffff);
         let copied =
             self.service.copy_file_range(sender(req), (ino_in.0, offset_in), (ino_out.0, offset_out), len);
+        self.privileges_are_gone(req, ino_out);
         match copied {
             Ok(n) => reply.written(n as u32),
             Err(code) => reply.error(errno(code)),

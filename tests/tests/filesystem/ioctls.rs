@@ -10,7 +10,7 @@ use rustix::fs::{FlockOperation, flock};
 use tests::oracle::{e2fsck_is_clean, e2fsck_replays, super_field};
 use tests::run::{both, output, run, spelled, tool};
 use tests::scale::{Need, can_run, scratch};
-use tests::system::System;
+use tests::system::{System, through_fuser};
 
 use crate::beside::Pair;
 
@@ -125,6 +125,11 @@ fn fibmap_says_where_the_blocks_are() -> Result<()> {
         let told = perl(script, &path)?;
         drop(file);
         mounted.unmount()?;
+        e2fsck_is_clean(&image)?;
+        if through_fuser() {
+            ensure!(told.is_empty(), "{args}: {told}");
+            continue;
+        }
         // An indirect map's own blocks are among them.
         let said = run(tool("debugfs").args(["-R", "blocks /file"]).arg(&image))?;
         let all: Vec<&str> = said.split_whitespace().collect();
@@ -136,7 +141,6 @@ fn fibmap_says_where_the_blocks_are() -> Result<()> {
         if args.contains("ext4") {
             ensure!(told == all, "{args}: {told:?}, debugfs {all:?}");
         }
-        e2fsck_is_clean(&image)?;
     }
     Ok(())
 }
@@ -150,6 +154,9 @@ fn a_shutdown_keeps_what_its_flag_says() -> Result<()> {
     for system in [System::under_test(), System::Kernel] {
         for (flag, keeps_data, keeps_names) in [(0, true, true), (1, false, true), (2, false, false)] {
             let what = format!("{system:?}, flag {flag}");
+            // That library hides the flag: nothing may be lost then.
+            let is_hidden = system != System::Kernel && through_fuser();
+            let (keeps_data, keeps_names) = (keeps_data || is_hidden, keeps_names || is_hidden);
             let folder = tempfile::tempdir_in(scratch())?;
             let image = folder.path().join("image");
             System::Kernel.mkfs(&image, SIZE, &[])?;
