@@ -1,6 +1,6 @@
 //! The threads behind a mounted volume: the commit timer, the conversion worker and the flusher of
-//! write-behind. What each of them does in a round, the volume knows ([`Rounds`]). With [`Workers::Manual`] there
-//! are none, and the test asks for rounds.
+//! write-behind. What each of them does in a round, the volume knows ([`Rounds`]). With [`Workers::Manual`]
+//! there are none, and the test asks for rounds.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;

@@ -1,9 +1,9 @@
 //! Multi-mount protection: two hosts that reach one device must not both write it.
 //!
 //! The volume keeps a block with a sequence number. Clean means nobody is there. A newcomer who finds another
-//! number waits long enough for its owner to change it; if it changes, the owner is alive. Then it writes a number of its
-//! own, waits again, and is the owner if nobody wrote over it. From there on the owner changes the number at an interval,
-//! and stops writing to the volume when it finds a number that is not its own.
+//! number waits long enough for its owner to change it; if it changes, the owner is alive. Then it writes a
+//! number of its own, waits again, and is the owner if nobody wrote over it. From there on the owner changes
+//! the number at an interval, and stops writing to the volume when it finds a number that is not its own.
 //! Source: kernel documentation, ext4 "Multiple Mount Protection". Reading mounts take no part.
 
 use std::sync::Arc;

@@ -274,8 +274,8 @@ fn judge(
     Ok(())
 }
 
-/// Says what the volume's state holds against a mount for writing. Nothing stops it: that is for the administrator
-/// to decide, and as with the kernel `errors=` says what comes of what is found from here on.
+/// Says what the volume's state holds against a mount for writing. Nothing stops it: that is for the
+/// administrator to decide, and as with the kernel `errors=` says what comes of what is found from here on.
 fn recommend_check(sb: &SuperBlock) {
     let state = sb.state();
     if !state.has(State::VALID) {

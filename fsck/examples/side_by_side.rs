@@ -1,10 +1,11 @@
 //! fsck.rext4 and e2fsck, side by side over the same images: `side_by_side FSCK [FOLDER] [ROUNDS]`.
 //!
-//! Makes two images (a million files in 1020 directories on 12 GiB; a hundred files of 8000 pieces each on 8 GiB; root
-//! and the kernel's ext4 are needed), in FOLDER unless they are there, or in a temporary one. What the files hold is
-//! preallocated and never written, so both take less than 2 GiB of disk. Then it checks each with `-fn`, the two
-//! programs taking turns, and prints a row of docs/PERFORMANCE.md: the fastest wall time and the largest peak of
-//! resident memory of each, and their ratio. With `--one` it is the child that measures one run.
+//! Makes two images (a million files in 1020 directories on 12 GiB; a hundred files of 8000 pieces each on 8
+//! GiB; root and the kernel's ext4 are needed), in FOLDER unless they are there, or in a temporary one. What
+//! the files hold is preallocated and never written, so both take less than 2 GiB of disk. Then it checks
+//! each with `-fn`, the two programs taking turns, and prints a row of docs/PERFORMANCE.md: the fastest wall
+//! time and the largest peak of resident memory of each, and their ratio. With `--one` it is the child that
+//! measures one run.
 
 use std::fs::File;
 use std::path::Path;
@@ -100,7 +101,8 @@ fn pieces(mnt: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Wall seconds and peak KiB of one run, measured by a child of its own: the peak of children is that of all so far.
+/// Wall seconds and peak KiB of one run, measured by a child of its own: the peak of children is that of all
+/// so far.
 fn measured(program: &str, image: &Path) -> anyhow::Result<(f64, i64)> {
     let output = Command::new(std::env::current_exe()?).arg("--one").arg(program).arg(image).output()?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();

@@ -61,8 +61,8 @@ pub fn map_block(ctx: &Context, ino: Ino, inode: &mut Inode, at: u32, block: Blo
     set_extents(ctx, ino, inode, &all)
 }
 
-/// Rebuilds the map of an inode from its extents, which are in file order. New tree blocks are taken where needed; the
-/// old ones are given back.
+/// Rebuilds the map of an inode from its extents, which are in file order. New tree blocks are taken where
+/// needed; the old ones are given back.
 pub fn set_extents(ctx: &Context, ino: Ino, inode: &mut Inode, extents: &[Extent]) -> Result<()> {
     // A cluster may hold data beside the block of a tree: it comes free in the next round.
     if ctx.geometry.cluster_ratio == 1 {

@@ -1,5 +1,5 @@
-//! Who decides: the same checking code runs with a prober, which stops at the first problem and is what the parallel
-//! scan uses, and with the judge, which reports, asks and remembers.
+//! Who decides: the same checking code runs with a prober, which stops at the first problem and is what the
+//! parallel scan uses, and with the judge, which reports, asks and remembers.
 
 use std::collections::HashMap;
 use std::sync::Arc;

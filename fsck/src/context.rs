@@ -1,5 +1,5 @@
-//! What every pass knows: the volume's shape, the device, and what was found so far. Shared by the threads of a
-//! pass; what they change in it is atomic or behind a lock.
+//! What every pass knows: the volume's shape, the device, and what was found so far. Shared by the threads of
+//! a pass; what they change in it is atomic or behind a lock.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -133,7 +133,8 @@ pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 type Maps = (BlockMap, BlockMap, InodeMap, Option<Arc<Scratch>>);
 
-/// The maps, in memory when they fit into half of the bound however full the volume is, else in a scratch file.
+/// The maps, in memory when they fit into half of the bound however full the volume is, else in a scratch
+/// file.
 fn maps(geometry: &Geometry, options: &Options) -> Result<Maps> {
     let (blocks, inodes) = (map::pages_of_blocks(geometry), map::pages_of_inodes(geometry));
     let half = options.memory_bound() / 2;
@@ -183,7 +184,8 @@ impl Context {
         };
         let next_sb = Mutex::new(sb);
         let (csum, layout) = (Csum::new(&sb), InodeLayout::new(&sb));
-        // A remembered name costs about 24 bytes; half of the bound is left to the maps, a quarter to all the rest.
+        // A remembered name costs about 24 bytes; half of the bound is left to the maps, a quarter to all the
+        // rest.
         let names_kept = (options.memory_bound() / 96 / options.thread_count() as u64).max(1);
         let metadata = Vec::new();
         Ok(Context {
@@ -236,8 +238,8 @@ impl Context {
         self.metadata.get(at).is_some_and(|range| range.start < end)
     }
 
-    /// Inodes at the head of a group's table that are looked at: the rest is unused, as far as its descriptor can be
-    /// believed. Reserved inodes are looked at even in a group that says it has none.
+    /// Inodes at the head of a group's table that are looked at: the rest is unused, as far as its descriptor
+    /// can be believed. Reserved inodes are looked at even in a group that says it has none.
     #[must_use]
     pub fn inodes_to_scan(&self, group: GroupNo) -> u32 {
         let desc = &self.descs[group.0 as usize];
@@ -307,7 +309,8 @@ impl Context {
         self.write_record(ino, &mut record)
     }
 
-    /// Writes the fields of an inode into a record. An extra size that makes no sense keeps its fields as they are.
+    /// Writes the fields of an inode into a record. An extra size that makes no sense keeps its fields as
+    /// they are.
     pub fn encode(&self, inode: &Inode, record: &mut [u8]) {
         if usize::from(inode.extra_isize) <= record.len() - BASE_SIZE {
             inode.encode_into(record, &self.layout);

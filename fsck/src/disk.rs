@@ -1,5 +1,5 @@
-//! The device as the checker uses it: whole blocks, every write saved in the undo log first, and a note whether
-//! anything was written at all.
+//! The device as the checker uses it: whole blocks, every write saved in the undo log first, and a note
+//! whether anything was written at all.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -3,7 +3,8 @@
 /// Ends a check, or tells the fast scan that an inode needs the slow one.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Only between the parallel scan and its caller: something here needs a question, so it is looked at again.
+    /// Only between the parallel scan and its caller: something here needs a question, so it is looked at
+    /// again.
     #[error("needs a second look")]
     Suspect,
     /// Preening met a problem that it may not fix alone.

@@ -1,7 +1,7 @@
 //! A journal on a device of its own: found, recognised by its number, and replayed.
 //!
-//! The replay knows one device. It is given the volume with the journal's device behind its end, so that a log block
-//! is a block like any other, and what the log wants written home lies where it always lies.
+//! The replay knows one device. It is given the volume with the journal's device behind its end, so that a
+//! log block is a block like any other, and what the log wants written home lies where it always lies.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -23,7 +23,8 @@ use crate::problem::{Code, Problem};
 /// Checks and replays the journal of a volume that has it on another device.
 ///
 /// # Errors
-/// [`Error::Journal`] without that device, for a device that is another one, and for a log that cannot be replayed.
+/// [`Error::Journal`] without that device, for a device that is another one, and for a log that cannot be
+/// replayed.
 pub fn check(ctx: &Context, judge: &mut Judge<'_>) -> Result<Outcome> {
     let uuid = ctx.sb.raw().journal_uuid;
     let path = match &ctx.options.journal {

@@ -97,7 +97,8 @@ pub fn round(disk: Disk, options: &Options, judge: &mut Judge<'_>) -> Result<()>
     Ok(())
 }
 
-/// Ends the round when groups were found to hold more inodes than they say: the next one looks at all of them.
+/// Ends the round when groups were found to hold more inodes than they say: the next one looks at all of
+/// them.
 fn begin_again(ctx: &mut Context, judge: &mut Judge<'_>) -> Result<bool> {
     let wrong = std::mem::take(&mut *lock(&ctx.found.distrusted));
     if wrong.is_empty() {

@@ -1,5 +1,5 @@
-//! The superblock's copy of the journal inode's map and size (`s_jnl_blocks`): it brings back a journal whose inode
-//! was damaged, and is kept true to a journal that is sound.
+//! The superblock's copy of the journal inode's map and size (`s_jnl_blocks`): it brings back a journal whose
+//! inode was damaged, and is kept true to a journal that is sound.
 
 use ext4_format::inode::{FileType, Inode, flag};
 use ext4_format::jbd2 as format;
@@ -64,8 +64,8 @@ pub fn restore(ctx: &Context, judge: &mut Judge<'_>, why: &str, mut inode: Inode
     Ok(Outcome::Reopen)
 }
 
-/// Brings the copy in line with a journal inode that is sound, where anything may be written. That is no repair: a
-/// volume with an old copy, or none, is clean.
+/// Brings the copy in line with a journal inode that is sound, where anything may be written. That is no
+/// repair: a volume with an old copy, or none, is clean.
 ///
 /// # Errors
 /// The device's.

@@ -1,10 +1,10 @@
 //! The checker: an independent judge of ext2, ext3 and ext4 volumes.
 //!
-//! It shares the format and the journal's replay with the rest of rext4, and recomputes every relation itself. The
-//! passes are e2fsck's: (1) inodes and blocks, (2) directories, (3) connectivity, (4) links, (5) bitmaps and counts.
-//! Each parallel pass runs twice over its subject with the same code: all of it with a prober that stops at
-//! the first problem, then what was suspicious with the judge, who reports, asks and repairs. Repairs write at once;
-//! after a round with repairs another round follows, until one finds nothing.
+//! It shares the format and the journal's replay with the rest of rext4, and recomputes every relation
+//! itself. The passes are e2fsck's: (1) inodes and blocks, (2) directories, (3) connectivity, (4) links, (5)
+//! bitmaps and counts. Each parallel pass runs twice over its subject with the same code: all of it with a
+//! prober that stops at the first problem, then what was suspicious with the judge, who reports, asks and
+//! repairs. Repairs write at once; after a round with repairs another round follows, until one finds nothing.
 
 mod alloc;
 mod ask;

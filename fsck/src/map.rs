@@ -1,8 +1,8 @@
 //! What is in use: one bit per cluster and a few bytes per inode, filled by many threads at once.
 //!
 //! Both maps are cut into chunks that exist only where something is in use, so an empty volume costs nothing
-//! and memory follows what the volume holds, not its size. Where that could be more than the bound, both lie in the
-//! pages of a scratch file instead.
+//! and memory follows what the volume holds, not its size. Where that could be more than the bound, both lie
+//! in the pages of a scratch file instead.
 
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
@@ -158,7 +158,8 @@ impl BlockMap {
         total.saturating_sub(words.sum())
     }
 
-    /// The first run of `clusters` clusters outside the set, looked for from `from` on and then from the start.
+    /// The first run of `clusters` clusters outside the set, looked for from `from` on and then from the
+    /// start.
     #[must_use]
     pub fn find_free(&self, from: BlockNo, clusters: u64) -> Option<BlockNo> {
         let total = (self.end - self.first).div_ceil(self.ratio);

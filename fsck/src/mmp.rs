@@ -8,8 +8,8 @@ use crate::context::Context;
 use crate::error::Result;
 use crate::problem::{Code, Problem};
 
-/// Checks the protection block. A volume that says it is in use is checked all the same with `-n`; otherwise the
-/// block is cleared only when that is agreed to.
+/// Checks the protection block. A volume that says it is in use is checked all the same with `-n`; otherwise
+/// the block is cleared only when that is agreed to.
 pub fn check(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
     if !ctx.sb.incompat().has(Incompat::MMP) {
         return Ok(());

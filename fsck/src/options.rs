@@ -37,11 +37,13 @@ pub struct Options {
     pub unshare_blocks: bool,
     /// Discard free blocks after a clean check (`-E discard`).
     pub discard: bool,
-    /// Names of case-insensitive directories must be text, even if the volume is not strict (`-E check_encoding`).
+    /// Names of case-insensitive directories must be text, even if the volume is not strict (`-E
+    /// check_encoding`).
     pub check_encoding: bool,
     /// Optimise directories (`-D`).
     pub optimize_dirs: bool,
-    /// Bound of memory in bytes for what grows with the volume (`-E memory=`); 0 is a quarter of the machine's.
+    /// Bound of memory in bytes for what grows with the volume (`-E memory=`); 0 is a quarter of the
+    /// machine's.
     pub memory: u64,
     /// Folder of the scratch file for what does not fit (`-E scratch=`); the system's temporary one without.
     pub scratch: Option<PathBuf>,

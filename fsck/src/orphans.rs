@@ -1,5 +1,5 @@
-//! Orphans: inodes that a crash caught between losing their last name (or their tail) and giving up their blocks. They
-//! stand on a list through the inodes, or in the orphan file.
+//! Orphans: inodes that a crash caught between losing their last name (or their tail) and giving up their
+//! blocks. They stand on a list through the inodes, or in the orphan file.
 
 use std::collections::HashSet;
 
@@ -14,8 +14,8 @@ use crate::error::Result;
 use crate::pass1;
 use crate::problem::{Code, Problem};
 
-/// Finishes what the orphans were in the middle of. Nothing happens where nothing may be written: the passes see
-/// them as what they are, files to be freed.
+/// Finishes what the orphans were in the middle of. Nothing happens where nothing may be written: the passes
+/// see them as what they are, files to be freed.
 pub fn process(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
     if ctx.options.may_write() {
         walk_list(ctx, judge)?;

@@ -6,8 +6,8 @@ use std::time::Duration;
 use crate::context::lock;
 use crate::error::{Error, Result};
 
-/// Runs `work` for each piece below `pieces`, each thread with a state of its own from `start`. The first error
-/// stops all. `tell` hears how many pieces are done, and may say stop by an error.
+/// Runs `work` for each piece below `pieces`, each thread with a state of its own from `start`. The first
+/// error stops all. `tell` hears how many pieces are done, and may say stop by an error.
 pub fn for_each<S>(
     threads: usize,
     pieces: u64,

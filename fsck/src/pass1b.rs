@@ -1,5 +1,5 @@
-//! Pass 1B: blocks that more than one claims. Each owner but the last gets copies of its own; the volume's metadata
-//! stay where they are.
+//! Pass 1B: blocks that more than one claims. Each owner but the last gets copies of its own; the volume's
+//! metadata stay where they are.
 
 use std::collections::HashMap;
 

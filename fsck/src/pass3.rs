@@ -179,8 +179,8 @@ fn settle_lost_found(ctx: &Context) -> Result<Ino> {
     create_lost_found(ctx)
 }
 
-/// Calls `visit` with each block of a directory that holds entries, from a file block on until it returns true; changed
-/// blocks are written back. Returns the file block where a visit did.
+/// Calls `visit` with each block of a directory that holds entries, from a file block on until it returns
+/// true; changed blocks are written back. Returns the file block where a visit did.
 fn with_blocks(
     ctx: &Context,
     ino: Ino,

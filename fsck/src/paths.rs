@@ -1,7 +1,8 @@
 //! Names for inode numbers: the paths of what is about to be reported.
 //!
-//! They are looked up before anything is repaired, so that a file that is about to go is told by its name. The walk
-//! follows the tree as it stands on disk, believes nothing of it, and reads no more blocks than the volume has.
+//! They are looked up before anything is repaired, so that a file that is about to go is told by its name.
+//! The walk follows the tree as it stands on disk, believes nothing of it, and reads no more blocks than the
+//! volume has.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 

@@ -1,7 +1,7 @@
 //! Everything that can be wrong, as values: one table with a row for each kind.
 //!
-//! A row says how the problem is told, what is asked, and what preening (`-p`) does. A [`Problem`] is one finding:
-//! a code and the numbers and names that its text mentions.
+//! A row says how the problem is told, what is asked, and what preening (`-p`) does. A [`Problem`] is one
+//! finding: a code and the numbers and names that its text mentions.
 
 use ext4_format::{BlockNo, GroupNo, Ino};
 

@@ -1,9 +1,9 @@
 //! Quota files against what the files really use.
 //!
-//! Usage is counted from the inodes as the passes left them: the blocks an inode says it has (pass 1 made that true) and
-//! one inode each, charged to its owner, group and project; attribute values in inodes of their own are charged to
-//! each file that refers to them, as the kernel does. A file that is damaged or says something else is written anew
-//! with the limits that could still be read.
+//! Usage is counted from the inodes as the passes left them: the blocks an inode says it has (pass 1 made
+//! that true) and one inode each, charged to its owner, group and project; attribute values in inodes of
+//! their own are charged to each file that refers to them, as the kernel does. A file that is damaged or says
+//! something else is written anew with the limits that could still be read.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;

@@ -1,7 +1,7 @@
 //! Directories made anew: an index that is wrong (or wanted, `-D`) is built again from the entries.
 //!
-//! First the directory becomes a linear one in place, which needs nothing and is always right. Then, if it has
-//! more than one block and the volume has indexes, its entries are sorted by hash, packed and indexed.
+//! First the directory becomes a linear one in place, which needs nothing and is always right. Then, if it
+//! has more than one block and the volume has indexes, its entries are sorted by hash, packed and indexed.
 
 use ext4_format::dirent::{DirBlock, DirBlockMut, DirFormat, NewEntry, decode_rec_len, has_tail};
 use ext4_format::extent::Extent;
@@ -71,8 +71,8 @@ pub fn linearize(ctx: &Context, ino: Ino) -> Result<()> {
     ctx.write_inode(ino, &inode)
 }
 
-/// Whether the record whose length stands at `at` reaches to the end of the block: 16 is a root's `..`, 4 a node's
-/// only record.
+/// Whether the record whose length stands at `at` reaches to the end of the block: 16 is a root's `..`, 4 a
+/// node's only record.
 #[must_use]
 pub fn hides_all(bytes: &[u8], at: usize) -> bool {
     let start = at - 4;

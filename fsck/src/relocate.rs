@@ -1,7 +1,7 @@
 //! Bitmaps and inode tables on impossible places: outside the volume or their group, or on other metadata.
 //!
-//! They are told before pass 1, which does without them, and get new places after it, when it is known what is free.
-//! The contents of bitmaps are made in pass 5; a table that was lost starts empty.
+//! They are told before pass 1, which does without them, and get new places after it, when it is known what
+//! is free. The contents of bitmaps are made in pass 5; a table that was lost starts empty.
 
 use ext4_format::geometry::Geometry;
 use ext4_format::group_desc::GroupDesc;

@@ -119,7 +119,8 @@ impl Report {
         self
     }
 
-    /// The summary: kinds of problems with their number, what was done, what is left, and the files concerned.
+    /// The summary: kinds of problems with their number, what was done, what is left, and the files
+    /// concerned.
     #[must_use]
     pub fn summary(&self) -> String {
         let mut kinds: BTreeMap<&str, (u64, u64)> = BTreeMap::new();

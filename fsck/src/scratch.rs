@@ -1,9 +1,9 @@
-//! Memory that does not fit: pages of zeros that are kept in a scratch file when there are more of them than the bound
-//! allows.
+//! Memory that does not fit: pages of zeros that are kept in a scratch file when there are more of them than
+//! the bound allows.
 //!
-//! The file has no name, so nothing is left behind. A page is in one of sixteen shards, each with its own lock and its
-//! share of the bound; a full shard gives up the page that was not used for longest (second chance). A page that was
-//! never written reads as zeros, as the end of the file does.
+//! The file has no name, so nothing is left behind. A page is in one of sixteen shards, each with its own
+//! lock and its share of the bound; a full shard gives up the page that was not used for longest (second
+//! chance). A page that was never written reads as zeros, as the end of the file does.
 
 use std::collections::{HashMap, VecDeque};
 use std::fs::File;

@@ -33,7 +33,8 @@ pub struct Terminal {
 }
 
 impl Terminal {
-    /// As the options say: `-C FD` writes numbers for programs, a terminal gets a bar when it takes longer than a second.
+    /// As the options say: `-C FD` writes numbers for programs, a terminal gets a bar when it takes longer
+    /// than a second.
     pub fn new(cli: &Cli, interrupt: Interrupt) -> io::Result<Terminal> {
         let descriptor = match cli.progress {
             Some(fd) if fd > 0 => Some(File::options().write(true).open(format!("/proc/self/fd/{fd}"))?),

@@ -1,9 +1,9 @@
 //! The undo log: what a repair overwrites, kept in a file so that it can be put back.
 //!
-//! Layout, little-endian: 16 bytes of magic, the size of the device, then records of offset, length and the old
-//! bytes. A piece is saved once, before its first overwrite, and made durable before that overwrite happens, so
-//! the log is enough at every moment. Pieces are aligned to 4096 bytes. A record cut short by a crash is ignored:
-//! its overwrite never happened.
+//! Layout, little-endian: 16 bytes of magic, the size of the device, then records of offset, length and the
+//! old bytes. A piece is saved once, before its first overwrite, and made durable before that overwrite
+//! happens, so the log is enough at every moment. Pieces are aligned to 4096 bytes. A record cut short by a
+//! crash is ignored: its overwrite never happened.
 
 use std::collections::HashSet;
 use std::fs::File;

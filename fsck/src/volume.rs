@@ -1,5 +1,5 @@
-//! From a device to a volume that can be checked: the superblock or a copy of it, the group descriptors or copies
-//! of them, and what these say about themselves.
+//! From a device to a volume that can be checked: the superblock or a copy of it, the group descriptors or
+//! copies of them, and what these say about themselves.
 
 use ext4_format::casefold::ENCODING_UTF8;
 use ext4_format::csum::Csum;
@@ -244,8 +244,9 @@ fn refuse_unknown(sb: &SuperBlock) -> Result<()> {
     }
 }
 
-/// The copies of the superblock against the first one, in what changes only by resizing and tuning. Features that the
-/// kernel switches on by itself stand in the first one alone. All copies are written when any differs.
+/// The copies of the superblock against the first one, in what changes only by resizing and tuning. Features
+/// that the kernel switches on by itself stand in the first one alone. All copies are written when any
+/// differs.
 fn check_copies(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
     let own = |sb: &SuperBlock| {
         let by_itself = RoCompat::LARGE_FILE.0 | RoCompat::DIR_NLINK.0 | RoCompat::ORPHAN_PRESENT.0;
@@ -362,7 +363,8 @@ fn places(desc: &GroupDesc) -> [BlockNo; 3] {
     [desc.block_bitmap, desc.inode_bitmap, desc.inode_table]
 }
 
-/// The copies of the descriptors against the first ones, in the places they name. All are written when any differs.
+/// The copies of the descriptors against the first ones, in the places they name. All are written when any
+/// differs.
 fn check_descriptor_copies(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
     let per_block = ctx.geometry.descs_per_block() as usize;
     if ctx.sb.incompat().has(Incompat::META_BG) {
@@ -468,7 +470,8 @@ fn read_descriptors(
             for place in copies(geometry, index) {
                 let copy = disk.read(place).map(|bytes| parse(&bytes)).unwrap_or_default();
                 for &at in &wrong {
-                    // A descriptor with a wrong checksum that leads elsewhere than its copy, which is right, is not believed.
+                    // A descriptor with a wrong checksum that leads elsewhere than its copy, which is right,
+                    // is not believed.
                     let Some(&(desc, true)) = copy.get(at) else { continue };
                     if block[at].1 || !holds(at, &desc) || places(&desc) == places(&block[at].0) {
                         continue;

@@ -1,5 +1,5 @@
-//! The checker and e2fsck agree on sound volumes of every feature, on orphans and on journals left dirty by the kernel;
-//! and the command line behaves as e2fsck's does.
+//! The checker and e2fsck agree on sound volumes of every feature, on orphans and on journals left dirty by
+//! the kernel; and the command line behaves as e2fsck's does.
 
 mod support;
 

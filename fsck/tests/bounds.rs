@@ -103,7 +103,8 @@ impl Forge {
         self.image[at..at + bytes.len()].copy_from_slice(bytes);
     }
 
-    /// Writes inodes from 12 on, all alike, with the group's bookkeeping left as it is: none unused is promised.
+    /// Writes inodes from 12 on, all alike, with the group's bookkeeping left as it is: none unused is
+    /// promised.
     fn inodes(&mut self, count: u32, shape: impl Fn(u32, &mut Inode)) {
         let before = self.before.clone();
         let volume = Volume::new(&before).unwrap();
@@ -257,7 +258,8 @@ fn hostile() -> Vec<(&'static str, Vec<u8>)> {
     all
 }
 
-/// Reads of a whole image that a check may cost: passes, rounds, and what sharing may claim more than there is.
+/// Reads of a whole image that a check may cost: passes, rounds, and what sharing may claim more than there
+/// is.
 const MOST: u64 = 400;
 
 #[test]

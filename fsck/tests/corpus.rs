@@ -1,9 +1,12 @@
-//! The corpus of planted defects: `corpus.txt` names each, says how it is planted and what exactly must be found.
+//! The corpus of planted defects: `corpus.txt` names each, says how it is planted and what exactly must be
+//! found.
 //!
-//! Each line is `name | volume | edits | problems | changed`. Edits are separated by `;`, numbers are decimal or 0x:
-//! - `inode WHO OFFSET BYTES`, `block WHO N OFFSET BYTES`, `tree WHO N OFFSET BYTES`, `xattr WHO OFFSET BYTES`,
-//!   `super OFFSET BYTES`, `desc GROUP OFFSET BYTES`, `bitmap GROUP OFFSET BYTES`, `imap GROUP OFFSET BYTES`: bytes (hex) of
-//!   a structure, whose checksum is made right again; with `!` behind the word it is left wrong;
+//! Each line is `name | volume | edits | problems | changed`. Edits are separated by `;`, numbers are decimal
+//! or 0x:
+//! - `inode WHO OFFSET BYTES`, `block WHO N OFFSET BYTES`, `tree WHO N OFFSET BYTES`, `xattr WHO OFFSET
+//!   BYTES`, `super OFFSET BYTES`, `desc GROUP OFFSET BYTES`, `bitmap GROUP OFFSET BYTES`, `imap GROUP OFFSET
+//!   BYTES`: bytes (hex) of a structure, whose checksum is made right again; with `!` behind the word it is
+//!   left wrong;
 //! - `entry DIR NAME inode|rec_len|name_len|type|name VALUE`: a field of a directory entry;
 //! - `debugfs COMMAND`: as debugfs -w does it.
 //!

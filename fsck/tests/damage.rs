@@ -1,8 +1,10 @@
-//! Random damage: bytes of metadata blocks flipped, their checksums made right again in half of the images. The
-//! checker must end, e2fsck must find its repair clean, and what e2fsck keeps of the files must be kept here, too.
+//! Random damage: bytes of metadata blocks flipped, their checksums made right again in half of the images.
+//! The checker must end, e2fsck must find its repair clean, and what e2fsck keeps of the files must be kept
+//! here, too.
 //!
-//! `REXT4_DAMAGE_IMAGES` sets how many images (10 000 in the long tests), `REXT4_DAMAGE_SEED` the first seed; a failure
-//! names its own. `REXT4_DAMAGE_KEEP` is a file that gets the damaged image, `REXT4_DAMAGE_VERBOSE` tells more.
+//! `REXT4_DAMAGE_IMAGES` sets how many images (10 000 in the long tests), `REXT4_DAMAGE_SEED` the first seed;
+//! a failure names its own. `REXT4_DAMAGE_KEEP` is a file that gets the damaged image, `REXT4_DAMAGE_VERBOSE`
+//! tells more.
 
 mod support;
 
@@ -230,8 +232,8 @@ fn flipped_bytes_are_repaired() {
     assert!(kept >= 0.99, "{kept}");
 }
 
-/// Whole metadata blocks replaced by noise, by zeros or by each other: nothing is promised about what is saved, but
-/// the check ends, does not panic, and ends clean where it says so.
+/// Whole metadata blocks replaced by noise, by zeros or by each other: nothing is promised about what is
+/// saved, but the check ends, does not panic, and ends clean where it says so.
 #[test]
 fn hostile_blocks_do_no_harm() {
     let count = setting("REXT4_DAMAGE_IMAGES", 60) / 2;

@@ -14,8 +14,8 @@ use blockdev::sim::{Fill, MemDevice};
 use fsck::{Answer, Error, Mode, Options, Ui};
 use support::{debugfs, e2fsck, ends_clean, run, volume_file};
 
-/// Runs a script that mounts; `None` where that cannot be. It has no mount namespace of its own, which would keep alive
-/// what others unmount meanwhile.
+/// Runs a script that mounts; `None` where that cannot be. It has no mount namespace of its own, which would
+/// keep alive what others unmount meanwhile.
 fn mounting(folder: &Path, script: &str) -> Option<(i32, String)> {
     let probe = Command::new("losetup").arg("-f").output();
     if !probe.is_ok_and(|output| output.status.success()) {
@@ -28,8 +28,8 @@ fn mounting(folder: &Path, script: &str) -> Option<(i32, String)> {
     Some((output.status.code().unwrap_or(-1), String::from_utf8_lossy(&text).into_owned()))
 }
 
-/// The script's end: the program runs with the volume as its root, mounted read-only, and the machine's own tree
-/// below /host.
+/// The script's end: the program runs with the volume as its root, mounted read-only, and the machine's own
+/// tree below /host.
 fn as_root(checker: &str) -> String {
     format!(
         "dev=$(losetup -f --show image); trap 'umount -R mnt; losetup -d $dev' EXIT; mkdir -p mnt; mount -o ro $dev mnt; \
@@ -103,8 +103,8 @@ fn a_signal_cancels_and_leaves_the_volume_to_be_checked() {
         commands += &format!("write /etc/hostname file{at}\nsif file{at} links_count 9\n");
     }
     debugfs(&image, &commands);
-    // Somebody answers two questions and then says stop: script(1) passes the key on as a signal, and only the
-    // checker may take it (dash would die of it, and that would be the exit code).
+    // Somebody answers two questions and then says stop: script(1) passes the key on as a signal, and only
+    // the checker may take it (dash would die of it, and that would be the exit code).
     let before = std::fs::read(&image).unwrap();
     let line = format!("exec {} -f {}", cargo_bin("fsck-rext4").display(), image.display());
     let mut child = Command::new("script")

@@ -1,5 +1,5 @@
-//! The journal's own troubles: an inode that only the superblock still describes, copies that are old, and journals on
-//! devices of their own.
+//! The journal's own troubles: an inode that only the superblock still describes, copies that are old, and
+//! journals on devices of their own.
 
 mod support;
 
@@ -69,7 +69,8 @@ fn an_old_copy_is_made_new_and_is_no_error() {
     }
 }
 
-/// A volume whose journal is on another image, both as a crash left them. `None` where the machine cannot mount.
+/// A volume whose journal is on another image, both as a crash left them. `None` where the machine cannot
+/// mount.
 fn with_journal_elsewhere(folder: &Path, block_size: u32) -> Option<()> {
     let script = format!(
         "set -e; cd {dir}; truncate -s 8M log.live; truncate -s 24M live; \

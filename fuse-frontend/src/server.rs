@@ -70,7 +70,8 @@ pub fn serve(device: &Path, dir: &Path, options: &Options) -> Result<()> {
     run(dev, Box::new(move || unlock.give_up_lock()), preparation, &dir, options, &signals)
 }
 
-/// The same for a device that is open already. `name` is what the mount table calls it, `dir` an absolute path.
+/// The same for a device that is open already. `name` is what the mount table calls it, `dir` an absolute
+/// path.
 pub fn serve_device(dev: Arc<dyn BlockDevice>, name: &Path, dir: &Path, options: &Options) -> Result<()> {
     let signals = block_signals()?;
     run(dev, Box::new(|| ()), Preparation::of_file(name, dir, options), dir, options, &signals)

@@ -1,12 +1,12 @@
 //! `umount.fuse.rext4`: what umount(8) runs for a mount of ours that has no block device of its own.
 //!
-//! The kernel does not wait for the server of such a mount, so this does: for the end of the process that had the image
-//! locked. There is nothing to wait for when nobody has (read-only), after a lazy unmount, or while
+//! The kernel does not wait for the server of such a mount, so this does: for the end of the process that had
+//! the image locked. There is nothing to wait for when nobody has (read-only), after a lazy unmount, or while
 //! the volume is still mounted elsewhere.
 //!
-//! libmount (2.38) looks for a helper of the full type only when it has read the table of mounts: for a relative path, an
-//! ordinary user, or with `-l`. For root's `umount /path` it asks statfs(2), which says `fuse`. So this is installed as
-//! `umount.fuse` as well, and passes on what is not ours.
+//! libmount (2.38) looks for a helper of the full type only when it has read the table of mounts: for a
+//! relative path, an ordinary user, or with `-l`. For root's `umount /path` it asks statfs(2), which says
+//! `fuse`. So this is installed as `umount.fuse` as well, and passes on what is not ours.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -1,4 +1,5 @@
-//! The files a fresh volume has: the root directory, lost+found, and the inodes of growth, journal and orphans.
+//! The files a fresh volume has: the root directory, lost+found, and the inodes of growth, journal and
+//! orphans.
 
 use ext4_format::dirent::{DirBlockMut, DirFormat, NewEntry};
 use ext4_format::features::{Compat, Incompat};
@@ -125,9 +126,10 @@ fn first_ino(superblock: &SuperBlock, n: u32) -> Result<Ino> {
     Ino::new(superblock.first_ino() + n).ok_or(Error::TooManyInodes { inodes: 0 })
 }
 
-/// The resize inode owns the reserved descriptor blocks: its double-indirect block points, at the place that is a
-/// block's index among all descriptor blocks, to each one of the first group, and that one, used as an indirect
-/// block, to its copies in the backup groups (kernel documentation, ext4 "Special inodes" and `resize.c`'s rules).
+/// The resize inode owns the reserved descriptor blocks: its double-indirect block points, at the place that
+/// is a block's index among all descriptor blocks, to each one of the first group, and that one, used as an
+/// indirect block, to its copies in the backup groups (kernel documentation, ext4 "Special inodes" and
+/// `resize.c`'s rules).
 fn resize_inode(volume: &mut Volume, options: &Options) -> Result<()> {
     let geometry = *volume.geometry();
     let block_size = volume.block_size();

@@ -1,10 +1,11 @@
 //! Makes an ext4 (ext3, ext2) volume, with the defaults and the layout of mke2fs 1.47.
 //!
-//! [`shape`](mod@crate::shape) turns options into a superblock, purely; [`volume`](mod@crate::volume) holds the
-//! volume that comes to be: which blocks are taken, the inodes and the metadata blocks so far; `files` adds the
-//! root, lost+found, the resize inode, the orphan file and the journal; `write` puts it on the device, the
-//! primary superblock last, so that a format cut short leaves no filesystem. Only metadata is written; what
-//! must read as zeros is handed to the device's `write_zeroes`, which costs a sparse image nothing.
+//! [`shape`](mod@crate::shape) turns options into a superblock, purely; [`volume`](mod@crate::volume) holds
+//! the volume that comes to be: which blocks are taken, the inodes and the metadata blocks so far; `files`
+//! adds the root, lost+found, the resize inode, the orphan file and the journal; `write` puts it on the
+//! device, the primary superblock last, so that a format cut short leaves no filesystem. Only metadata is
+//! written; what must read as zeros is handed to the device's `write_zeroes`, which costs a sparse image
+//! nothing.
 
 mod error;
 mod files;

@@ -1,5 +1,5 @@
-//! How a new file's blocks are named in its inode: an extent tree of at most one level of leaves, or the block
-//! map of ext2. Blocks are taken first fit from a goal; the map's own blocks are taken along the way.
+//! How a new file's blocks are named in its inode: an extent tree of at most one level of leaves, or the
+//! block map of ext2. Blocks are taken first fit from a goal; the map's own blocks are taken along the way.
 
 use ext4_format::extent::{self, Extent, Index, NodeMut};
 use ext4_format::{BlockNo, FileBlock, Ino, indirect};

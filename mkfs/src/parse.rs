@@ -8,8 +8,8 @@ pub struct ParseError {
     pub text: String,
 }
 
-/// Reads a size: a number with `K`, `M`, `G`, `T` or `P` (powers of 1024 bytes) or `s` (sectors of 512 bytes),
-/// or a number of units of `block_size` bytes. Result in bytes.
+/// Reads a size: a number with `K`, `M`, `G`, `T` or `P` (powers of 1024 bytes) or `s` (sectors of 512
+/// bytes), or a number of units of `block_size` bytes. Result in bytes.
 ///
 /// # Errors
 /// Anything else, and sizes past 64 bits.

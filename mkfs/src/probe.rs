@@ -1,5 +1,5 @@
-//! What a device already holds, by the magic numbers of common formats. A guess for a person to read: no harm is
-//! done by a wrong one but a question too many.
+//! What a device already holds, by the magic numbers of common formats. A guess for a person to read: no harm
+//! is done by a wrong one but a question too many.
 
 use blockdev::BlockDevice;
 use ext4_format::features::{Compat, Incompat};

@@ -1,7 +1,8 @@
 //! From options and a size to a superblock: pure arithmetic, the choices those of mke2fs 1.47.
 //!
-//! The circle is: the number of groups says how many inodes each holds, that says how large a group's metadata
-//! is, and that says whether the short last group can hold its own; if not, it is cut off and all starts again.
+//! The circle is: the number of groups says how many inodes each holds, that says how large a group's
+//! metadata is, and that says whether the short last group can hold its own; if not, it is cut off and all
+//! starts again.
 
 use ext4_format::features::{Compat, Incompat, RoCompat};
 use ext4_format::geometry::Geometry;

@@ -149,8 +149,8 @@ impl Volume {
         tables
     }
 
-    /// Finishes the accounting: every group's descriptor, and the superblock's free counts. The bitmaps follow
-    /// from the descriptors by [`Volume::bitmaps`].
+    /// Finishes the accounting: every group's descriptor, and the superblock's free counts. The bitmaps
+    /// follow from the descriptors by [`Volume::bitmaps`].
     pub fn groups(&mut self, itable_zeroed: bool) -> Vec<GroupDesc> {
         let descs: Vec<GroupDesc> =
             self.geometry.groups().map(|group| self.group(group, itable_zeroed)).collect();

@@ -1,7 +1,8 @@
 //! Puts a finished volume on a device.
 //!
-//! Order: old blocks given back, ranges zeroed, metadata, backups, flush, then the primary superblock and a flush.
-//! Until that last write the device holds no filesystem: byte 1024 was zeroed before anything else was written.
+//! Order: old blocks given back, ranges zeroed, metadata, backups, flush, then the primary superblock and a
+//! flush. Until that last write the device holds no filesystem: byte 1024 was zeroed before anything else was
+//! written.
 
 use std::ops::Range;
 
@@ -108,8 +109,8 @@ pub fn write(
     Ok(Written { superblock: volume.superblock, bytes: out.bytes + 1024 })
 }
 
-/// Zeroes inode tables: all of them, or, where the first mount does it, the parts in use. Blocks that hold inodes are
-/// written afterwards.
+/// Zeroes inode tables: all of them, or, where the first mount does it, the parts in use. Blocks that hold
+/// inodes are written afterwards.
 fn zero_tables(
     device: &dyn BlockDevice,
     volume: &Volume,

@@ -1,4 +1,5 @@
-//! A format that does not come to its end leaves no filesystem behind: neither the old one nor half a new one.
+//! A format that does not come to its end leaves no filesystem behind: neither the old one nor half a new
+//! one.
 
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -1,5 +1,5 @@
-//! Requests of libaio, several at once, for tests that want each one's own result: fio hides them. The calls are
-//! made by perl, which has syscall(2) without a library.
+//! Requests of libaio, several at once, for tests that want each one's own result: fio hides them. The calls
+//! are made by perl, which has syscall(2) without a library.
 
 use std::path::Path;
 

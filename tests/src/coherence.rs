@@ -1,10 +1,11 @@
-//! Two processes on one file, one with O_DIRECT, one through the page cache (read, write and mappings), which must
-//! see each other's writes.
+//! Two processes on one file, one with O_DIRECT, one through the page cache (read, write and mappings), which
+//! must see each other's writes.
 //!
-//! Both draw the same plan for each round: which pages change, how, and who does it. In the first half they write
-//! at the same time, each its own pages, and read the other's pages meanwhile, whatever they find, so that the cache is
-//! filled with what is just being changed. In the second half both read every page of the round in every way they
-//! have, and it must be what the plan says. A byte through a pipe in each direction parts the halves.
+//! Both draw the same plan for each round: which pages change, how, and who does it. In the first half they
+//! write at the same time, each its own pages, and read the other's pages meanwhile, whatever they find, so
+//! that the cache is filled with what is just being changed. In the second half both read every page of the
+//! round in every way they have, and it must be what the plan says. A byte through a pipe in each direction
+//! parts the halves.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -194,8 +195,9 @@ impl Party {
     }
 }
 
-/// The direct side, on a new file at `path`. `other` is the command of the cached side: it is started here, and ends when
-/// its standard input does. Returns the operations of this side; the other's are one and a half times as many.
+/// The direct side, on a new file at `path`. `other` is the command of the cached side: it is started here,
+/// and ends when its standard input does. Returns the operations of this side; the other's are one and a half
+/// times as many.
 pub fn direct_side(path: &Path, other: &mut Command, seed: u64, operations: u64) -> Result<u64> {
     File::create(path)?.set_len(PAGES * PAGE)?;
     let mut party = Party::new(Side::Direct, path)?;

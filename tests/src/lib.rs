@@ -1,8 +1,8 @@
 //! Harness, oracles, crash lab and benchmark: the only place that sees everything.
 //!
-//! A [`system::System`] is something that can format and serve an ext4 image: the kernel, fuse2fs, or rext4 in its
-//! two ways of reaching a device. Tests and benchmark speak to all of them alike, so that every judge here can be
-//! judged itself on a system that is known to be right, or known to be wrong.
+//! A [`system::System`] is something that can format and serve an ext4 image: the kernel, fuse2fs, or rext4
+//! in its two ways of reaching a device. Tests and benchmark speak to all of them alike, so that every judge
+//! here can be judged itself on a system that is known to be right, or known to be wrong.
 
 pub mod aio;
 pub mod bench;

@@ -1,10 +1,10 @@
 //! Parallel load, in two kinds.
 //!
-//! [`Storm`]: threads that create, write, rename, link and unlink in each other's folders, as fast as they can, and
-//! expect only the errors that such neighbours cause.
+//! [`Storm`]: threads that create, write, rename, link and unlink in each other's folders, as fast as they
+//! can, and expect only the errors that such neighbours cause.
 //!
-//! [`Promises`]: threads that make files durable and keep an account, outside the filesystem, of what has been
-//! promised to them. After a crash [`Promises::check`] demands it back.
+//! [`Promises`]: threads that make files durable and keep an account, outside the filesystem, of what has
+//! been promised to them. After a crash [`Promises::check`] demands it back.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -40,8 +40,8 @@ pub struct Storm {
 }
 
 impl Storm {
-    /// Runs it below `root`; returns the number of operations that succeeded. Ends quietly when the server is gone
-    /// and `may_vanish`.
+    /// Runs it below `root`; returns the number of operations that succeeded. Ends quietly when the server is
+    /// gone and `may_vanish`.
     pub fn run(&self, root: &Path, may_vanish: bool) -> Result<u64> {
         let dirs: Vec<PathBuf> = (0..4).map(|index| root.join(format!("storm{index}"))).collect();
         match dirs.iter().try_for_each(fs::create_dir_all) {
@@ -191,7 +191,8 @@ impl Promises {
     }
 }
 
-/// Whether the file is what was promised; behind the promised length there may be more of the stream, or zeros.
+/// Whether the file is what was promised; behind the promised length there may be more of the stream, or
+/// zeros.
 fn judge(path: &Path, promise: Promise) -> Result<()> {
     let (seed, length) = match promise {
         Promise::Absent => {

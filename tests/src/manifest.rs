@@ -1,8 +1,9 @@
 //! What a tree looks like from outside, as a value: read from one mount, kept, and compared with another.
 //!
 //! [`Depth::Copy`] is what a faithful copy of the tree shares with it: names, bytes, modes, owners,
-//! modification times, link structure. [`Depth::Timeless`] leaves the times out. [`Depth::Same`] is what one image must show under any system: inode numbers,
-//! change times, allocated blocks and folder sizes as well. Holes are read as zeros and never distinguished.
+//! modification times, link structure. [`Depth::Timeless`] leaves the times out. [`Depth::Same`] is what one
+//! image must show under any system: inode numbers, change times, allocated blocks and folder sizes as well.
+//! Holes are read as zeros and never distinguished.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsStr;

@@ -1,9 +1,9 @@
-//! A file under random direct, buffered and mapped reads and writes, punches, allocations and fsyncs from several
-//! threads, compared with a byte array at every read.
+//! A file under random direct, buffered and mapped reads and writes, punches, allocations and fsyncs from
+//! several threads, compared with a byte array at every read.
 //!
-//! Each thread owns a stripe of the file, a whole number of pages, so that it knows every byte of it whatever the
-//! others do; all stripes share the file's extent tree, its IO modes and its journal. One more thread owns the tail:
-//! it appends and truncates, which moves the size under the feet of all.
+//! Each thread owns a stripe of the file, a whole number of pages, so that it knows every byte of it whatever
+//! the others do; all stripes share the file's extent tree, its IO modes and its journal. One more thread
+//! owns the tail: it appends and truncates, which moves the size under the feet of all.
 
 use std::fs::{self, File};
 use std::os::fd::AsFd as _;

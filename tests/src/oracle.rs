@@ -8,8 +8,8 @@ use crate::manifest::{Depth, Manifest};
 use crate::run::{both, output, run, tool};
 use crate::system::{Options, System, binary};
 
-/// e2fsck finds nothing at all: exit status zero, and no journal left to replay. Our own checker must agree with it,
-/// whatever it says.
+/// e2fsck finds nothing at all: exit status zero, and no journal left to replay. Our own checker must agree
+/// with it, whatever it says.
 pub fn e2fsck_is_clean(image: &Path) -> Result<()> {
     let answer = output(tool("e2fsck").arg("-fn").arg(image))?;
     let said = both(&answer);

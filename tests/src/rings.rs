@@ -1,5 +1,5 @@
-//! FUSE over io_uring is off by default, and its switch is the whole machine's. Whoever needs it has it on while
-//! this process lives; the last one of several puts back what was there.
+//! FUSE over io_uring is off by default, and its switch is the whole machine's. Whoever needs it has it on
+//! while this process lives; the last one of several puts back what was there.
 
 use std::io::Read as _;
 use std::process::{Child, Stdio};

@@ -14,8 +14,8 @@ pub fn build_folder() -> PathBuf {
 
 /// A command that finds the tools of `sbin` and those of `make tools`, and answers in plain English.
 ///
-/// The program is looked up here: where `PATH` is changed the standard library would fork to do it, which copies the
-/// page tables of a crash lab, and gives the child copies of all descriptors for a while.
+/// The program is looked up here: where `PATH` is changed the standard library would fork to do it, which
+/// copies the page tables of a crash lab, and gives the child copies of all descriptors for a while.
 pub fn tool(name: &str) -> Command {
     let path = std::env::var("PATH").unwrap_or_default();
     let path = format!("{path}:/usr/sbin:/sbin:{}", build_folder().join("../tools/bin").display());

@@ -1,5 +1,6 @@
-//! How much: every test has a small size for `make test` and a full size for `make test-long`; and what a test needs
-//! from the machine. A need that is not met is a skip in plain sight, and with `CI=true` a failure.
+//! How much: every test has a small size for `make test` and a full size for `make test-long`; and what a
+//! test needs from the machine. A need that is not met is a skip in plain sight, and with `CI=true` a
+//! failure.
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -71,7 +72,8 @@ pub fn can_run(test: &str, needs: &[Need]) -> bool {
     false
 }
 
-/// A folder for images: `REXT4_SCRATCH`, else memory where there is plenty, else the system's temporary files.
+/// A folder for images: `REXT4_SCRATCH`, else memory where there is plenty, else the system's temporary
+/// files.
 pub fn scratch() -> PathBuf {
     const PLENTY: u64 = 2 << 30;
     let memory = Path::new("/dev/shm");

@@ -1,5 +1,5 @@
-//! A volume on a device of ours, mounted through FUSE and served by threads of this process: real programs run on
-//! it, and the test sees, records or stops what reaches the device.
+//! A volume on a device of ours, mounted through FUSE and served by threads of this process: real programs
+//! run on it, and the test sees, records or stops what reaches the device.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -1,9 +1,11 @@
-//! A system under test: something that formats and serves an ext4 image; and a mount, which cleans up after itself.
+//! A system under test: something that formats and serves an ext4 image; and a mount, which cleans up after
+//! itself.
 //!
-//! A [`Mounted`] is served by the kernel or by a server process in the foreground, our child. It ends in one of
-//! three ways: [`Mounted::unmount`] (and the server has exited with status zero), [`Mounted::crash`] (kill -9, or the
-//! kernel's shutdown ioctl), or by being dropped, which leaves neither mount, nor loop device, nor process behind.
-//! A server that outlives its time limit is killed, so that a deadlock fails a test instead of stopping it.
+//! A [`Mounted`] is served by the kernel or by a server process in the foreground, our child. It ends in one
+//! of three ways: [`Mounted::unmount`] (and the server has exited with status zero), [`Mounted::crash`] (kill
+//! -9, or the kernel's shutdown ioctl), or by being dropped, which leaves neither mount, nor loop device, nor
+//! process behind. A server that outlives its time limit is killed, so that a deadlock fails a test instead
+//! of stopping it.
 
 use std::fs::File;
 use std::os::unix::process::ExitStatusExt as _;
@@ -69,7 +71,8 @@ impl System {
         Ok(())
     }
 
-    /// The program that mounts, without its arguments. rext4 takes the transport that `REXT4_TRANSPORT` names.
+    /// The program that mounts, without its arguments. rext4 takes the transport that `REXT4_TRANSPORT`
+    /// names.
     pub fn mount_command(self) -> Command {
         match self {
             System::Kernel => {
@@ -297,8 +300,8 @@ pub fn with_own_mounts() -> Command {
     command
 }
 
-/// Waits until there is no copy of the tree of mounts, which would keep a mount alive after its umount, and keeps
-/// others from making one while the file is open.
+/// Waits until there is no copy of the tree of mounts, which would keep a mount alive after its umount, and
+/// keeps others from making one while the file is open.
 pub fn the_only_mounts() -> Result<File> {
     let file = File::options().create(true).truncate(false).write(true).open(COPIES)?;
     rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive)?;
@@ -446,8 +449,9 @@ impl Mounted {
         Ok(kill_process(Pid::from_child(&server.child), signal)?)
     }
 
-    /// Takes the system away in the middle of its work: kill -9 of the server. The kernel cannot be killed and
-    /// stands in with an orderly end at a moment of ours: what was there is on the device, nothing later is.
+    /// Takes the system away in the middle of its work: kill -9 of the server. The kernel cannot be killed
+    /// and stands in with an orderly end at a moment of ours: what was there is on the device, nothing later
+    /// is.
     pub fn crash(mut self) -> Result<()> {
         match self.server.take() {
             Some(mut server) => server.kill()?,
@@ -457,8 +461,8 @@ impl Mounted {
     }
 }
 
-/// EXT4_IOC_SHUTDOWN after a freeze. (Without it, on Linux 6.18, an fsync that races with the ioctl may report
-/// success for data that are lost.)
+/// EXT4_IOC_SHUTDOWN after a freeze. (Without it, on Linux 6.18, an fsync that races with the ioctl may
+/// report success for data that are lost.)
 fn shut_down(point: &Path) -> Result<()> {
     let name = point.join(".shutdown");
     File::create(&name)?;

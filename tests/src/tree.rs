@@ -1,5 +1,5 @@
-//! A tree with everything in it that a filesystem can hold, grown from a seed: the same plan gives the same names,
-//! bytes, modes, owners and times on every system.
+//! A tree with everything in it that a filesystem can hold, grown from a seed: the same plan gives the same
+//! names, bytes, modes, owners and times on every system.
 
 use std::ffi::OsStr;
 use std::fs::{self, File};

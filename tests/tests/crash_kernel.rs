@@ -1,6 +1,6 @@
-//! The judges judged: a power cut of the kernel's own ext4 leads e2fsck 1.47.0 to free the block with the attributes of
-//! a file that it cuts as an orphan and that goes on living. So its opinion is not asked in that case
-//! (`crashlab::kernel::replayed_by_e2fsck`), and docs/DURABILITY.md makes an exception of it.
+//! The judges judged: a power cut of the kernel's own ext4 leads e2fsck 1.47.0 to free the block with the
+//! attributes of a file that it cuts as an orphan and that goes on living. So its opinion is not asked in
+//! that case (`crashlab::kernel::replayed_by_e2fsck`), and docs/DURABILITY.md makes an exception of it.
 
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -33,8 +33,8 @@ fn recovered_by(system: System, image: &Path) -> Result<Option<Vec<u8>>> {
     Ok(found)
 }
 
-/// Cuts the kernel's ext4 off while a file grows by direct writes and another one is fsynced. True if the log holds
-/// the file as an orphan then.
+/// Cuts the kernel's ext4 off while a file grows by direct writes and another one is fsynced. True if the log
+/// holds the file as an orphan then.
 fn cut(image: &Path) -> Result<bool> {
     // Small inodes have no room for attributes.
     System::Kernel.mkfs(image, 256 << 20, &["-I", "128", "-O", "^orphan_file"])?;

@@ -12,7 +12,8 @@ struct Rule {
     name: &'static str,
     /// Folder below the workspace's root.
     dir: &'static str,
-    /// Paths of this workspace's crates that it may import: `jbd2` allows all of it, `jbd2::recovery` a module.
+    /// Paths of this workspace's crates that it may import: `jbd2` allows all of it, `jbd2::recovery` a
+    /// module.
     may: &'static [&'static str],
     /// Paths of the standard library that would break its promise (no IO, no clock, no threads).
     never: &'static [&'static str],
@@ -119,7 +120,8 @@ impl Visit<'_> for Mentions {
     }
 }
 
-/// What one source file does wrong. `module` is its top-level module in its crate, empty for lib.rs and main.rs.
+/// What one source file does wrong. `module` is its top-level module in its crate, empty for lib.rs and
+/// main.rs.
 fn judge_source(rule: &Rule, module: &str, source: &str) -> Vec<String> {
     let mentions = match Mentions::of(source) {
         Ok(mentions) => mentions,

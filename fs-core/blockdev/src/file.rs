@@ -256,8 +256,8 @@ impl FileDevice {
     }
 }
 
-/// To close the file is not enough: a child that was forked a moment ago has a copy of the descriptor until it runs its
-/// program, and with it the lock.
+/// To close the file is not enough: a child that was forked a moment ago has a copy of the descriptor until
+/// it runs its program, and with it the lock.
 impl Drop for FileDevice {
     fn drop(&mut self) {
         self.give_up_lock();

@@ -13,8 +13,8 @@ use tempfile::TempDir;
 
 const SIZE: u64 = 8 << 20;
 
-/// A program that one test starts has, until it runs, copies of the descriptors of all, and with them their claims: so
-/// the tests take turns.
+/// A program that one test starts has, until it runs, copies of the descriptors of all, and with them their
+/// claims: so the tests take turns.
 fn my_turn() -> MutexGuard<'static, ()> {
     static TURN: Mutex<()> = Mutex::new(());
     TURN.lock()

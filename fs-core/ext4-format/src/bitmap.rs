@@ -194,12 +194,14 @@ impl<'a> BitsMut<'a> {
         }
     }
 
-    /// Sets a range of clear bits. If one is set already, or lies past the end, nothing changes and it is named.
+    /// Sets a range of clear bits. If one is set already, or lies past the end, nothing changes and it is
+    /// named.
     pub fn set(&mut self, range: Range<u32>) -> Result<(), u32> {
         self.change(range, true)
     }
 
-    /// Clears a range of set bits. If one is clear already, or lies past the end, nothing changes and it is named.
+    /// Clears a range of set bits. If one is clear already, or lies past the end, nothing changes and it is
+    /// named.
     pub fn clear(&mut self, range: Range<u32>) -> Result<(), u32> {
         self.change(range, false)
     }

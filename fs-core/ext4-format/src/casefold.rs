@@ -1,12 +1,13 @@
-//! Names of case-insensitive directories: two are the same when their folded forms are, and the index hashes the
-//! folded form.
+//! Names of case-insensitive directories: two are the same when their folded forms are, and the index hashes
+//! the folded form.
 //!
-//! The only encoding is UTF-8 (`s_encoding` 1). The folded form is Unicode's: canonical decomposition, full case folding,
-//! decomposition again, and code points that are ignorable by default left out. The kernel's tables are those of Unicode
-//! 12.1; letters that came later fold here and not there. A name that is no UTF-8 has no folded form: it is compared
-//! and hashed byte by byte, and strict volumes (`s_encoding_flags` bit 0) do not allow it.
-//! Source: the kernel's `Documentation/filesystems/ext4/overview.rst` (case-insensitive file name lookups), and the Unicode
-//! data files `CaseFolding` and `DerivedCoreProperties`; hashes were compared with those of e2fsck.
+//! The only encoding is UTF-8 (`s_encoding` 1). The folded form is Unicode's: canonical decomposition, full
+//! case folding, decomposition again, and code points that are ignorable by default left out. The kernel's
+//! tables are those of Unicode 12.1; letters that came later fold here and not there. A name that is no UTF-8
+//! has no folded form: it is compared and hashed byte by byte, and strict volumes (`s_encoding_flags` bit 0)
+//! do not allow it. Source: the kernel's `Documentation/filesystems/ext4/overview.rst` (case-insensitive file
+//! name lookups), and the Unicode data files `CaseFolding` and `DerivedCoreProperties`; hashes were compared
+//! with those of e2fsck.
 
 use std::borrow::Cow;
 

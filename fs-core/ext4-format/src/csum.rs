@@ -229,7 +229,8 @@ impl Csum {
         }
     }
 
-    /// Checks a linear directory block's sum. Whether the tail itself is well formed is the verifier's matter.
+    /// Checks a linear directory block's sum. Whether the tail itself is well formed is the verifier's
+    /// matter.
     pub fn verify_dir_block(&self, bytes: &[u8], ino: Ino, generation: u32) -> Result<(), Corruption> {
         match bytes.len().checked_sub(dirent::TAIL_SIZE) {
             Some(covered) => self.verify_owned(What::DirBlock, bytes, covered, covered + 8, ino, generation),

@@ -1,9 +1,9 @@
 //! A linear directory block: entries one behind the other, their `rec_len` filling the block, and, with
 //! `metadata_csum`, a tail that looks like an unused entry and holds the checksum.
 //!
-//! Every edit keeps the invariant that the record lengths add up to the block. Deleting gives the space to the
-//! entry in front, so a free entry (inode 0) stands only at the start of a block. The checksum is `csum`'s.
-//! Source: the kernel's `Documentation/filesystems/ext4/directory.rst`.
+//! Every edit keeps the invariant that the record lengths add up to the block. Deleting gives the space to
+//! the entry in front, so a free entry (inode 0) stands only at the start of a block. The checksum is
+//! `csum`'s. Source: the kernel's `Documentation/filesystems/ext4/directory.rst`.
 
 use crate::corruption::{Corruption, What};
 use crate::features::{Incompat, RoCompat};
@@ -330,7 +330,8 @@ impl<'a> DirBlockMut<'a> {
         DirBlock { bytes: self.bytes, format: self.format }
     }
 
-    /// Adds an entry into the first record with enough slack; returns its offset, or `None` when there is none.
+    /// Adds an entry into the first record with enough slack; returns its offset, or `None` when there is
+    /// none.
     ///
     /// # Errors
     /// A damaged record.
@@ -344,7 +345,8 @@ impl<'a> DirBlockMut<'a> {
         Ok(Some(offset + used))
     }
 
-    /// Takes out the entry at `offset`; its record joins the one in front. Returns false when no record starts there.
+    /// Takes out the entry at `offset`; its record joins the one in front. Returns false when no record
+    /// starts there.
     ///
     /// # Errors
     /// A damaged record in front of it.
@@ -370,7 +372,8 @@ impl<'a> DirBlockMut<'a> {
         Ok(false)
     }
 
-    /// Points the entry at `offset`, which must be the start of one, to another inode. False when none starts there.
+    /// Points the entry at `offset`, which must be the start of one, to another inode. False when none starts
+    /// there.
     pub fn set_target(&mut self, offset: usize, ino: Ino, file_type: FileType) -> bool {
         if !self.view().entries().any(|entry| entry.is_ok_and(|entry| entry.offset == offset)) {
             return false;
@@ -382,8 +385,8 @@ impl<'a> DirBlockMut<'a> {
         true
     }
 
-    /// Appends entries to a block just initialised, one behind the other, the last one taking the rest. For those
-    /// who rebuild whole blocks. Returns how many fitted.
+    /// Appends entries to a block just initialised, one behind the other, the last one taking the rest. For
+    /// those who rebuild whole blocks. Returns how many fitted.
     pub fn fill<'e>(&mut self, entries: impl IntoIterator<Item = NewEntry<'e>>) -> usize {
         let usable = self.format.usable(self.bytes.len());
         let (mut at, mut last, mut count) = (0, 0, 0);
@@ -444,8 +447,9 @@ impl Split {
     }
 }
 
-/// Splits a block of an htree directory: the upper half by hash, measured in bytes, moves into `new`. Both blocks
-/// end up packed. `None`, and no change, with fewer than two entries or when `hash` knows no hash for a name.
+/// Splits a block of an htree directory: the upper half by hash, measured in bytes, moves into `new`. Both
+/// blocks end up packed. `None`, and no change, with fewer than two entries or when `hash` knows no hash for
+/// a name.
 ///
 /// # Errors
 /// A damaged record in `old`.

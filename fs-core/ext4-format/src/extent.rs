@@ -1,10 +1,10 @@
 //! The extent tree: codec, checks and edits of one node, and a bounded walk over a whole tree.
 //!
-//! A node is a 12-byte header and `max` slots of 12 bytes, sorted by logical block. The root lies in the inode's
-//! 60 bytes, every other node fills a block and, with `metadata_csum`, ends with a four-byte checksum behind the
-//! last slot. Depth 0 holds extents, a larger depth holds indexes to nodes one level deeper.
-//! Nothing here does IO: a walk asks its caller for blocks.
-//! Source of every offset: the kernel's `Documentation/filesystems/ext4/ifork.rst`.
+//! A node is a 12-byte header and `max` slots of 12 bytes, sorted by logical block. The root lies in the
+//! inode's 60 bytes, every other node fills a block and, with `metadata_csum`, ends with a four-byte checksum
+//! behind the last slot. Depth 0 holds extents, a larger depth holds indexes to nodes one level deeper.
+//! Nothing here does IO: a walk asks its caller for blocks. Source of every offset: the kernel's
+//! `Documentation/filesystems/ext4/ifork.rst`.
 
 use crate::corruption::{Corruption, What};
 use crate::num::{BlockNo, FileBlock};
@@ -53,7 +53,8 @@ impl Extent {
         if unwritten { MAX_UNWRITTEN_LEN } else { MAX_LEN }
     }
 
-    /// Whether `next` continues this extent in the file, on the device and in kind, and one extent can hold both.
+    /// Whether `next` continues this extent in the file, on the device and in kind, and one extent can hold
+    /// both.
     #[must_use]
     pub fn joins(&self, next: &Extent) -> bool {
         self.end() == u64::from(next.first.0)
@@ -157,7 +158,8 @@ impl<'a> Node<'a> {
     /// Reads the header of a node: the inode's 60 bytes or a whole block.
     ///
     /// # Errors
-    /// A wrong magic, more slots than the bytes have room for, more entries than slots, a depth above [`MAX_DEPTH`].
+    /// A wrong magic, more slots than the bytes have room for, more entries than slots, a depth above
+    /// [`MAX_DEPTH`].
     pub fn parse(bytes: &'a [u8]) -> Result<Node<'a>, Corruption> {
         let bad =
             |field, found: u64, expected: u64| Err(Corruption::new(What::ExtentNode, field, found, expected));
@@ -256,8 +258,8 @@ impl<'a> Node<'a> {
         low.checked_sub(1)
     }
 
-    /// Checks every entry: order, overlap, lengths, and that all blocks lie inside `bounds`. `child` tells that the
-    /// first entry must start exactly at `bounds.first`, which holds for every node but the root.
+    /// Checks every entry: order, overlap, lengths, and that all blocks lie inside `bounds`. `child` tells
+    /// that the first entry must start exactly at `bounds.first`, which holds for every node but the root.
     ///
     /// # Errors
     /// The first rule that is broken.
@@ -335,7 +337,8 @@ impl From<Index> for Entry {
     }
 }
 
-/// A node that is being changed. Edits keep the header true; order is the caller's business, the checksum `csum`'s.
+/// A node that is being changed. Edits keep the header true; order is the caller's business, the checksum
+/// `csum`'s.
 #[derive(Debug)]
 pub struct NodeMut<'a> {
     bytes: &'a mut [u8],
@@ -374,7 +377,8 @@ impl<'a> NodeMut<'a> {
         }
     }
 
-    /// Puts `entry` before entry `at`. False, and no change, when the node is full or `at` lies behind the end.
+    /// Puts `entry` before entry `at`. False, and no change, when the node is full or `at` lies behind the
+    /// end.
     #[must_use]
     pub fn insert(&mut self, at: usize, entry: impl Into<Entry>) -> bool {
         let (len, full) = (self.view().len(), self.view().is_full());
@@ -401,8 +405,8 @@ impl<'a> NodeMut<'a> {
         true
     }
 
-    /// Moves the start of entry `at` to another file block, which an index node does when the first entry of a
-    /// child changes. False when there is none.
+    /// Moves the start of entry `at` to another file block, which an index node does when the first entry of
+    /// a child changes. False when there is none.
     pub fn set_first(&mut self, at: usize, first: FileBlock) -> bool {
         if at >= self.view().len() {
             return false;
@@ -425,8 +429,9 @@ impl<'a> NodeMut<'a> {
         true
     }
 
-    /// Moves the entries from `at` on into `right`, which becomes a fresh node of the same depth, and returns the
-    /// first file block it covers. `None`, and no change, when nothing would move or the target is too small.
+    /// Moves the entries from `at` on into `right`, which becomes a fresh node of the same depth, and returns
+    /// the first file block it covers. `None`, and no change, when nothing would move or the target is too
+    /// small.
     pub fn split_off(&mut self, at: usize, right: &mut [u8]) -> Option<FileBlock> {
         let (len, depth) = (self.view().len(), self.view().depth());
         let first = self.view().first_of(at)?;
@@ -475,8 +480,8 @@ pub enum Step {
 }
 
 /// Walks a tree in file order. `read` fetches (and may verify the checksum of) a node's block, `visit` sees
-/// each step. Every node is checked, and since children cover disjoint, exactly starting ranges, a hostile tree ends
-/// after at most `blocks_count` nodes.
+/// each step. Every node is checked, and since children cover disjoint, exactly starting ranges, a hostile
+/// tree ends after at most `blocks_count` nodes.
 ///
 /// # Errors
 /// The first damage met, or what `read` or `visit` return.

@@ -1,11 +1,10 @@
 //! Name hashes of htree directories: legacy, half-MD4 and TEA, each over signed or unsigned bytes.
 //!
-//! A hash has a major part, whose lowest bit is always clear (an index uses it to say "continued"), and a minor
-//! part that only orders names of equal major for readdir. SipHash (casefolded encrypted directories) needs a key
-//! this crate does not have, so it is not here.
-//! Source: the constants and the byte order are those of the kernel's `Documentation/filesystems/ext4/directory.rst`
-//! and were checked against `debugfs dx_hash`; half-MD4 is MD4 (RFC 1320) with eight words a round, TEA is Wheeler
-//! and Needham's cipher.
+//! A hash has a major part, whose lowest bit is always clear (an index uses it to say "continued"), and a
+//! minor part that only orders names of equal major for readdir. SipHash (casefolded encrypted directories)
+//! needs a key this crate does not have, so it is not here. Source: the constants and the byte order are
+//! those of the kernel's `Documentation/filesystems/ext4/directory.rst` and were checked against `debugfs
+//! dx_hash`; half-MD4 is MD4 (RFC 1320) with eight words a round, TEA is Wheeler and Needham's cipher.
 
 /// The hash of a name.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default, Hash)]
@@ -19,7 +18,8 @@ pub struct Hash {
 /// The major part that marks the end of a directory for readdir; no name has it.
 pub const EOF_MAJOR: u32 = 0xffff_fffe;
 
-/// How an index hashes its names: `dx_root_info.hash_version`, with the signedness that the superblock's flags add.
+/// How an index hashes its names: `dx_root_info.hash_version`, with the signedness that the superblock's
+/// flags add.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum HashVersion {
     /// 0: the first one.
@@ -74,7 +74,8 @@ impl HashVersion {
     }
 }
 
-/// The hash of `name`; `seed` is `s_hash_seed` as four little-endian words, all zero for none. `None` for SipHash.
+/// The hash of `name`; `seed` is `s_hash_seed` as four little-endian words, all zero for none. `None` for
+/// SipHash.
 #[must_use]
 pub fn name_hash(version: HashVersion, seed: [u32; 4], name: &[u8]) -> Option<Hash> {
     const START: [u32; 4] = [0x6745_2301, 0xefcd_ab89, 0x98ba_dcfe, 0x1032_5476];

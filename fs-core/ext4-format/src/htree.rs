@@ -1,11 +1,11 @@
 //! Index blocks of an htree directory.
 //!
-//! The root is block 0 of the directory: it opens with `.` and a `..` whose record hides the rest, so that old code
-//! sees a linear directory; behind them stand eight bytes of info and the entries. A node hides everything
-//! behind one free record. Entry 0 has no hash (its place holds limit and count) and stands for "all below entry 1";
-//! the lowest bit of a hash says that its first names continue those of the block before. With `metadata_csum`
-//! eight bytes behind the last slot hold the checksum.
-//! Source: the kernel's `Documentation/filesystems/ext4/directory.rst`.
+//! The root is block 0 of the directory: it opens with `.` and a `..` whose record hides the rest, so that
+//! old code sees a linear directory; behind them stand eight bytes of info and the entries. A node hides
+//! everything behind one free record. Entry 0 has no hash (its place holds limit and count) and stands for
+//! "all below entry 1"; the lowest bit of a hash says that its first names continue those of the block
+//! before. With `metadata_csum` eight bytes behind the last slot hold the checksum. Source: the kernel's
+//! `Documentation/filesystems/ext4/directory.rst`.
 
 use crate::corruption::{Corruption, What};
 use crate::dirent::{decode_rec_len, encode_rec_len};
@@ -89,7 +89,8 @@ pub struct Index<'a> {
 }
 
 impl<'a> Index<'a> {
-    /// Reads an index block: its shape, limit and count. `tail` says whether the volume has metadata checksums.
+    /// Reads an index block: its shape, limit and count. `tail` says whether the volume has metadata
+    /// checksums.
     ///
     /// # Errors
     /// A shape that is not an index block's, a limit that does not fit the block, a count outside 1 to limit.
@@ -197,7 +198,8 @@ impl<'a> Index<'a> {
         low - 1
     }
 
-    /// Checks that the hashes ascend and lie in `from..=to`, and that no block is 0 (the root) or past `blocks`.
+    /// Checks that the hashes ascend and lie in `from..=to`, and that no block is 0 (the root) or past
+    /// `blocks`.
     ///
     /// # Errors
     /// The first entry that breaks a rule.
@@ -292,8 +294,8 @@ impl<'a> IndexMut<'a> {
         }
     }
 
-    /// Puts `entry` before entry `at`, which is at least 1. False, and no change, when the block is full or `at`
-    /// lies outside.
+    /// Puts `entry` before entry `at`, which is at least 1. False, and no change, when the block is full or
+    /// `at` lies outside.
     #[must_use]
     pub fn insert(&mut self, at: usize, entry: DxEntry) -> bool {
         let (count, full) = (self.view().count, self.view().is_full());
@@ -315,8 +317,8 @@ impl<'a> IndexMut<'a> {
         true
     }
 
-    /// Moves the upper half of the entries into `right`, which becomes a fresh node; returns the hash that leads
-    /// there. `None`, and no change, with fewer than two entries.
+    /// Moves the upper half of the entries into `right`, which becomes a fresh node; returns the hash that
+    /// leads there. `None`, and no change, with fewer than two entries.
     pub fn split_upper_half(&mut self, right: &mut [u8]) -> Option<u32> {
         let count = self.view().count;
         let keep = count / 2;
@@ -326,8 +328,8 @@ impl<'a> IndexMut<'a> {
         Some(hash)
     }
 
-    /// Makes the tree one level deeper: this root's entries move into `child`, which becomes block `at` of the
-    /// directory and the root's only entry.
+    /// Makes the tree one level deeper: this root's entries move into `child`, which becomes block `at` of
+    /// the directory and the root's only entry.
     pub fn grow_depth(&mut self, child: &mut [u8], at: FileBlock) {
         self.move_entries(0, child);
         self.set_count(1);

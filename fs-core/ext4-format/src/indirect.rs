@@ -1,8 +1,8 @@
 //! The block map of ext2 and ext3: twelve direct pointers, then one, two and three levels of indirect blocks.
 //!
-//! A pointer is 32 bits, 0 is a hole. Nothing here does IO: a walk asks its caller for blocks. Indirect blocks
-//! have no checksum and no header, so only the range of each pointer can be checked.
-//! Source: the kernel's `Documentation/filesystems/ext4/blockmap.rst`.
+//! A pointer is 32 bits, 0 is a hole. Nothing here does IO: a walk asks its caller for blocks. Indirect
+//! blocks have no checksum and no header, so only the range of each pointer can be checked. Source: the
+//! kernel's `Documentation/filesystems/ext4/blockmap.rst`.
 
 use crate::corruption::{Corruption, What};
 use crate::num::{BlockNo, FileBlock};
@@ -69,8 +69,8 @@ pub fn pointer(bytes: &[u8], slot: u32) -> Option<BlockNo> {
     (raw != 0).then_some(BlockNo(u64::from(raw)))
 }
 
-/// Writes pointer `slot`; `None` makes a hole. False when the slot lies behind the end or the block number has more
-/// than 32 bits, which this map cannot hold.
+/// Writes pointer `slot`; `None` makes a hole. False when the slot lies behind the end or the block number
+/// has more than 32 bits, which this map cannot hold.
 pub fn set_pointer(bytes: &mut [u8], slot: u32, block: Option<BlockNo>) -> bool {
     let at = slot as usize * 4;
     match (bytes.get_mut(at..at + 4), u32::try_from(block.map_or(0, |block| block.0))) {
@@ -103,8 +103,9 @@ pub enum Step {
     },
 }
 
-/// Walks the map in file order; `read` fetches indirect blocks, `visit` sees each step. The fixed depth bounds the
-/// work by the number of slots, and `max_nodes` bounds it further on hostile maps (many slots naming one block).
+/// Walks the map in file order; `read` fetches indirect blocks, `visit` sees each step. The fixed depth
+/// bounds the work by the number of slots, and `max_nodes` bounds it further on hostile maps (many slots
+/// naming one block).
 ///
 /// # Errors
 /// A pointer outside the device, too many indirect blocks, or what `read` or `visit` return.

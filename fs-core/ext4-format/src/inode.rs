@@ -1,9 +1,10 @@
-//! The inode: one record of the inode table, 128 bytes of ext2 heritage and, in larger records, the extra fields.
+//! The inode: one record of the inode table, 128 bytes of ext2 heritage and, in larger records, the extra
+//! fields.
 //!
-//! [`Inode`] is the decoded form: split fields joined, timestamps widened, units unified. What the record keeps
-//! beyond it (unknown fields, the attributes after the extra fields) is left as it stands by [`Inode::encode_into`].
-//! Checksums belong to `csum`, the meaning of `block` to `extent`, `indirect` and inline data.
-//! Source of every offset: the kernel's `Documentation/filesystems/ext4/inodes.rst`.
+//! [`Inode`] is the decoded form: split fields joined, timestamps widened, units unified. What the record
+//! keeps beyond it (unknown fields, the attributes after the extra fields) is left as it stands by
+//! [`Inode::encode_into`]. Checksums belong to `csum`, the meaning of `block` to `extent`, `indirect` and
+//! inline data. Source of every offset: the kernel's `Documentation/filesystems/ext4/inodes.rst`.
 
 use std::mem::{offset_of, size_of};
 use std::ops::Range;
@@ -388,8 +389,9 @@ impl Inode {
         Ok(inode)
     }
 
-    /// Decodes a record whatever it holds: for a checker that wants to see the damage. An `extra_isize` that makes
-    /// no sense is kept as it stands and uses no extra field; a short record reads as zeros past its end.
+    /// Decodes a record whatever it holds: for a checker that wants to see the damage. An `extra_isize` that
+    /// makes no sense is kept as it stands and uses no extra field; a short record reads as zeros past its
+    /// end.
     #[must_use]
     pub fn decode_damaged(bytes: &[u8], layout: &InodeLayout) -> Inode {
         let mut padded = [0; BASE_SIZE];
@@ -445,12 +447,13 @@ impl Inode {
         }
     }
 
-    /// Writes the inode into its record. Fields that the record has no room for, unknown fields, the checksum and
-    /// the attributes behind `extra_isize` stay as they are. Returns the flags as written: `HUGE_FILE` follows the
-    /// size of `blocks`.
+    /// Writes the inode into its record. Fields that the record has no room for, unknown fields, the checksum
+    /// and the attributes behind `extra_isize` stay as they are. Returns the flags as written: `HUGE_FILE`
+    /// follows the size of `blocks`.
     ///
     /// # Panics
-    /// When `bytes` is shorter than 128 bytes or than `extra_isize` asks for: the caller hands in a whole record.
+    /// When `bytes` is shorter than 128 bytes or than `extra_isize` asks for: the caller hands in a whole
+    /// record.
     pub fn encode_into(&self, bytes: &mut [u8], layout: &InodeLayout) -> u32 {
         let room = bytes.len().min(usize::from(layout.inode_size)) - BASE_SIZE;
         let (head, tail) = bytes.split_at_mut(BASE_SIZE);
@@ -535,7 +538,8 @@ impl Inode {
         self.flags & bit != 0
     }
 
-    /// Whether this symbolic link keeps its target in `block`: it has no data block, the attribute block apart.
+    /// Whether this symbolic link keeps its target in `block`: it has no data block, the attribute block
+    /// apart.
     #[must_use]
     pub fn is_fast_symlink(&self, layout: &InodeLayout) -> bool {
         if self.file_type() != Some(FileType::Symlink) || self.has(flag::INLINE_DATA) {
@@ -567,8 +571,8 @@ impl Inode {
         &target[..target.iter().position(|&b| b == 0).unwrap_or(end)]
     }
 
-    /// Major and minor number of a device inode. The old encoding (8 bits each) stands in the first word; a zero
-    /// there means the new one (12 and 20 bits) in the second.
+    /// Major and minor number of a device inode. The old encoding (8 bits each) stands in the first word; a
+    /// zero there means the new one (12 and 20 bits) in the second.
     #[must_use]
     pub fn device(&self) -> (u32, u32) {
         let word = |at: usize| u32::from_le_bytes(std::array::from_fn(|i| self.block[at + i]));
@@ -590,8 +594,8 @@ impl Inode {
         self.block[4..8].copy_from_slice(&second.to_le_bytes());
     }
 
-    /// Where the attributes kept inside the record lie (they start with a four-byte magic), or `None` when there is
-    /// no room for them.
+    /// Where the attributes kept inside the record lie (they start with a four-byte magic), or `None` when
+    /// there is no room for them.
     #[must_use]
     pub fn xattr_range(&self, layout: &InodeLayout) -> Option<Range<usize>> {
         let start = BASE_SIZE + usize::from(self.extra_isize);
@@ -643,7 +647,8 @@ mod tests {
 
     #[test]
     fn timestamps_cover_the_documented_epochs() {
-        // The table of inodes.rst: epoch bits 0 with a negative second is 1901, 1 with a negative second is 2038.
+        // The table of inodes.rst: epoch bits 0 with a negative second is 1901, 1 with a negative second is
+        // 2038.
         assert_eq!(Time::decode(0x8000_0000, Some(0)).sec, -0x8000_0000);
         assert_eq!(Time::decode(0x8000_0000, Some(1)).sec, 0x8000_0000);
         assert_eq!(Time::decode(0x7fff_ffff, Some(3)).sec, 0x3_7fff_ffff);

@@ -1,8 +1,9 @@
-//! The orphan file (feature `orphan_file`): inodes to be truncated or freed after a crash, without a shared list head.
+//! The orphan file (feature `orphan_file`): inodes to be truncated or freed after a crash, without a shared
+//! list head.
 //!
-//! Each block is an array of 32-bit inode numbers, zero where free, and an eight-byte tail with a magic and, with
-//! `metadata_csum`, a checksum over the block number and the entries (see `csum`).
-//! Source: the kernel's `Documentation/filesystems/ext4/orphan.rst`.
+//! Each block is an array of 32-bit inode numbers, zero where free, and an eight-byte tail with a magic and,
+//! with `metadata_csum`, a checksum over the block number and the entries (see `csum`). Source: the kernel's
+//! `Documentation/filesystems/ext4/orphan.rst`.
 
 use crate::corruption::{Corruption, What};
 use crate::num::Ino;

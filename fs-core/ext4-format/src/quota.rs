@@ -1,10 +1,10 @@
 //! Quota files, format `vfsv1`: what each user, group or project uses and may use.
 //!
-//! A file of 1 KiB blocks whatever the volume's block size. Block 0 is a header; from block 1 hangs a tree of four levels
-//! that takes an id apart byte by byte, the highest first; its leaves are blocks of entries of 72 bytes, and an id is
-//! found by looking through its leaf. Free blocks and leaves with room are on two chains that only a writer needs.
-//! [`read`] trusts nothing; [`encode`] makes a whole new file.
-//! Source: `quota(5)`'s format as `quota-tools` documents it, and files made by mke2fs.
+//! A file of 1 KiB blocks whatever the volume's block size. Block 0 is a header; from block 1 hangs a tree of
+//! four levels that takes an id apart byte by byte, the highest first; its leaves are blocks of entries of 72
+//! bytes, and an id is found by looking through its leaf. Free blocks and leaves with room are on two chains
+//! that only a writer needs. [`read`] trusts nothing; [`encode`] makes a whole new file. Source: `quota(5)`'s
+//! format as `quota-tools` documents it, and files made by mke2fs.
 
 use std::collections::BTreeMap;
 
@@ -126,8 +126,8 @@ fn wrong(field: &'static str, found: u32, expected: u32) -> Corruption {
 /// Reads a whole file. Each block of the tree is visited once at most.
 ///
 /// # Errors
-/// Another magic or version, a reference outside the file or to a block that was visited already, an entry where the
-/// tree does not lead to it.
+/// Another magic or version, a reference outside the file or to a block that was visited already, an entry
+/// where the tree does not lead to it.
 pub fn read(bytes: &[u8], kind: Kind) -> Result<QuotaFile, Corruption> {
     if word(bytes, 0) != kind.magic() {
         return Err(wrong("dqh_magic", word(bytes, 0), kind.magic()));
@@ -215,8 +215,8 @@ fn leaf_of(bytes: &[u8], id: u32) -> Option<u32> {
     Some(at)
 }
 
-/// A new file that holds these entries: the tree in the order of ids, each leaf filled before the next is begun. An
-/// id of which nothing is known but zeros keeps its place by a time of one, as the format wants it.
+/// A new file that holds these entries: the tree in the order of ids, each leaf filled before the next is
+/// begun. An id of which nothing is known but zeros keeps its place by a time of one, as the format wants it.
 #[must_use]
 pub fn encode(file: &QuotaFile, kind: Kind) -> Vec<u8> {
     let mut bytes = vec![0; 2 * BLOCK];

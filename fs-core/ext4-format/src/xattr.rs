@@ -1,11 +1,12 @@
-//! Extended attributes: a region of entries growing up and values growing down, inside the inode or in a block.
+//! Extended attributes: a region of entries growing up and values growing down, inside the inode or in a
+//! block.
 //!
-//! In a block (32-byte header with a reference count and a hash) entries are sorted by prefix, length and name and
-//! carry hashes, so that equal blocks can be shared. In the inode (four bytes of magic) they keep their order of
-//! arrival. A value too large for either lies in an inode of its own (feature `ea_inode`) and the entry names that.
-//! Changing goes through [`Attributes`]: read a region, edit the list, write it back packed, or learn that it does
-//! not fit. Checksums and the hash of an `ea_inode` value are `csum`'s.
-//! Source: the kernel's `Documentation/filesystems/ext4/attributes.rst`.
+//! In a block (32-byte header with a reference count and a hash) entries are sorted by prefix, length and
+//! name and carry hashes, so that equal blocks can be shared. In the inode (four bytes of magic) they keep
+//! their order of arrival. A value too large for either lies in an inode of its own (feature `ea_inode`) and
+//! the entry names that. Changing goes through [`Attributes`]: read a region, edit the list, write it back
+//! packed, or learn that it does not fit. Checksums and the hash of an `ea_inode` value are `csum`'s. Source:
+//! the kernel's `Documentation/filesystems/ext4/attributes.rst`.
 
 use crate::corruption::{Corruption, What};
 use crate::num::Ino;
@@ -49,8 +50,8 @@ pub fn prefix(index: u8) -> Option<&'static str> {
     PREFIXES.iter().find(|row| row.0 == index).map(|row| row.1)
 }
 
-/// Splits a full name into index and rest. A prefix that does not end with a dot is a whole name. Unknown prefixes
-/// give `None`: ext4 cannot store them.
+/// Splits a full name into index and rest. A prefix that does not end with a dot is a whole name. Unknown
+/// prefixes give `None`: ext4 cannot store them.
 #[must_use]
 pub fn split_name(full: &[u8]) -> Option<(u8, &[u8])> {
     PREFIXES
@@ -155,8 +156,8 @@ pub fn in_use(region: &[u8]) -> bool {
     word(region, 0) == Some(MAGIC)
 }
 
-/// The entries of a region, in their order; a damaged one is the last item. A region in an inode without its magic
-/// has none.
+/// The entries of a region, in their order; a damaged one is the last item. A region in an inode without its
+/// magic has none.
 #[must_use]
 pub fn entries(region: &[u8], home: Home) -> Entries<'_> {
     let next = (home == Home::Block || in_use(region)).then(|| home.header());
@@ -178,8 +179,8 @@ pub fn find<'a>(
         .transpose()
 }
 
-/// Checks a region: the header, every entry, values inside the region and behind the entries, none overlapping,
-/// and no name twice.
+/// Checks a region: the header, every entry, values inside the region and behind the entries, none
+/// overlapping, and no name twice.
 ///
 /// # Errors
 /// The first rule that is broken.
@@ -280,8 +281,8 @@ pub fn entry_size(name_len: usize) -> usize {
     (ENTRY_HEADER + name_len).next_multiple_of(4)
 }
 
-/// `e_hash` of a value in the region. `signed` is how kernels before 6.2 took name bytes on most machines; both are
-/// valid on disk.
+/// `e_hash` of a value in the region. `signed` is how kernels before 6.2 took name bytes on most machines;
+/// both are valid on disk.
 #[must_use]
 pub fn entry_hash(name: &[u8], value: &[u8], signed: bool) -> u32 {
     value.chunks(4).fold(name_part(name, signed), |hash, chunk| {
@@ -370,8 +371,8 @@ pub struct Attributes {
 }
 
 impl Attributes {
-    /// Reads a region. `value_hash` gives the hash of a value in an inode of its own (the seconds of its access
-    /// time); it is asked only for such values.
+    /// Reads a region. `value_hash` gives the hash of a value in an inode of its own (the seconds of its
+    /// access time); it is asked only for such values.
     ///
     /// # Errors
     /// A damaged region.
@@ -436,9 +437,9 @@ impl Attributes {
         self.list.iter().map(Attribute::value_size).sum()
     }
 
-    /// Writes the attributes into a region, packed: entries upwards, values from the end downwards. A block gets a
-    /// header with `refcount` 1, sorted entries and its hashes. An inode's region without attributes is zeroed.
-    /// False, and no change, when they do not fit.
+    /// Writes the attributes into a region, packed: entries upwards, values from the end downwards. A block
+    /// gets a header with `refcount` 1, sorted entries and its hashes. An inode's region without attributes
+    /// is zeroed. False, and no change, when they do not fit.
     #[must_use]
     pub fn write(&self, region: &mut [u8], home: Home) -> bool {
         if self.size(home) > region.len() || region.len() > MAX_VALUE {

@@ -1,5 +1,5 @@
-//! The format against images of mke2fs: bytes go through decode and encode unchanged, every checksum verifies,
-//! and what the arithmetic says is what dumpe2fs says.
+//! The format against images of mke2fs: bytes go through decode and encode unchanged, every checksum
+//! verifies, and what the arithmetic says is what dumpe2fs says.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;

@@ -1,5 +1,5 @@
-//! Every inode, extent node, directory block, index block and attribute of images that mke2fs made and the kernel
-//! filled: each must verify, and its codec must give back the same bytes.
+//! Every inode, extent node, directory block, index block and attribute of images that mke2fs made and the
+//! kernel filled: each must verify, and its codec must give back the same bytes.
 
 use std::path::Path;
 use std::process::Command;

@@ -296,7 +296,8 @@ fn the_kernel_replays_our_log() {
     }
 }
 
-/// Work that goes around a kernel's log: files, directories grown and removed again (revokes), everything synced.
+/// Work that goes around a kernel's log: files, directories grown and removed again (revokes), everything
+/// synced.
 const WORK: &str = r#"
     set -e; cd "$1"
     for i in $(seq 1 120); do mkdir t$i; echo > t$i/f; sync -f .; rm -r t$i; done

@@ -21,8 +21,8 @@ impl Filesystem {
         self.let_go(ino);
     }
 
-    /// For a door that brings [`Filesystem::forget`] by another way than the rest: `arrival` returns when all that was
-    /// sent before has been heard. Called where there is no space, with locks of the caller's held.
+    /// For a door that brings [`Filesystem::forget`] by another way than the rest: `arrival` returns when all
+    /// that was sent before has been heard. Called where there is no space, with locks of the caller's held.
     pub fn forgets_arrive_by(&self, arrival: Arrival) {
         self.deletions.arrive_by(arrival);
     }

@@ -74,8 +74,8 @@ impl Filesystem {
         converted
     }
 
-    /// What a volume that cannot be written has to say to whoever wants something durable: nothing can have been
-    /// changed on one that was mounted read-only, anything on one whose journal was aborted later.
+    /// What a volume that cannot be written has to say to whoever wants something durable: nothing can have
+    /// been changed on one that was mounted read-only, anything on one whose journal was aborted later.
     fn left_behind(&self) -> Result<()> {
         self.vol.journal.is_aborted().map_or(Ok(()), |cause| Err(cause.into()))
     }

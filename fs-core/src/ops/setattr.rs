@@ -106,8 +106,8 @@ pub(super) fn without_privileges(mode: u16, gid: u32, caller: &Caller) -> u16 {
     mode & !(S_ISUID | group)
 }
 
-/// What append-only inodes allow: setting both times to now. A kernel that keeps the times itself says what now is,
-/// and the same of the change of the inode.
+/// What append-only inodes allow: setting both times to now. A kernel that keeps the times itself says what
+/// now is, and the same of the change of the inode.
 fn only_touches(change: &SetAttr) -> bool {
     let now = |time: Option<SetTime>| match time {
         Some(SetTime::Now) => true,

@@ -1,7 +1,8 @@
 //! The attribute block: written in place while one inode has it, shared between inodes whose
 //! attributes are equal, and copied when one of several changes.
 //!
-//! A block has one reference to each value inode for every entry that names it, however many inodes share the block.
+//! A block has one reference to each value inode for every entry that names it, however many inodes share the
+//! block.
 //!
 //! The reference count is part of the block and changes only under its write guard. A count of 0
 //! marks a block that is about to be freed: nobody may join it any more.

@@ -1,9 +1,10 @@
-//! Which attribute blocks and value inodes could be shared: small tables from a content's hash to where it lies.
+//! Which attribute blocks and value inodes could be shared: small tables from a content's hash to where it
+//! lies.
 //!
-//! An entry is a hint. Whoever follows it compares the content, and counts himself in under the write guard of the
-//! place that counts, unless the count there has come to 0. He looks it up with a handle open: a place leaves the
-//! table before the handle that frees it closes, so a hint found in a later transaction never leads to a block that
-//! became file data.
+//! An entry is a hint. Whoever follows it compares the content, and counts himself in under the write guard
+//! of the place that counts, unless the count there has come to 0. He looks it up with a handle open: a place
+//! leaves the table before the handle that frees it closes, so a hint found in a later transaction never
+//! leads to a block that became file data.
 
 use ext4_format::{BlockNo, Ino};
 
@@ -50,8 +51,8 @@ impl<T: Copy + PartialEq> Hints<T> {
     }
 }
 
-/// Both halves of a block's hash are made by the same steps: values that are alike differ in few of its bits, and only
-/// a product spreads them.
+/// Both halves of a block's hash are made by the same steps: values that are alike differ in few of its bits,
+/// and only a product spreads them.
 fn slot(hash: u32) -> usize {
     (hash.wrapping_mul(0x9e37_79b1) >> (u32::BITS - SLOT_BITS)) as usize
 }

@@ -58,8 +58,8 @@ fn a_commit_between_two_batches_leaves_no_written_extent_behind_the_size() {
     }
 }
 
-/// A write that fills a hole and goes on over blocks that hold data: the end of the data is not the end of the last
-/// range that is converted.
+/// A write that fills a hole and goes on over blocks that hold data: the end of the data is not the end of
+/// the last range that is converted.
 #[test]
 fn the_size_moves_with_data_that_end_in_blocks_written_before() {
     for mode in [WriteMode::Direct, WriteMode::Cached] {

@@ -60,8 +60,8 @@ fn work(fs: &Filesystem, ino: Ino, mine: u64, rounds: u64) -> Vec<u8> {
     model
 }
 
-/// The end of the file, which moves: direct and cached appends, truncates, collapses and inserts. What comes before
-/// `base` is others'. Gives the bytes from there on.
+/// The end of the file, which moves: direct and cached appends, truncates, collapses and inserts. What comes
+/// before `base` is others'. Gives the bytes from there on.
 fn work_on_tail(fs: &Filesystem, ino: Ino, base: u64, block: u64, rounds: u64) -> Vec<u8> {
     let root = Caller::root();
     let mut dice = Dice::new(77);
@@ -172,8 +172,8 @@ fn threads_share_an_indirect_file() {
     stress(&["-t", "ext3", "-b", "2048"], pick(100, 3000));
 }
 
-/// Readers look on while direct writes fill holes and preallocated blocks and move the end of a file on a disk
-/// full of what others left there.
+/// Readers look on while direct writes fill holes and preallocated blocks and move the end of a file on a
+/// disk full of what others left there.
 #[test]
 fn readers_see_nothing_stale_while_blocks_are_filled() {
     const LENGTH: u64 = 2 << 20;

@@ -177,8 +177,8 @@ fn a_value_that_finds_no_place_leaves_no_inode() {
     rig.unmount();
 }
 
-/// Short values, too, have inodes of their own where the block's room for values is used up: capabilities that a
-/// write takes away, lists that follow the mode.
+/// Short values, too, have inodes of their own where the block's room for values is used up: capabilities
+/// that a write takes away, lists that follow the mode.
 #[test]
 fn what_is_changed_on_the_side_gives_its_value_inode_back() {
     let Some(mut rig) = Rig::new(32, &["-t", "ext4", "-b", "1024", "-O", "ea_inode"]) else { return };

@@ -1,7 +1,8 @@
 //! The extent tree of one inode: every node and entry, with entries that make no sense taken out.
 //!
-//! A repaired tree stays a valid tree: entries go, emptied nodes go with their index, and an index follows its
-//! child's first block. Depth is bounded by the format, breadth by a budget of blocks for the whole volume.
+//! A repaired tree stays a valid tree: entries go, emptied nodes go with their index, and an index follows
+//! its child's first block. Depth is bounded by the format, breadth by a budget of blocks for the whole
+//! volume.
 
 use std::collections::BTreeMap;
 
@@ -72,7 +73,8 @@ fn mend_max(ask: &mut dyn Ask, ino: Ino, bytes: &mut [u8]) -> Result<bool> {
     Ok(true)
 }
 
-/// A root whose only fault is its depth: one without entries is an empty leaf, and one that makes sense as a leaf is one.
+/// A root whose only fault is its depth: one without entries is an empty leaf, and one that makes sense as a
+/// leaf is one.
 fn mend_depth(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject) -> Result<()> {
     let mut leaf = s.inode.block;
     set_depth(&mut leaf, 0);
@@ -100,7 +102,8 @@ struct Walk<'a> {
     next: u64,
     /// The last cluster of the file so far, and where it lies.
     last_cluster: Option<(u64, u64)>,
-    /// Runs of clusters on the device, by the first: behind the last, and how far from their place in the file.
+    /// Runs of clusters on the device, by the first: behind the last, and how far from their place in the
+    /// file.
     placed: BTreeMap<u64, (u64, i64)>,
     effects: &'a mut Effects,
 }
@@ -196,7 +199,8 @@ impl Walk<'_> {
         (place, end, place as i64 - inside as i64)
     }
 
-    /// Whether an extent begins in a cluster of the file that lies elsewhere already, or takes one that is another's.
+    /// Whether an extent begins in a cluster of the file that lies elsewhere already, or takes one that is
+    /// another's.
     fn tears_cluster(&self, extent: &Extent) -> bool {
         let (place, end, distance) = self.run(extent);
         let inside = self.clusters(extent.first.0.into(), 0).0;

@@ -1,7 +1,8 @@
 //! One inode: its fields against each other, against its kind and against what it maps.
 //!
-//! [`check`] changes a copy of the record and writes it back at the end, with its checksum. What the inode uses
-//! goes into [`Effects`], which the caller joins to the common picture only when the whole inode has been judged.
+//! [`check`] changes a copy of the record and writes it back at the end, with its checksum. What the inode
+//! uses goes into [`Effects`], which the caller joins to the common picture only when the whole inode has
+//! been judged.
 
 use std::sync::atomic::Ordering::Relaxed;
 

@@ -1,9 +1,9 @@
 //! Pass 1: every inode and every block it uses.
 //!
-//! Groups are scanned in parallel by the prober; an inode that needs a question is put on a list and looked at again,
-//! alone and in order, by the judge. Inodes with trees of blocks come after the scan, in parallel too and sorted by
-//! place, so that one group full of large files does not keep one core busy alone. The device hears of the tables and
-//! trees that come next while those before them are looked at.
+//! Groups are scanned in parallel by the prober; an inode that needs a question is put on a list and looked
+//! at again, alone and in order, by the judge. Inodes with trees of blocks come after the scan, in parallel
+//! too and sorted by place, so that one group full of large files does not keep one core busy alone. The
+//! device hears of the tables and trees that come next while those before them are looked at.
 
 mod extents;
 mod indirect;
@@ -140,7 +140,8 @@ fn announce_table(ctx: &Context, group: GroupNo) {
     }
 }
 
-/// The blocks that the record itself names of the tree of an inode that needs more than its record to be checked.
+/// The blocks that the record itself names of the tree of an inode that needs more than its record to be
+/// checked.
 fn tree_blocks(record: &[u8]) -> impl Iterator<Item = u64> {
     let word = |at: usize| u32::from_le_bytes(std::array::from_fn(|i| record[at + i]));
     let (mode, flags) = (word(0) & 0xf000, word(0x20));

@@ -1,5 +1,5 @@
-//! The inodes below the first ordinary one, and those the superblock names: bad blocks, root, quota, journal, resize
-//! and the orphan file.
+//! The inodes below the first ordinary one, and those the superblock names: bad blocks, root, quota, journal,
+//! resize and the orphan file.
 
 use ext4_format::features::{Compat, Incompat, RoCompat};
 use ext4_format::indirect::pointer;
@@ -110,8 +110,8 @@ pub fn check(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject, effects: &mut Ef
     Ok(false)
 }
 
-/// Numbers of quota files and of the orphan file on a volume without the feature: one that names an ordinary file in
-/// use is forgotten, or the file could not keep its name.
+/// Numbers of quota files and of the orphan file on a volume without the feature: one that names an ordinary
+/// file in use is forgotten, or the file could not keep its name.
 pub fn check_numbers(ctx: &Context, ask: &mut dyn Ask) -> Result<()> {
     let raw = ctx.sb.raw();
     let ordinary = |number: u32| {
@@ -163,7 +163,8 @@ fn reserved(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject, effects: &mut Eff
         Some(kind) if s.ino == Ino::BOOT_LOADER => kind == FileType::Directory,
         _ => s.inode.mode != 0,
     };
-    // Nobody reads what such an inode maps: if that makes no sense, all of it goes. Without a mode it maps nothing.
+    // Nobody reads what such an inode maps: if that makes no sense, all of it goes. Without a mode it maps
+    // nothing.
     let mut seen = Effects::default();
     let mapped = if s.inode.mode != 0 { internal(ctx, &mut Probe, s, &mut seen) } else { Ok(true) };
     let sound = match mapped {
@@ -237,8 +238,8 @@ fn drop_resize_feature(ctx: &Context) {
     });
 }
 
-/// The resize inode maps the reserved descriptor blocks: its doubly indirect block names those of group 0, and each
-/// of these names its copies in the backup groups.
+/// The resize inode maps the reserved descriptor blocks: its doubly indirect block names those of group 0,
+/// and each of these names its copies in the backup groups.
 fn check_resize(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject, effects: &mut Effects) -> Result<()> {
     if !ctx.sb.compat().has(Compat::RESIZE_INODE) {
         let nameless = s.inode.mode == 0 && s.inode.links == 0;

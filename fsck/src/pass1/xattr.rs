@@ -69,7 +69,8 @@ fn check_inside(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject, effects: &mut
     Ok(())
 }
 
-/// Whether an entry without a value says that it lies outside the region: the kernel does not mind, e2fsck does.
+/// Whether an entry without a value says that it lies outside the region: the kernel does not mind, e2fsck
+/// does.
 fn empty_value_outside(region: &[u8]) -> bool {
     let mut at = xattr::INODE_HEADER;
     while let Some(entry) = region.get(at..at + xattr::ENTRY_HEADER).filter(|entry| entry[..4] != [0; 4]) {

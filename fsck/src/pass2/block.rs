@@ -193,8 +193,8 @@ fn apply(bytes: &mut [u8], offset: usize, format: DirFormat, verdict: Verdict) -
     true
 }
 
-/// Makes a damaged record at `at` a free one that reaches to the next record that makes sense, or to the end. False
-/// when there is no record to go on with.
+/// Makes a damaged record at `at` a free one that reaches to the next record that makes sense, or to the end.
+/// False when there is no record to go on with.
 fn salvage(bytes: &mut [u8], at: usize, format: DirFormat) -> bool {
     let (len, usable) = (bytes.len(), format.usable(bytes.len()));
     let rest = usable - at;
@@ -413,8 +413,8 @@ pub fn check_names(
     Ok(())
 }
 
-/// Whether an inode lies where its group says that none is in use, so that nobody has looked. A name for it makes
-/// that doubtful: the group is looked at as a whole in the next round.
+/// Whether an inode lies where its group says that none is in use, so that nobody has looked. A name for it
+/// makes that doubtful: the group is looked at as a whole in the next round.
 fn beyond_scan(ctx: &Context, ask: &mut dyn Ask, ino: Ino) -> Result<bool> {
     let Some(place) = ctx.geometry.inode_location(ino) else { return Ok(false) };
     let scanned = ctx.inodes_to_scan(place.group);
@@ -462,7 +462,8 @@ fn unique_name(ctx: &Context, dir: &Directory, name: &[u8], said: &mut Said) -> 
     })
 }
 
-/// The two parts of an inline directory: behind the parent's number in `i_block`, and the rest in an attribute.
+/// The two parts of an inline directory: behind the parent's number in `i_block`, and the rest in an
+/// attribute.
 pub fn check_inline(
     ctx: &Context,
     ask: &mut dyn Ask,

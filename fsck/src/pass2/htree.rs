@@ -173,8 +173,8 @@ impl Index {
         }
     }
 
-    /// Checks what the entries of one index block lead to. Depth is bounded by `levels`, breadth because each block
-    /// may be named once.
+    /// Checks what the entries of one index block lead to. Depth is bounded by `levels`, breadth because each
+    /// block may be named once.
     fn judge(
         &self,
         dir: &Directory,

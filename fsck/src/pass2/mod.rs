@@ -1,7 +1,8 @@
 //! Pass 2: every directory, its blocks, entries and index.
 //!
-//! A directory is judged as a whole: what its entries say is counted only when nothing is left to ask. The scan runs
-//! over directories in parallel with the prober; what needs a question is looked at again by the judge.
+//! A directory is judged as a whole: what its entries say is counted only when nothing is left to ask. The
+//! scan runs over directories in parallel with the prober; what needs a question is looked at again by the
+//! judge.
 
 mod block;
 mod htree;
@@ -45,8 +46,9 @@ pub struct Said {
     pub renamed: usize,
 }
 
-/// The names of one directory, as numbers. Where all of them together would take too much memory they are looked at in
-/// parts: those whose number leaves one remainder are remembered in one walk, the others in further walks.
+/// The names of one directory, as numbers. Where all of them together would take too much memory they are
+/// looked at in parts: those whose number leaves one remainder are remembered in one walk, the others in
+/// further walks.
 #[derive(Debug)]
 pub struct Seen {
     numbers: std::collections::HashSet<u64>,

@@ -1,5 +1,5 @@
-//! What the checker's tests share: volumes filled by the kernel, a reader that lists what a volume holds, the map of
-//! its metadata, and e2fsck as the other judge.
+//! What the checker's tests share: volumes filled by the kernel, a reader that lists what a volume holds, the
+//! map of its metadata, and e2fsck as the other judge.
 
 #![allow(dead_code, reason = "each test binary uses its part")]
 
@@ -54,8 +54,8 @@ chown 7:8 big; chmod 640 big
 /// UUID and hash seed of every test volume, so that names fall into the same blocks each time.
 const PINNED: &str = "5eed5eed-5eed-4eed-8eed-5eed5eed5eed";
 
-/// A volume of `megabytes`, made by mke2fs with `options` and filled by the kernel. `None` where the machine cannot
-/// mount, which is said loudly and is a failure under CI.
+/// A volume of `megabytes`, made by mke2fs with `options` and filled by the kernel. `None` where the machine
+/// cannot mount, which is said loudly and is a failure under CI.
 pub fn filled(options: &str, megabytes: u32) -> Option<Vec<u8>> {
     made(options, &format!("{megabytes}M"), FILL)
 }
@@ -65,8 +65,8 @@ pub fn filled_little(options: &str, size: &str) -> Option<Vec<u8>> {
     made(options, size, FILL_LITTLE)
 }
 
-/// As [`filled_little`], filled by mke2fs: for features that the kernel here may not mount. With `folded`, one of its
-/// directories is case-insensitive and indexed by e2fsck.
+/// As [`filled_little`], filled by mke2fs: for features that the kernel here may not mount. With `folded`,
+/// one of its directories is case-insensitive and indexed by e2fsck.
 pub fn copied_little(options: &str, size: &str, folded: bool) -> Vec<u8> {
     let folder = tempfile::tempdir().unwrap();
     let dir = folder.path().display();
@@ -80,7 +80,8 @@ pub fn copied_little(options: &str, size: &str, folded: bool) -> Vec<u8> {
     std::fs::read(folder.path().join("image")).unwrap()
 }
 
-/// Waits until nobody holds the image: a mount namespace that was made meanwhile keeps it mounted until it ends.
+/// Waits until nobody holds the image: a mount namespace that was made meanwhile keeps it mounted until it
+/// ends.
 const GONE: &str = "for i in $(seq 600); do losetup -j image | grep -q . || break; sleep 0.1; done";
 
 fn made(options: &str, size: &str, fill: &str) -> Option<Vec<u8>> {
@@ -105,8 +106,8 @@ pub fn check(image: &[u8], mode: Mode) -> (fsck::Result<Report>, Vec<u8>) {
     (report, bytes)
 }
 
-/// e2fsck's exit code and words about an image, which it may change. On some damage it runs without end: it is stopped
-/// with code 124, which has the bit of an operational error.
+/// e2fsck's exit code and words about an image, which it may change. On some damage it runs without end: it
+/// is stopped with code 124, which has the bit of an operational error.
 pub fn e2fsck(path: &Path, flags: &str) -> (i32, String) {
     let output = Command::new("timeout").args(["300", "e2fsck", "-f", flags]).arg(path).output().unwrap();
     (output.status.code().unwrap_or(-1), String::from_utf8_lossy(&output.stdout).into_owned())
@@ -165,7 +166,8 @@ pub fn interrupted(folder: &Path, options: &str) -> Option<()> {
     mounting(&script)
 }
 
-/// Runs a script that mounts something. `None` where the machine cannot, which is said loudly and is a failure under CI.
+/// Runs a script that mounts something. `None` where the machine cannot, which is said loudly and is a
+/// failure under CI.
 pub fn mounting(script: &str) -> Option<()> {
     let output = Command::new("bash").arg("-c").arg(script).output().ok()?;
     if !output.status.success() {

@@ -1,5 +1,6 @@
-//! Damage that keeps its checksums: single fields of structures set to values that mean something, such as another
-//! file's block, an inode that is free, a flag of another kind of file, or a length that is off by a little.
+//! Damage that keeps its checksums: single fields of structures set to values that mean something, such as
+//! another file's block, an inode that is free, a flag of another kind of file, or a length that is off by a
+//! little.
 
 use ext4_format::dirent::{DirBlock, DirFormat};
 use ext4_format::{GroupNo, Ino};

@@ -17,7 +17,8 @@ pub struct Backchannel {
     pub notifier: Notifier,
     /// The threads.
     pub crew: Crew,
-    /// A regular file that the kernel knows while a thread is started on its behalf: it has a request about it under way.
+    /// A regular file that the kernel knows while a thread is started on its behalf: it has a request about
+    /// it under way.
     file: AtomicU64,
     old_pages: Arc<OldPages>,
 }

@@ -27,8 +27,8 @@ struct Count {
 }
 
 impl Crew {
-    /// Nobody yet; `start` starts one. There shall be `wanted` that do not wait. `rouse` has the requests that
-    /// wait already given to a stand-in.
+    /// Nobody yet; `start` starts one. There shall be `wanted` that do not wait. `rouse` has the requests
+    /// that wait already given to a stand-in.
     #[must_use]
     pub fn new(wanted: usize, start: Act, rouse: Act) -> Crew {
         Crew { wanted, count: Mutex::default(), start, rouse }

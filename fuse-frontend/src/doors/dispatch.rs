@@ -355,16 +355,16 @@ impl Dispatch {
     }
 }
 
-/// Whoever is not root takes set-id bits off a file that he changes. The kernel leaves that to us and goes on with
-/// the mode that it knows, in execve(2) too.
+/// Whoever is not root takes set-id bits off a file that he changes. The kernel leaves that to us and goes on
+/// with the mode that it knows, in execve(2) too.
 fn privileges_are_gone(from: Sender, node: u64, kernel: &dyn Kernel) {
     if from.uid != 0 {
         kernel.forget_attributes(node);
     }
 }
 
-/// `attr`, about to be sent. If the file is immutable the kernel forgets them before it hears them: so it asks for
-/// them again before each write(2), and then only.
+/// `attr`, about to be sent. If the file is immutable the kernel forgets them before it hears them: so it
+/// asks for them again before each write(2), and then only.
 fn guarded<'a>(attr: &'a Attr, kernel: &dyn Kernel) -> &'a Attr {
     if is_immutable(attr) {
         kernel.forget_attributes(node_of(attr.ino));

@@ -1,5 +1,6 @@
-//! /dev/fuse beside rings. FORGETs come by it one after the other, and the space of removed files with them, while
-//! requests on a ring overtake them: who finds no space waits here until those that were sent have been heard.
+//! /dev/fuse beside rings. FORGETs come by it one after the other, and the space of removed files with them,
+//! while requests on a ring overtake them: who finds no space waits here until those that were sent have been
+//! heard.
 
 use std::fs::File;
 use std::io;

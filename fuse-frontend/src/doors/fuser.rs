@@ -175,15 +175,16 @@ impl Door {
         Ok(())
     }
 
-    /// Set-id bits go when somebody else than root changes a file; the kernel leaves that to us and does not look again.
+    /// Set-id bits go when somebody else than root changes a file; the kernel leaves that to us and does not
+    /// look again.
     fn privileges_are_gone(&self, req: &Request, ino: INodeNo) {
         if req.uid() != 0 {
             self.forget_attributes(ino);
         }
     }
 
-    /// `attr`, about to be sent. If the file is immutable the kernel forgets them before it hears them: so it asks
-    /// for them again before each write(2), and then only.
+    /// `attr`, about to be sent. If the file is immutable the kernel forgets them before it hears them: so it
+    /// asks for them again before each write(2), and then only.
     fn guarded<'a>(&self, attr: &'a Attr) -> &'a Attr {
         if is_immutable(attr) {
             self.forget_attributes(INodeNo(node_of(attr.ino)));

@@ -39,8 +39,8 @@ impl Notifier {
         self.invalidate(node, ATTRIBUTES_ONLY, 0)
     }
 
-    /// Has the kernel forget a file's pages of `len` bytes from `offset` on (0: to the end), which writes the dirty ones first. Waits for the
-    /// requests that this takes: never from the last thread that serves any.
+    /// Has the kernel forget a file's pages of `len` bytes from `offset` on (0: to the end), which writes the
+    /// dirty ones first. Waits for the requests that this takes: never from the last thread that serves any.
     ///
     /// # Errors
     /// ENOENT when the kernel does not know the node.
@@ -55,9 +55,9 @@ impl Notifier {
         }
     }
 
-    /// Has the kernel send us a request that means nothing: a byte of the regular file `node`. (Of a directory, or
-    /// of no byte, Linux 6.18 sends none.) Its number is ours to choose, and a ring's replies find their requests
-    /// by that: two of the same number at a time would be taken for each other.
+    /// Has the kernel send us a request that means nothing: a byte of the regular file `node`. (Of a
+    /// directory, or of no byte, Linux 6.18 sends none.) Its number is ours to choose, and a ring's replies
+    /// find their requests by that: two of the same number at a time would be taken for each other.
     ///
     /// # Errors
     /// ENOENT when the kernel does not know the node.

@@ -1,5 +1,6 @@
-//! Threads that are there before the mount is: a limit on them is met while there is nothing to undo yet. (Taking an
-//! ordinary user's mount away again starts a program, for which such a limit leaves no room either.)
+//! Threads that are there before the mount is: a limit on them is met while there is nothing to undo yet.
+//! (Taking an ordinary user's mount away again starts a program, for which such a limit leaves no room
+//! either.)
 
 use std::io;
 use std::sync::Arc;

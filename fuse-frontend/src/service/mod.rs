@@ -29,9 +29,9 @@ pub const ROOT_NODE: u64 = 1;
 /// (longer than any uptime; the protocol's own maximum overflows in some kernels' arithmetic).
 pub const FOR_EVER: Duration = Duration::from_secs(u32::MAX as u64);
 
-/// Whether it is a file that nobody may write to, not even through a handle from before. The kernel knows no such
-/// flag of ours, so a door has it ask before each write ([`Service::getattr`]). (Of folders the kernel must hear: it
-/// has the root before it has its attributes.)
+/// Whether it is a file that nobody may write to, not even through a handle from before. The kernel knows no
+/// such flag of ours, so a door has it ask before each write ([`Service::getattr`]). (Of folders the kernel
+/// must hear: it has the root before it has its attributes.)
 #[must_use]
 pub fn is_immutable(attr: &Attr) -> bool {
     attr.flags & flag::IMMUTABLE != 0 && FileType::from_mode(attr.mode) == Some(FileType::Regular)

@@ -1,5 +1,6 @@
-//! What asynchronous direct IO gains: the same requests with FUSE_ASYNC_DIO and without (`-o noasync_dio`), on one
-//! system, both in every round. The first rows are those of the measurement that came with the kernel's patches.
+//! What asynchronous direct IO gains: the same requests with FUSE_ASYNC_DIO and without (`-o noasync_dio`),
+//! on one system, both in every round. The first rows are those of the measurement that came with the
+//! kernel's patches.
 
 use std::fs::{self, File};
 use std::path::Path;

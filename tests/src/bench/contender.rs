@@ -1,4 +1,5 @@
-//! Who is measured: a system, and for ours the door that its requests come through. Each is a column of the table.
+//! Who is measured: a system, and for ours the door that its requests come through. Each is a column of the
+//! table.
 
 use crate::system::System;
 

@@ -1,9 +1,10 @@
-//! The benchmark: the workloads of `workloads` on several systems in one interleaved run over one backing file.
+//! The benchmark: the workloads of `workloads` on several systems in one interleaved run over one backing
+//! file.
 //!
-//! Every part of a round starts on a fresh filesystem, always made by mke2fs, so that all systems begin with the same
-//! bytes; the backing file's pages were written once before the run and stay. After each part the filesystem is
-//! unmounted and e2fsck -fn must find it clean, or its figures are void. Figures of different runs do not compare;
-//! ratios inside one run do.
+//! Every part of a round starts on a fresh filesystem, always made by mke2fs, so that all systems begin with
+//! the same bytes; the backing file's pages were written once before the run and stay. After each part the
+//! filesystem is unmounted and e2fsck -fn must find it clean, or its figures are void. Figures of different
+//! runs do not compare; ratios inside one run do.
 
 pub mod async_dio;
 pub mod chart;
@@ -106,7 +107,8 @@ impl Bed {
         &self.folder
     }
 
-    /// Unmounted, mounted again, clean caches dropped: nothing is known any more, to the kernel or to a server.
+    /// Unmounted, mounted again, clean caches dropped: nothing is known any more, to the kernel or to a
+    /// server.
     pub fn make_cold(&mut self) -> Result<()> {
         self.unmount()?;
         self.mount()?;
@@ -114,8 +116,8 @@ impl Bed {
         Ok(())
     }
 
-    /// Everything written so far is on its way to the device: syncfs(2), and fsync of the root folder for systems
-    /// that the former does not reach.
+    /// Everything written so far is on its way to the device: syncfs(2), and fsync of the root folder for
+    /// systems that the former does not reach.
     pub fn sync(&self) -> Result<()> {
         let root = File::open(self.root())?;
         rustix::fs::syncfs(&root)?;

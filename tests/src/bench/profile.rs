@@ -1,6 +1,6 @@
-//! Where the server's time goes: perf samples of rext4 over the image file, for each part of the benchmark and each
-//! mount in it (a part that makes its caches cold has several). Processor time only: a busy machine does not
-//! change the shares much, an idle one does not show what the server waits for.
+//! Where the server's time goes: perf samples of rext4 over the image file, for each part of the benchmark
+//! and each mount in it (a part that makes its caches cold has several). Processor time only: a busy machine
+//! does not change the shares much, an idle one does not show what the server waits for.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};

@@ -1,5 +1,5 @@
-//! How costs grow: with the number of files in a folder and in a tree, with the number of extents of a file, with
-//! the size of the image.
+//! How costs grow: with the number of files in a folder and in a tree, with the number of extents of a file,
+//! with the size of the image.
 
 use std::fmt::Write as _;
 use std::fs::{self, File};

@@ -1,5 +1,6 @@
-//! Answering a READ by splice(2) or by copying: the same reads of a cold file through the page cache, with the dev
-//! door's `splice=` and without, and with the ring door, which always copies. Shows from which size splicing wins.
+//! Answering a READ by splice(2) or by copying: the same reads of a cold file through the page cache, with
+//! the dev door's `splice=` and without, and with the ring door, which always copies. Shows from which size
+//! splicing wins.
 
 use anyhow::Result;
 

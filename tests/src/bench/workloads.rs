@@ -1,5 +1,5 @@
-//! The workloads: fio and ordinary tools where they exist. (fio's own engines for creating and asking for files look
-//! at each file before they start, which is why those four rows have loops of their own.)
+//! The workloads: fio and ordinary tools where they exist. (fio's own engines for creating and asking for
+//! files look at each file before they start, which is why those four rows have loops of their own.)
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -140,7 +140,8 @@ pub fn all() -> Vec<Part> {
     ]
 }
 
-/// One fio job in the mount; returns (bytes per second, operations per second) of its reads and writes together.
+/// One fio job in the mount; returns (bytes per second, operations per second) of its reads and writes
+/// together.
 pub(super) fn fio(root: &Path, arguments: &[&str]) -> Result<(f64, f64)> {
     let mut command = tool("fio");
     command.args([

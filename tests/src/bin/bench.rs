@@ -15,8 +15,8 @@ struct Arguments {
     /// Only the parts and rows whose names contain one of these words.
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
-    /// Who is measured, the reference first: kernel, fuse2fs, rext4, rext4-loop; the last two also with :fuser, :dev or
-    /// :ring for the way that requests come.
+    /// Who is measured, the reference first: kernel, fuse2fs, rext4, rext4-loop; the last two also with
+    /// :fuser, :dev or :ring for the way that requests come.
     #[arg(
         long,
         value_delimiter = ',',

@@ -7,7 +7,8 @@ use anyhow::Result;
 use clap::Parser;
 use tests::coherence;
 
-/// Makes a file, and has two processes, one with O_DIRECT and one with the page cache, see each other's writes.
+/// Makes a file, and has two processes, one with O_DIRECT and one with the page cache, see each other's
+/// writes.
 #[derive(Parser)]
 struct Arguments {
     /// The file.

@@ -202,8 +202,9 @@ fn describe(event: &Event, block: u64) -> String {
 /// Workloads between two notes of the progress.
 const BATCH: u64 = 500;
 
-/// How far each phase has come, in whole batches, noted in a file so that the next session goes on from there.
-/// A line each: seed, phase, workloads, states, of them heard by the kernel, cuts in recovery; by tabs.
+/// How far each phase has come, in whole batches, noted in a file so that the next session goes on from
+/// there. A line each: seed, phase, workloads, states, of them heard by the kernel, cuts in recovery; by
+/// tabs.
 #[derive(Default)]
 struct Progress {
     path: Option<PathBuf>,

@@ -1,5 +1,5 @@
-//! Carries operations out on a mounted filesystem, below a directory of its own, as a kernel would ask for them:
-//! lookup by lookup, and every reference is given back.
+//! Carries operations out on a mounted filesystem, below a directory of its own, as a kernel would ask for
+//! them: lookup by lookup, and every reference is given back.
 
 use std::sync::Arc;
 
@@ -113,7 +113,8 @@ impl Actor {
         })
     }
 
-    /// Makes durable what `what` says after `op`; `data_only` decides whether a directory is fsynced or fdatasynced.
+    /// Makes durable what `what` says after `op`; `data_only` decides whether a directory is fsynced or
+    /// fdatasynced.
     ///
     /// # Errors
     /// What the filesystem answers.

@@ -1,6 +1,6 @@
-//! Several clients at once, deterministically: one acts at a time, and whenever one is about to write file data,
-//! which is when the filesystem holds no lock that others need, the dice may let another come in between, on a
-//! thread of its own, up to the end of its step; and so on inside of that.
+//! Several clients at once, deterministically: one acts at a time, and whenever one is about to write file
+//! data, which is when the filesystem holds no lock that others need, the dice may let another come in
+//! between, on a thread of its own, up to the end of its step; and so on inside of that.
 //!
 //! Invariant: clients have disjoint directories, so that a step that came in never waits for the one it
 //! interrupted. What touches all files (syncfs, the workers) neither comes in nor is interrupted.

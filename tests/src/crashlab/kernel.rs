@@ -63,11 +63,11 @@ pub fn opinions(image: &Image) -> Result<(Tree, Option<Image>)> {
     Ok((by_kernel, by_e2fsck))
 }
 
-/// Lets e2fsck replay the journal and clear the orphans, which must be all that it finds, and must leave a clean
-/// disk.
+/// Lets e2fsck replay the journal and clear the orphans, which must be all that it finds, and must leave a
+/// clean disk.
 ///
-/// It has no opinion (`false`) where it cut an orphan that goes on living and has its attributes in a block of
-/// their own: it frees that block with the rest (seen in 1.47.0, and after a crash of the kernel, too:
+/// It has no opinion (`false`) where it cut an orphan that goes on living and has its attributes in a block
+/// of their own: it frees that block with the rest (seen in 1.47.0, and after a crash of the kernel, too:
 /// docs/TESTING.md), and corrects the file's block count after it.
 pub fn replayed_by_e2fsck(disk: &Path) -> Result<bool> {
     // Exit status 1: errors corrected, which replaying a journal and clearing orphans counts as.
@@ -93,8 +93,8 @@ pub fn opinion_on_repaired(image: &Image) -> Result<Tree> {
     mounted(&disk, dir.path(), observe::by_kernel)
 }
 
-/// A disk after e2fsck has repaired whatever it found. None where it gave up: it does so (1.47.0) when a name leads
-/// to an inode behind those that the group has ever used, where nothing but stale bytes lies.
+/// A disk after e2fsck has repaired whatever it found. None where it gave up: it does so (1.47.0) when a name
+/// leads to an inode behind those that the group has ever used, where nothing but stale bytes lies.
 pub fn repaired_by_e2fsck(image: &Image) -> Result<Option<Image>> {
     let dir = scratch()?;
     let disk = dir.path().join("disk");
@@ -124,8 +124,8 @@ pub fn mounted<T>(disk: &Path, dir: &Path, f: impl FnOnce(&Path) -> Result<T>) -
     answer
 }
 
-/// Waits until no loop device stands on `disk` any more. A process that has made a mount namespace of its own meanwhile
-/// holds copies of our mounts: the last of them writes the superblock.
+/// Waits until no loop device stands on `disk` any more. A process that has made a mount namespace of its own
+/// meanwhile holds copies of our mounts: the last of them writes the superblock.
 fn released(disk: &Path) -> Result<()> {
     let mut tries = 0;
     while let Err(held) = blockdev::open(disk, &OpenOptions::default()) {
@@ -136,8 +136,8 @@ fn released(disk: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Unmounts. A child that another thread of ours has forked holds copies of our descriptors until it execs, so
-/// that a mount may be busy for a moment.
+/// Unmounts. A child that another thread of ours has forked holds copies of our descriptors until it execs,
+/// so that a mount may be busy for a moment.
 pub fn unmount(at: &Path) -> Result<()> {
     let mut tries = 0;
     while let Err(busy) = run(tool("umount").arg(at)) {

@@ -66,8 +66,8 @@ struct Pages {
 }
 
 impl Ledger {
-    /// An account that begins with these promises, each to the client in that directory. Without any, nothing is
-    /// noted.
+    /// An account that begins with these promises, each to the client in that directory. Without any, nothing
+    /// is noted.
     #[must_use]
     pub fn new(recorder: Recorder, promises: Vec<(String, Promise)>) -> Ledger {
         let now: Promises =

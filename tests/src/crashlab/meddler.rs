@@ -1,5 +1,5 @@
-//! A device that lets something else happen in the middle of file data's way to the disk, where another thread
-//! might do it: what a commit must not depend on shows up then.
+//! A device that lets something else happen in the middle of file data's way to the disk, where another
+//! thread might do it: what a commit must not depend on shows up then.
 
 use std::sync::{Arc, OnceLock};
 

@@ -1,4 +1,5 @@
-//! The filesystem under test: a volume over a recorder, and clients that work on it, each with its model beside it.
+//! The filesystem under test: a volume over a recorder, and clients that work on it, each with its model
+//! beside it.
 //!
 //! Background work is stepped by hand, where the seed says so: the same workload and seed give the same
 //! device writes.

@@ -88,8 +88,8 @@ pub fn all(length: usize, format: Format) -> Vec<Workload> {
     open
 }
 
-/// A sequence of `length` operations drawn by the dice, or fewer where they have led to a tree on which hardly any
-/// operation is possible. The last one is made durable.
+/// A sequence of `length` operations drawn by the dice, or fewer where they have led to a tree on which
+/// hardly any operation is possible. The last one is made durable.
 #[must_use]
 pub fn sample(length: usize, format: Format, dice: &mut Dice) -> Workload {
     let mut model = start(format);

@@ -1,7 +1,8 @@
-//! The differential fuzzer: one stream of random operations, done on two systems at once, errno for errno; and every
-//! so often both trees must be the same.
+//! The differential fuzzer: one stream of random operations, done on two systems at once, errno for errno;
+//! and every so often both trees must be the same.
 //!
-//! Everything follows from the seed, so that a difference is replayed by its seed and its number of operations.
+//! Everything follows from the seed, so that a difference is replayed by its seed and its number of
+//! operations.
 
 mod operation;
 

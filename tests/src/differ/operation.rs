@@ -1,4 +1,5 @@
-//! One operation of the fuzzer: drawn from chance, done on one side, and answered in words that two sides must share.
+//! One operation of the fuzzer: drawn from chance, done on one side, and answered in words that two sides
+//! must share.
 
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
@@ -398,7 +399,8 @@ impl Operation {
             88..=90 => Verb::ChangeMode { name: any_name(rng), mode: mode(rng) },
             91..=93 => {
                 let mut id = || (rng.u8(0..3) > 0).then(|| 999 + rng.u32(0..4));
-                // Neither would be a question to the VFS alone, whose answer depends on who handles setuid bits.
+                // Neither would be a question to the VFS alone, whose answer depends on who handles setuid
+                // bits.
                 let (uid, gid) = (id(), id());
                 let gid = if uid.is_none() { gid.or(Some(1000)) } else { gid };
                 Verb::ChangeOwner { name: any_name(rng), uid, gid }
@@ -432,9 +434,10 @@ impl Operation {
         answer
     }
 
-    /// Whether the kernel's ext4 may say EPERM and a FUSE mount `answer` (docs/COMPATIBILITY.md): the VFS knows
-    /// the immutable and append-only flags of its own filesystems and looks at them before anything else, of a FUSE
-    /// filesystem it finds another reason to refuse and asks no server. It takes such a flag on `side`, ext4's.
+    /// Whether the kernel's ext4 may say EPERM and a FUSE mount `answer` (docs/COMPATIBILITY.md): the VFS
+    /// knows the immutable and append-only flags of its own filesystems and looks at them before anything
+    /// else, of a FUSE filesystem it finds another reason to refuse and asks no server. It takes such a flag
+    /// on `side`, ext4's.
     pub fn may_find_another_reason(&self, side: &Side, answer: &Answer) -> bool {
         use Verb::{CopyRange, RemoveDir, RemoveXattr, Rename, SetXattr, Unlink};
         let verb = &self.verb;

@@ -1,5 +1,5 @@
-//! What cannot be mounted, formatted or checked is refused in one clear line, with a non-zero status, and not a byte
-//! of it is changed.
+//! What cannot be mounted, formatted or checked is refused in one clear line, with a non-zero status, and not
+//! a byte of it is changed.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt as _;

@@ -1,5 +1,5 @@
-//! One image twice, mounted by the kernel and by the system under test, to be asked the same questions. An answer is
-//! text, so that a difference shows itself.
+//! One image twice, mounted by the kernel and by the system under test, to be asked the same questions. An
+//! answer is text, so that a difference shows itself.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -26,7 +26,8 @@ impl Pair {
         Ok(pair)
     }
 
-    /// Formats an image of `bytes` as `mke2fs` is told and mounts it twice with the same options; all users are let in.
+    /// Formats an image of `bytes` as `mke2fs` is told and mounts it twice with the same options; all users
+    /// are let in.
     pub fn new(bytes: u64, mke2fs: &str, words: &[&str]) -> Result<Pair> {
         let args: Vec<&str> = mke2fs.split_whitespace().collect();
         let mut pair = Pair::of(|image| System::Kernel.mkfs(image, bytes, &args))?;

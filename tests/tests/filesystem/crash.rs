@@ -1,5 +1,6 @@
-//! The server is killed in the middle of parallel work, again and again on one image. Afterwards its own recovery,
-//! the kernel's and e2fsck's each give a clean filesystem with everything in it that had been promised.
+//! The server is killed in the middle of parallel work, again and again on one image. Afterwards its own
+//! recovery, the kernel's and e2fsck's each give a clean filesystem with everything in it that had been
+//! promised.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;

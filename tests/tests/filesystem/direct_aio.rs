@@ -1,4 +1,5 @@
-//! Asynchronous direct IO: results as the caller of libaio gets them, requests side by side, and what a failure leaves.
+//! Asynchronous direct IO: results as the caller of libaio gets them, requests side by side, and what a
+//! failure leaves.
 
 use std::fs::{self, File};
 use std::path::Path;

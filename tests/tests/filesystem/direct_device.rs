@@ -1,5 +1,5 @@
-//! The way to the device: sectors of 512 and of 4096 bytes, past the host's page cache or through it, and requests
-//! aligned to nothing. What was chosen is logged and shown.
+//! The way to the device: sectors of 512 and of 4096 bytes, past the host's page cache or through it, and
+//! requests aligned to nothing. What was chosen is logged and shown.
 
 use std::fs::File;
 use std::os::fd::AsFd as _;

@@ -1,8 +1,8 @@
-//! A device whose blocks fail when they are written: every opening of the file hears of it once from fsync, a direct write
-//! at once, and what was durable stays.
+//! A device whose blocks fail when they are written: every opening of the file hears of it once from fsync, a
+//! direct write at once, and what was durable stays.
 //!
-//! The device is an image in a folder of memory that is full: blocks of the image that have pages can be written,
-//! the others fail with an error of the device.
+//! The device is an image in a folder of memory that is full: blocks of the image that have pages can be
+//! written, the others fail with an error of the device.
 
 use std::fs::{self, File};
 use std::os::fd::AsFd as _;
@@ -34,8 +34,8 @@ impl Memory {
         self.0.path().join(name)
     }
 
-    /// Gives the space back. A child that another thread has just forked may still hold the file open, so that its
-    /// removal alone would not do it.
+    /// Gives the space back. A child that another thread has just forked may still hold the file open, so
+    /// that its removal alone would not do it.
     fn empty(&self) -> Result<()> {
         Ok(File::options().write(true).open(self.path("ballast"))?.set_len(0)?)
     }

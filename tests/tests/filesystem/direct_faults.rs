@@ -1,9 +1,9 @@
-//! A device one of whose writes or flushes fails under a mount, each in turn, and a power cut after that: what was
-//! written before and synced is there, both openings of the file are told, nothing stale shows, e2fsck has no complaint.
-//! And requests so large that they come in parts, one of which fails.
+//! A device one of whose writes or flushes fails under a mount, each in turn, and a power cut after that:
+//! what was written before and synced is there, both openings of the file are told, nothing stale shows,
+//! e2fsck has no complaint. And requests so large that they come in parts, one of which fails.
 //!
-//! The device is the crash lab's, served by threads of this process: a flush that fails leaves everything since the
-//! last good one in doubt, for ever.
+//! The device is the crash lab's, served by threads of this process: a flush that fails leaves everything
+//! since the last good one in doubt, for ever.
 
 use std::fs::{self, File};
 use std::os::fd::AsFd as _;
@@ -154,8 +154,8 @@ fn what_was_synced_outlives_each_write_and_flush_that_fails() -> Result<()> {
     Ok(())
 }
 
-/// The kernel cuts a large request into parts that are served side by side: the caller gets one error, and a file
-/// that would have grown has its old size.
+/// The kernel cuts a large request into parts that are served side by side: the caller gets one error, and a
+/// file that would have grown has its old size.
 #[test]
 fn a_request_of_which_one_part_fails_is_one_error() -> Result<()> {
     const LENGTH: u64 = 4 << 20;

@@ -1,5 +1,5 @@
-//! IO modes of one file: direct and cached openings, mappings of either, O_DIRECT switched on and off while it is open,
-//! and two processes that share it.
+//! IO modes of one file: direct and cached openings, mappings of either, O_DIRECT switched on and off while
+//! it is open, and two processes that share it.
 
 use std::fs::{self, File};
 use std::os::fd::AsFd as _;
@@ -174,7 +174,8 @@ impl Both {
     }
 }
 
-/// The kernel drops cached pages when it sends an asynchronous direct write, and they may be read again before it ends.
+/// The kernel drops cached pages when it sends an asynchronous direct write, and they may be read again
+/// before it ends.
 #[test]
 fn no_page_stays_older_than_an_asynchronous_direct_write() -> Result<()> {
     let needs = [&NEEDS[..], &[Need::Tool("fio")]].concat();
@@ -195,7 +196,8 @@ fn no_page_stays_older_than_an_asynchronous_direct_write() -> Result<()> {
     })
 }
 
-/// The kernel has 64 background requests under way: if all of them were writes that wait for READs, none would come.
+/// The kernel has 64 background requests under way: if all of them were writes that wait for READs, none
+/// would come.
 #[test]
 fn more_direct_writes_than_the_kernel_lets_out_leave_room_for_reads() -> Result<()> {
     let needs = [&NEEDS[..], &[Need::Tool("fio")]].concat();

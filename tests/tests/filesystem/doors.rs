@@ -1,5 +1,5 @@
-//! What our own doors promise beyond fuser: an umount that waits, a sync that arrives, files without a name, birth
-//! times; and that no end of a server, however rude, leaves a hang, a mount or a loop device.
+//! What our own doors promise beyond fuser: an umount that waits, a sync that arrives, files without a name,
+//! birth times; and that no end of a server, however rude, leaves a hang, a mount or a loop device.
 
 use std::fs::{self, File};
 use std::os::fd::AsRawFd as _;
@@ -194,8 +194,8 @@ fn birth_times_are_shown() -> Result<()> {
     Ok(())
 }
 
-/// Such a write goes through the page cache and waits for its answer, with its pages locked: a server that asks the
-/// kernel for these pages before it answers would wait for ever.
+/// Such a write goes through the page cache and waits for its answer, with its pages locked: a server that
+/// asks the kernel for these pages before it answers would wait for ever.
 #[test]
 fn a_write_that_takes_set_id_bits_away_ends() -> Result<()> {
     if !can_run("a_write_that_takes_set_id_bits_away_ends", &NEEDS) {

@@ -1,4 +1,5 @@
-//! What a damaged volume answers, what `errors=` makes of it, and what is recorded in its superblock, beside the kernel.
+//! What a damaged volume answers, what `errors=` makes of it, and what is recorded in its superblock, beside
+//! the kernel.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt as _;
@@ -80,8 +81,8 @@ fn told(root: &Path, file: &str) -> Result<String> {
     Ok(format!("{:?} {:?}", read.map_err(code), made.map_err(code)))
 }
 
-/// The record without what is each program's own: time, function, line; and the block, which the kernel does not
-/// always know.
+/// The record without what is each program's own: time, function, line; and the block, which the kernel does
+/// not always know.
 fn record(image: &Path) -> Result<String> {
     let mut said = String::new();
     for name in
@@ -106,7 +107,8 @@ fn damage_is_answered_and_recorded_as_the_kernel_does() -> Result<()> {
                 furnished(image)?;
                 damage(image, what)
             })?;
-            // The second time with errors on record: the volume can be written again, and fsck is recommended.
+            // The second time with errors on record: the volume can be written again, and fsck is
+            // recommended.
             for again in [false, true] {
                 pair.mount(&[policy])?;
                 let log = pair.both()?[1].log();
@@ -129,8 +131,8 @@ fn damage_is_answered_and_recorded_as_the_kernel_does() -> Result<()> {
     Ok(())
 }
 
-/// Where the kernel would stop the machine, the server's process ends at once; the record is there, and the next mount
-/// works.
+/// Where the kernel would stop the machine, the server's process ends at once; the record is there, and the
+/// next mount works.
 #[test]
 fn errors_panic_ends_the_server() -> Result<()> {
     if !can_run("errors_panic_ends_the_server", &NEEDS) || !System::under_test().is_rext4() {

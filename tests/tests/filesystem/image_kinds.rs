@@ -1,5 +1,6 @@
-//! Every common kind of image: made by mke2fs, filled by the kernel, read and changed by the system under test, judged
-//! by both checkers, and read by the kernel again. And those that are not for us: read-only, or refused by name.
+//! Every common kind of image: made by mke2fs, filled by the kernel, read and changed by the system under
+//! test, judged by both checkers, and read by the kernel again. And those that are not for us: read-only, or
+//! refused by name.
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -123,7 +124,8 @@ fn change_attributes(root: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Kinds that are not for writing: read-only by a warning that names the feature, and refused when that is not enough.
+/// Kinds that are not for writing: read-only by a warning that names the feature, and refused when that is
+/// not enough.
 #[test]
 fn what_is_beyond_us_is_read_or_refused_by_name() -> Result<()> {
     let needs = [Need::Root, Need::Loop, Need::Fuse];

@@ -1,5 +1,6 @@
-//! The ioctls of ext4 that FUSE lets through, beside the kernel's: flags, projects, versions, labels, FITRIM, FIBMAP;
-//! what survives each kind of EXT4_IOC_SHUTDOWN; and the locks that the kernel keeps for every filesystem.
+//! The ioctls of ext4 that FUSE lets through, beside the kernel's: flags, projects, versions, labels, FITRIM,
+//! FIBMAP; what survives each kind of EXT4_IOC_SHUTDOWN; and the locks that the kernel keeps for every
+//! filesystem.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt as _;
@@ -25,8 +26,9 @@ fn perl(script: &str, path: &Path) -> Result<String> {
     Ok(both(&answer))
 }
 
-/// Tries every flag on a file, a folder and a pipe, by FS_IOC_SETFLAGS and by FS_IOC_FSSETXATTR, and tells what is
-/// there afterwards. Left out: 14 (data through the journal) and 19 (extents), which do not change here.
+/// Tries every flag on a file, a folder and a pipe, by FS_IOC_SETFLAGS and by FS_IOC_FSSETXATTR, and tells
+/// what is there afterwards. Left out: 14 (data through the journal) and 19 (extents), which do not change
+/// here.
 const EVERY_FLAG: &str = r#"
     chdir shift or die;
     open(my $new, ">", "file") or die; close $new; mkdir "folder" or die;
@@ -103,7 +105,8 @@ fn project_ids_are_shown() -> Result<()> {
     Ok(())
 }
 
-/// FIBMAP by filefrag, which FUSE passes on for mounts of type fuseblk, against debugfs on the image afterwards.
+/// FIBMAP by filefrag, which FUSE passes on for mounts of type fuseblk, against debugfs on the image
+/// afterwards.
 #[test]
 fn fibmap_says_where_the_blocks_are() -> Result<()> {
     if !can_run("fibmap_says_where_the_blocks_are", &NEEDS) || System::under_test() == System::Kernel {
@@ -145,7 +148,8 @@ fn fibmap_says_where_the_blocks_are() -> Result<()> {
     Ok(())
 }
 
-/// The three kinds of EXT4_IOC_SHUTDOWN, as power cuts that keep all, what the journal has, or what was synced.
+/// The three kinds of EXT4_IOC_SHUTDOWN, as power cuts that keep all, what the journal has, or what was
+/// synced.
 #[test]
 fn a_shutdown_keeps_what_its_flag_says() -> Result<()> {
     if !can_run("a_shutdown_keeps_what_its_flag_says", &NEEDS) {
@@ -191,8 +195,8 @@ fn a_shutdown_keeps_what_its_flag_says() -> Result<()> {
     Ok(())
 }
 
-/// A lock of each kind that another process may not have, and may once it is given up. POSIX locks go by process, the
-/// others by open file.
+/// A lock of each kind that another process may not have, and may once it is given up. POSIX locks go by
+/// process, the others by open file.
 #[test]
 fn locks_hold_between_processes() -> Result<()> {
     if !can_run("locks_hold_between_processes", &NEEDS) {

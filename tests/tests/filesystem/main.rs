@@ -1,5 +1,5 @@
-//! What a user of the filesystem must see, shown on the system under test (rext4, unless `REXT4_SUT` says kernel,
-//! fuse2fs or loop) and judged by e2fsck and the kernel.
+//! What a user of the filesystem must see, shown on the system under test (rext4, unless `REXT4_SUT` says
+//! kernel, fuse2fs or loop) and judged by e2fsck and the kernel.
 
 mod bad_input;
 mod beside;

@@ -1,5 +1,5 @@
-//! How much memory the server takes: no more for the millionth file than for the thousandth, and no more metadata than
-//! `cache=` allows.
+//! How much memory the server takes: no more for the millionth file than for the thousandth, and no more
+//! metadata than `cache=` allows.
 
 use std::fs;
 use std::path::Path;

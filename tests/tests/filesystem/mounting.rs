@@ -1,5 +1,5 @@
-//! The life of a mount: in the foreground and the background, its ends by umount and by signals, read-only in its
-//! several ways, and at an offset.
+//! The life of a mount: in the foreground and the background, its ends by umount and by signals, read-only in
+//! its several ways, and at an offset.
 
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};

@@ -1,5 +1,6 @@
-//! The requests that the library fuser does not know: that the kernel sends them to our own doors, and that they do
-//! what the kernel's ext4 does. What this kernel never sends is handed to the dispatcher as it would come.
+//! The requests that the library fuser does not know: that the kernel sends them to our own doors, and that
+//! they do what the kernel's ext4 does. What this kernel never sends is handed to the dispatcher as it would
+//! come.
 
 use std::fs::{self, File};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
@@ -97,7 +98,8 @@ fn by_user(groups: &str, program: &str, arguments: &[&str], path: &Path) -> Resu
     run(command.arg("--").arg(program).args(arguments).arg(path)).map(drop)
 }
 
-/// SETXATTR_EXT: an access control list set by somebody outside of the file's group takes its set-group-id bit.
+/// SETXATTR_EXT: an access control list set by somebody outside of the file's group takes its set-group-id
+/// bit.
 #[test]
 fn an_acl_takes_the_set_group_id_bit_as_on_the_kernel() -> Result<()> {
     let name = "an_acl_takes_the_set_group_id_bit_as_on_the_kernel";
@@ -119,8 +121,9 @@ fn an_acl_takes_the_set_group_id_bit_as_on_the_kernel() -> Result<()> {
     })
 }
 
-/// Supplementary groups at create: in a folder with set-group-id the new file has the folder's group, and keeps that bit
-/// itself if its maker is in the group. The kernel decides that before it asks; the server needs no groups for it.
+/// Supplementary groups at create: in a folder with set-group-id the new file has the folder's group, and
+/// keeps that bit itself if its maker is in the group. The kernel decides that before it asks; the server
+/// needs no groups for it.
 #[test]
 fn supplementary_groups_decide_at_create_as_on_the_kernel() -> Result<()> {
     if !can_run("supplementary_groups_decide_at_create_as_on_the_kernel", &NEEDS) {

@@ -1,5 +1,5 @@
-//! Every mount option of the kernel's documentation (Documentation/admin-guide/ext4.rst): taken, or refused with a
-//! reason.
+//! Every mount option of the kernel's documentation (Documentation/admin-guide/ext4.rst): taken, or refused
+//! with a reason.
 
 use std::fs;
 
@@ -150,7 +150,8 @@ fn every_documented_option_is_taken_or_refused_with_a_reason() -> Result<()> {
     e2fsck_is_clean(&image)
 }
 
-/// The claim of multi-mount protection: a second mounter is refused by name, and after umount anybody may come, at once.
+/// The claim of multi-mount protection: a second mounter is refused by name, and after umount anybody may
+/// come, at once.
 #[test]
 fn a_second_mounter_is_refused_and_the_next_one_is_not() -> Result<()> {
     let name = "a_second_mounter_is_refused_and_the_next_one_is_not";

@@ -1,4 +1,5 @@
-//! Single promises of ext4 that programs rely on, each of which was once broken, or could easily be, through FUSE.
+//! Single promises of ext4 that programs rely on, each of which was once broken, or could easily be, through
+//! FUSE.
 
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _};
@@ -32,7 +33,8 @@ fn on_fresh(name: &str, action: impl FnOnce(&Mounted) -> Result<()>) -> Result<(
     outcome
 }
 
-/// What is freed may be given out again after the commit that frees it, or after a RELEASE that nobody waits for.
+/// What is freed may be given out again after the commit that frees it, or after a RELEASE that nobody waits
+/// for.
 fn comes_back(what: &str, wanted: u64, free: impl Fn() -> Result<u64>) -> Result<()> {
     let deadline = Instant::now() + Duration::from_secs(20);
     while free()? < wanted {
@@ -42,8 +44,8 @@ fn comes_back(what: &str, wanted: u64, free: impl Fn() -> Result<u64>) -> Result
     Ok(())
 }
 
-/// cp looks for data with lseek when a file occupies less than its size: what is only in the kernel's page cache, or
-/// only in a server's memory, must be found there.
+/// cp looks for data with lseek when a file occupies less than its size: what is only in the kernel's page
+/// cache, or only in a server's memory, must be found there.
 #[test]
 fn seek_sees_what_is_not_yet_written() -> Result<()> {
     on_fresh("seek_sees_what_is_not_yet_written", |mounted| {
@@ -120,8 +122,8 @@ fn immutable_and_append_only_files() -> Result<()> {
     })
 }
 
-/// chattr on a file that is open: what was written before arrives, what comes after is refused, whoever else asks
-/// for the file's attributes meanwhile; and reading goes on.
+/// chattr on a file that is open: what was written before arrives, what comes after is refused, whoever else
+/// asks for the file's attributes meanwhile; and reading goes on.
 #[test]
 fn flags_bind_the_handles_from_before() -> Result<()> {
     on_fresh("flags_bind_the_handles_from_before", |mounted| {
@@ -217,8 +219,8 @@ fn an_append_only_file_keeps_its_set_id_bits() -> Result<()> {
     })
 }
 
-/// The kernel leaves it to the server to take set-id bits away, and must not go on with those it remembers: execve(2)
-/// looks at the mode that it has.
+/// The kernel leaves it to the server to take set-id bits away, and must not go on with those it remembers:
+/// execve(2) looks at the mode that it has.
 #[test]
 fn set_id_bits_are_gone_for_the_kernel_too() -> Result<()> {
     on_fresh("set_id_bits_are_gone_for_the_kernel_too", |mounted| {

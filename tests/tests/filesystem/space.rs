@@ -1,5 +1,5 @@
-//! Space to the last block and the last inode, beside the kernel: what statfs says, what a fill is given, and what is
-//! left of a volume over which a storm went while it was full.
+//! Space to the last block and the last inode, beside the kernel: what statfs says, what a fill is given, and
+//! what is left of a volume over which a storm went while it was full.
 
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, chown};
@@ -21,7 +21,8 @@ const SIZE: u64 = 32 << 20;
 const ROOT: u32 = 0;
 const USER: u32 = 1000;
 
-/// What `df` and `df -i` are made of, all that FUSE lets through: the type and the id are the kernel's own there.
+/// What `df` and `df -i` are made of, all that FUSE lets through: the type and the id are the kernel's own
+/// there.
 fn statfs(root: &Path) -> Result<String> {
     // Delayed data have their pointer blocks, and deletions their effect, after a sync.
     for entry in fs::read_dir(root)? {
@@ -82,7 +83,8 @@ fn is_full(error: std::io::Error) -> std::io::Result<()> {
     if error.raw_os_error() == Some(Errno::NOSPC.raw_os_error()) { Ok(()) } else { Err(error) }
 }
 
-/// Writes `file` until there is no room, as `user`: through the page cache, so many bytes at a time, or past it.
+/// Writes `file` until there is no room, as `user`: through the page cache, so many bytes at a time, or past
+/// it.
 fn fill(root: &Path, user: u32, bytes: Option<u64>) -> Result<()> {
     let mut dd = tool("dd");
     dd.args(["if=/dev/zero", "status=none"]).arg(format!("of={}", root.join("file").display()));
@@ -158,8 +160,8 @@ fn small_files_to_the_last_block_and_the_last_inode() -> Result<()> {
             };
             is_full(error)?;
             let free = rustix::fs::statvfs(root)?;
-            // How a folder is split decides how many blocks it has: the number of files may differ, or, where the
-            // inodes come to an end, what the folder has left over.
+            // How a folder is split decides how many blocks it has: the number of files may differ, or, where
+            // the inodes come to an end, what the folder has left over.
             let no_inode = free.f_ffree == 0;
             let folder = if no_inode { root.metadata()?.blocks() / 2 } else { 0 };
             Ok(format!("{} blocks left, no inode left: {no_inode}", free.f_bfree + folder))

@@ -1,5 +1,5 @@
-//! A request that does not end holds up nobody else, through each door, as long as one thread is left that the door
-//! may give the next request to (docs/PERFORMANCE.md says how many that are).
+//! A request that does not end holds up nobody else, through each door, as long as one thread is left that
+//! the door may give the next request to (docs/PERFORMANCE.md says how many that are).
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt as _;

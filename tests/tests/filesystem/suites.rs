@@ -1,5 +1,6 @@
-//! The differential fuzzer against the kernel; and suites that others wrote and publish as crates: pjdfstest, which asks what POSIX says, on the kernel's ext4 and on
-//! the system under test alike, and fsx, which exercises one file. `make tools` builds both.
+//! The differential fuzzer against the kernel; and suites that others wrote and publish as crates: pjdfstest,
+//! which asks what POSIX says, on the kernel's ext4 and on the system under test alike, and fsx, which
+//! exercises one file. `make tools` builds both.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -107,7 +108,8 @@ fn pjdfstest_in_c_passes() -> Result<()> {
     said.map(drop)
 }
 
-/// What fsx does and how often. Never nothing: it takes posix_fallocate's EINVAL of that for a missing feature.
+/// What fsx does and how often. Never nothing: it takes posix_fallocate's EINVAL of that for a missing
+/// feature.
 const FSX: &str = "flen = 262144
 [opsize]
 min = 1
@@ -129,8 +131,8 @@ posix_fadvise = 2
 copy_file_range = 3
 ";
 
-/// `operations` on one file, by one fsx process after the other: each forgets to unmap what it wrote through mappings,
-/// and the kernel has a limit for those.
+/// `operations` on one file, by one fsx process after the other: each forgets to unmap what it wrote through
+/// mappings, and the kernel has a limit for those.
 fn fsx(root: &Path, artifacts: &Path, settings: &Path, seed: u64, operations: u64) -> Result<()> {
     const OF_ONE_PROCESS: u64 = 20_000;
     for done in (0..operations).step_by(OF_ONE_PROCESS as usize) {

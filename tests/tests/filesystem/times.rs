@@ -1,5 +1,5 @@
-//! Times beside the kernel: what an inode can hold from 1901 to 2446, what is cut off, and which reads move the time of
-//! access under each of the options.
+//! Times beside the kernel: what an inode can hold from 1901 to 2446, what is cut off, and which reads move
+//! the time of access under each of the options.
 
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt as _;

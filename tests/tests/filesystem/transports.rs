@@ -1,5 +1,5 @@
-//! Which door serves: the one that was asked for, the best that there is, or, where the machine or the limits of the
-//! process forbid io_uring, another one, and never a mount that hangs.
+//! Which door serves: the one that was asked for, the best that there is, or, where the machine or the limits
+//! of the process forbid io_uring, another one, and never a mount that hangs.
 
 use std::fs;
 use std::process::Command;
@@ -30,8 +30,8 @@ use tests::system::{System, as_user, is_mounted, with_own_mounts};
 const NEEDS: [Need; 3] = [Need::Root, Need::Fuse, Need::Loop];
 const SWITCH: &str = "/sys/module/fuse/parameters/enable_uring";
 
-/// Mounts in the background with the log on, looks, unmounts, and gives what the server has said. A hang is an error.
-/// `wrap` puts the mounting program into other circumstances.
+/// Mounts in the background with the log on, looks, unmounts, and gives what the server has said. A hang is
+/// an error. `wrap` puts the mounting program into other circumstances.
 fn served(words: &str, wrap: impl Fn(Command) -> Command) -> Result<String> {
     let folder = tempfile::tempdir_in(scratch())?;
     let (image, point) = (folder.path().join("image"), folder.path().join("point"));

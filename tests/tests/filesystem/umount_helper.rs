@@ -1,5 +1,6 @@
-//! The helper that umount(8) runs for mounts of image files: when umount returns, the server has written everything
-//! and let go of the image. The installed helpers are shown to mount(8) and umount(8) in a mount namespace of their own.
+//! The helper that umount(8) runs for mounts of image files: when umount returns, the server has written
+//! everything and let go of the image. The installed helpers are shown to mount(8) and umount(8) in a mount
+//! namespace of their own.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -15,7 +16,8 @@ const NEEDS: [Need; 4] = [Need::Root, Need::Fuse, Need::Loop, Need::Tool("flock"
 /// `bin`: fusermount3 wants a user with a name.
 const USER: u32 = 2;
 
-/// Runs a script where /sbin holds our helpers and nothing else; `$1` is the image, `$2` the mount point, both absolute.
+/// Runs a script where /sbin holds our helpers and nothing else; `$1` is the image, `$2` the mount point,
+/// both absolute.
 fn with_helpers(folder: &Path, script: &str) -> Result<String> {
     let sbin = folder.join("sbin");
     if !sbin.exists() {

@@ -1,5 +1,5 @@
-//! The edges of extended attributes and access control lists beside the kernel: which value fits where, what does not,
-//! in which order names are listed, what a shared block costs.
+//! The edges of extended attributes and access control lists beside the kernel: which value fits where, what
+//! does not, in which order names are listed, what a shared block costs.
 
 use std::fmt::Write as _;
 use std::fs::{self, File};

@@ -272,8 +272,8 @@ impl Geometry {
         BlockNo(self.group_first_block(first).0 + u64::from(self.has_super(first)))
     }
 
-    /// Where a group's superblock would stand. Clusters of 1 KiB blocks start at block 0, which stays free for
-    /// the boot sector: there the first group's superblock is in block 1.
+    /// Where a group's superblock would stand. Clusters of 1 KiB blocks start at block 0, which stays free
+    /// for the boot sector: there the first group's superblock is in block 1.
     fn head_block(&self, group: GroupNo) -> u64 {
         let boot = u64::from(group.0 == 0 && self.block_size == 1024);
         self.group_first_block(group).0.max(boot)

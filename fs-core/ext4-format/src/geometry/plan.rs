@@ -1,8 +1,9 @@
 //! Where mkfs puts each group's bitmaps and inode table.
 //!
 //! Without `flex_bg` they follow the group's head. With it, a flexible group's block bitmaps stand together
-//! in its first group, then its inode bitmaps, then its tables, each a run that steps over the heads of groups
-//! in its way. The places are those mke2fs picks, so that a volume of ours and one of its differ in nothing.
+//! in its first group, then its inode bitmaps, then its tables, each a run that steps over the heads of
+//! groups in its way. The places are those mke2fs picks, so that a volume of ours and one of its differ in
+//! nothing.
 
 use super::{Geometry, UsedBlocks};
 use crate::num::{BlockNo, GroupNo};
@@ -26,8 +27,9 @@ pub struct PlanError {
     pub group: GroupNo,
 }
 
-/// Places the bitmaps and tables of all groups. The blocks used are those and the groups' heads. Without flexible
-/// groups a RAID `stride` (in blocks, 0 for none) moves each group's bitmaps on, so that they lie on different disks.
+/// Places the bitmaps and tables of all groups. The blocks used are those and the groups' heads. Without
+/// flexible groups a RAID `stride` (in blocks, 0 for none) moves each group's bitmaps on, so that they lie on
+/// different disks.
 pub fn plan(geometry: &Geometry, stride: u32) -> Result<(Vec<GroupPlan>, UsedBlocks), PlanError> {
     let mut used = UsedBlocks::default();
     for group in geometry.groups() {

@@ -1,4 +1,5 @@
-//! The blocks of a transaction: descriptor with its tags, revoke block, commit block, in each of their shapes.
+//! The blocks of a transaction: descriptor with its tags, revoke block, commit block, in each of their
+//! shapes.
 
 use zerocopy::big_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};

@@ -1,9 +1,9 @@
 //! The journal's blocks: superblock, descriptor with its tags, revoke block, commit block. Big-endian.
 //!
-//! A transaction in the log is: revoke blocks, then descriptor blocks each followed by the logged blocks
-//! its tags name, then one commit block. All carry [`Header`] with the same sequence. A logged block that
-//! happens to begin with the magic is *escaped*: its first four bytes are zeroed in the log and the tag says
-//! so. Tags come in three shapes, chosen by feature bits. Source: kernel documentation, ext4 "Journal (jbd2)".
+//! A transaction in the log is: revoke blocks, then descriptor blocks each followed by the logged blocks its
+//! tags name, then one commit block. All carry [`Header`] with the same sequence. A logged block that happens
+//! to begin with the magic is *escaped*: its first four bytes are zeroed in the log and the tag says so. Tags
+//! come in three shapes, chosen by feature bits. Source: kernel documentation, ext4 "Journal (jbd2)".
 
 mod log;
 mod superblock;

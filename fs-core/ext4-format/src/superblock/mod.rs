@@ -38,7 +38,8 @@ pub struct ErrorEntry<'a> {
     pub ino: u32,
     /// The block concerned, or 0.
     pub block: u64,
-    /// ext4's number for the kind of error (1 unknown, 2 EIO, 3 ENOMEM, 4 EFSBADCRC, 5 EFSCORRUPTED, 6 ENOSPC, ...).
+    /// ext4's number for the kind of error (1 unknown, 2 EIO, 3 ENOMEM, 4 EFSBADCRC, 5 EFSCORRUPTED, 6
+    /// ENOSPC, ...).
     pub code: u8,
 }
 
@@ -548,7 +549,8 @@ impl SuperBlock {
         self.compat().has(Compat::HAS_JOURNAL) && self.raw.journal_inum.get() == 0
     }
 
-    /// The copy of the journal inode's `i_block` and size (`[15]` high half, `[16]` low half), if it was kept.
+    /// The copy of the journal inode's `i_block` and size (`[15]` high half, `[16]` low half), if it was
+    /// kept.
     #[must_use]
     pub fn journal_backup(&self) -> Option<[u32; 17]> {
         (self.raw.jnl_backup_type == 1).then(|| self.raw.jnl_blocks.map(U32::get))
@@ -651,7 +653,8 @@ impl SuperBlock {
         })
     }
 
-    /// Enters an error: sets the error state, counts it, and keeps it as the latest (and the first, if it is).
+    /// Enters an error: sets the error state, counts it, and keeps it as the latest (and the first, if it
+    /// is).
     pub fn record_error(&mut self, error: &ErrorEntry<'_>) {
         self.set_state(self.state().with(State::ERROR));
         let raw = &mut self.raw;

@@ -85,8 +85,8 @@ pub fn block_bitmap(
     Ok(())
 }
 
-/// Checks an inode bitmap as read from disk: its sum, and that the bits past the last inode are set. Not to be
-/// asked of a group flagged `INODE_UNINIT`.
+/// Checks an inode bitmap as read from disk: its sum, and that the bits past the last inode are set. Not to
+/// be asked of a group flagged `INODE_UNINIT`.
 pub fn inode_bitmap(
     bytes: &[u8],
     csum: &Csum,

@@ -1,6 +1,6 @@
 //! git: a round is a commit. git syncs what it writes and renames it, but never a folder, nor anything that
-//! `git init` makes: what it promises by itself is that the repository stays whole; an fsync of the references'
-//! folder now and then makes the last commit durable.
+//! `git init` makes: what it promises by itself is that the repository stays whole; an fsync of the
+//! references' folder now and then makes the last commit durable.
 
 use std::path::Path;
 

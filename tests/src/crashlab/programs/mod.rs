@@ -1,8 +1,8 @@
-//! Real programs under power cuts: each works in numbered rounds on a served volume, says after which round its
-//! work is durable by its own rules, and looks at what a cut has left with its own check of integrity.
+//! Real programs under power cuts: each works in numbered rounds on a served volume, says after which round
+//! its work is durable by its own rules, and looks at what a cut has left with its own check of integrity.
 //!
-//! Threads and timing are the machine's, so a run cannot be had again by its seed: the disk of a failure is kept
-//! instead.
+//! Threads and timing are the machine's, so a run cannot be had again by its seed: the disk of a failure is
+//! kept instead.
 
 mod git;
 mod mapped;
@@ -31,8 +31,8 @@ pub trait Program: Sync {
     /// How the command line and the report call it.
     fn name(&self) -> &'static str;
 
-    /// Works for so many rounds below `root`. `durable` is told the number of a round (they start with 1) when
-    /// everything up to it must survive a cut.
+    /// Works for so many rounds below `root`. `durable` is told the number of a round (they start with 1)
+    /// when everything up to it must survive a cut.
     ///
     /// # Errors
     /// When the program itself fails.
@@ -77,8 +77,8 @@ pub fn base(block: u32) -> Result<Image> {
     Ok(disk.snapshot())
 }
 
-/// Runs a program on a copy of `base`, with other threads creating, writing, renaming and deleting next to it if
-/// `storm` gives them a seed. The recording's epochs are the program's durable rounds.
+/// Runs a program on a copy of `base`, with other threads creating, writing, renaming and deleting next to it
+/// if `storm` gives them a seed. The recording's epochs are the program's durable rounds.
 ///
 /// # Errors
 /// When the program, the storm or the server fails.
@@ -107,8 +107,8 @@ pub fn record(program: &dyn Program, base: &Image, rounds: u64, storm: Option<u6
     Ok(recording)
 }
 
-/// Judges `states` crash states of a recording, drawn by the seed; one in `kernel_every` meets the kernel's and
-/// e2fsck's own replay, too. The disk of a failure stays in the temporary folder.
+/// Judges `states` crash states of a recording, drawn by the seed; one in `kernel_every` meets the kernel's
+/// and e2fsck's own replay, too. The disk of a failure stays in the temporary folder.
 ///
 /// # Errors
 /// The first failure.

@@ -1,5 +1,5 @@
-//! Installing packages as dpkg does: each file is written beside the old one, fsynced, and renamed over it; when
-//! all are there, the status is replaced in the same way and its folder fsynced.
+//! Installing packages as dpkg does: each file is written beside the old one, fsynced, and renamed over it;
+//! when all are there, the status is replaced in the same way and its folder fsynced.
 
 use std::fs::{self, File};
 use std::path::Path;

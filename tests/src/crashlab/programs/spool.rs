@@ -1,5 +1,5 @@
-//! A mail spool as maildir makes it: a mail is written in `tmp`, fsynced, renamed into `new`, and `new` is fsynced.
-//! Old mails are deleted.
+//! A mail spool as maildir makes it: a mail is written in `tmp`, fsynced, renamed into `new`, and `new` is
+//! fsynced. Old mails are deleted.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
