@@ -10,8 +10,8 @@ use assert_cmd::cargo::cargo_bin;
 use ext4_format::features::{TABLE, Word};
 use fsck::Mode;
 use support::{
-    Kind, Volume, check, debugfs, e2fsck, e2fsck_of, ends_clean, filled, fix_sum, interrupted, run,
-    volume_file,
+    Kind, Volume, check, debugfs, e2fsck, e2fsck_of, ends_clean, filled, fix_sum, interrupted, is_mended,
+    run, volume_file,
 };
 
 /// Features of the table in docs/FORMAT.md, those that are not mounted included.
@@ -252,37 +252,29 @@ fn folded_names_hash_and_collide_as_for_e2fsck() {
 }
 
 #[test]
-fn an_unknown_encoding_is_refused_and_a_wrong_first_block_is_damage() {
+fn an_unknown_encoding_is_refused() {
     let (_folder, image) = volume_file("-t ext4 -b 1024 -O casefold -E encoding=utf8");
     debugfs(&image, "ssv encoding 0\n");
     let (code, words) = run(&["-fy"], &image);
     assert!(code == 8 && words.contains("unknown encoding 0"), "{code}: {words}");
     assert_eq!(e2fsck(&image, "-n").0 & 8, 8);
-    let (_folder, image) = volume_file("-t ext4 -b 2048 -g 2048");
-    debugfs(&image, "ssv first_data_block 1\n");
-    let (code, words) = run(&["-fy"], &image);
-    assert!(code == 1 && words.contains("s_first_data_block"), "{code}: {words}");
-    ends_clean(&image);
+}
+
+#[test]
+fn a_wrong_first_block_is_damage() {
+    is_mended("-t ext4 -b 2048 -g 2048", "ssv first_data_block 1\n", "s_first_data_block");
 }
 
 #[test]
 fn a_superblock_without_copies_is_mended_by_what_follows_from_the_rest() {
     for edit in ["ssv checksum_type 0\n", "ssv first_data_block 1\n", "ssv first_ino 5\n"] {
-        let (_folder, image) = volume_file("-t ext4 -b 4096");
-        debugfs(&image, edit);
-        let (code, words) = run(&["-fy"], &image);
-        assert!(code == 1 && words.contains("superblock is damaged"), "{edit}{code}: {words}");
-        ends_clean(&image);
+        is_mended("-t ext4 -b 4096", edit, "superblock is damaged");
     }
 }
 
 #[test]
 fn the_resize_inode_may_be_the_only_large_file() {
-    let (_folder, image) = volume_file("-t ext3 -b 4096");
-    debugfs(&image, "feature -large_file\n");
-    let (code, words) = run(&["-fy"], &image);
-    assert!(code == 1 && words.contains("large_file"), "{code}: {words}");
-    ends_clean(&image);
+    is_mended("-t ext3 -b 4096", "feature -large_file\n", "large_file");
 }
 
 #[test]

@@ -78,7 +78,7 @@ impl DeviceGeometry {
 /// 4. Until then any subset of its sectors may survive; each `logical_sector` is old or new, never mixed.
 /// 5. Overlapping requests in flight at the same time have no order; callers do not issue them.
 /// 6. A failed write leaves each of its sectors old or new. A failed flush promises nothing about
-/// any write since the last good one.
+///    any write since the last good one.
 /// 7. Any alignment and length inside the device is accepted; `direct_align` only says what is cheap.
 pub trait BlockDevice: Send + Sync {
     /// What the device is like; constant while it is open.

@@ -153,6 +153,15 @@ pub fn ends_clean(image: &Path) {
     assert_eq!(code, 0, "{words}");
 }
 
+/// A fresh volume that debugfs damages as `edit` says: the repair names `what`, and leaves it clean.
+pub fn is_mended(options: &str, edit: &str, what: &str) {
+    let (_folder, image) = volume_file(options);
+    debugfs(&image, edit);
+    let (code, words) = run(&["-fy"], &image);
+    assert!(code == 1 && words.contains(what), "{options}, {edit}{code}: {words}");
+    ends_clean(&image);
+}
+
 /// A copy of a volume that the kernel has mounted: its journal is dirty, and a file is unlinked but open.
 pub fn interrupted(folder: &Path, options: &str) -> Option<()> {
     let script = format!(

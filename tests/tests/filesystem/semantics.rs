@@ -259,6 +259,21 @@ fn set_id_bits_are_gone_for_the_kernel_too() -> Result<()> {
     })
 }
 
+/// The kernel's FUSE client forwards neither; nothing may happen then.
+#[test]
+fn ranges_are_neither_collapsed_nor_inserted() -> Result<()> {
+    on_fresh("ranges_are_neither_collapsed_nor_inserted", |mounted| {
+        let path = mounted.path().join("file");
+        fs::write(&path, [7; 65536])?;
+        let file = File::options().write(true).open(&path)?;
+        for flags in [FallocateFlags::COLLAPSE_RANGE, FallocateFlags::INSERT_RANGE] {
+            ensure!(fallocate(&file, flags, 4096, 8192) == Err(Errno::OPNOTSUPP), "{flags:?}");
+        }
+        ensure!(fs::read(&path)? == [7; 65536], "the file was changed");
+        Ok(())
+    })
+}
+
 /// On this thread only.
 fn as_user<T>(id: u32, action: impl FnOnce() -> T) -> T {
     let become_user = |id| set_thread_res_uid(None, Uid::from_raw(id), None).expect("root may");
