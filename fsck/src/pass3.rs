@@ -237,8 +237,8 @@ fn remove_name(ctx: &Context, dir: Ino, target: Ino) -> Result<()> {
             .entries()
             .map_while(std::result::Result::ok)
             .find(|entry| entry.ino == Some(target) && entry.name != b"." && entry.name != b"..");
-        let Some(offset) = entry.map(|entry| entry.offset) else { return false };
-        DirBlockMut::new(bytes, format).remove(offset).unwrap_or(false)
+        let Some(at) = entry.map(|entry| entry.at) else { return false };
+        DirBlockMut::new(bytes, format).remove(at).unwrap_or(false)
     })?;
     Ok(())
 }
@@ -279,10 +279,9 @@ fn set_dotdot(ctx: &Context, ino: Ino, old: u32, parent: u32) -> Result<()> {
         ctx.write_inode(ino, &inode)?;
     } else {
         with_blocks(ctx, ino, 0, |bytes, format| {
-            let place = DirBlock::new(bytes, format).find(b"..").ok().flatten().map(|entry| entry.offset);
-            place.is_some_and(|offset| {
-                DirBlockMut::new(bytes, format).set_target(offset, target, FileType::Directory)
-            })
+            let place = DirBlock::new(bytes, format).find(b"..").ok().flatten().map(|entry| entry.at);
+            place
+                .is_some_and(|at| DirBlockMut::new(bytes, format).set_target(at, target, FileType::Directory))
         })?;
     }
     if let Some(old) = Ino::new(old) {

@@ -129,7 +129,7 @@ fn edit(image: &mut Vec<u8>, text: &str) {
                 .find_map(|&(_, block, _)| {
                     let found =
                         DirBlock::new(volume.block(block)?, format).find(words[2].as_bytes()).ok()??;
-                    Some((block, found.offset))
+                    Some((block, found.at.offset))
                 })
                 .unwrap_or_else(|| panic!("no {} in {}", words[2], words[1]));
             let at = block as usize * size + offset;

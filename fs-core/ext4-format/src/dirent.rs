@@ -49,6 +49,12 @@ impl DirFormat {
         (HEADER + name_len + hash).next_multiple_of(4)
     }
 
+    /// Bytes that the entry of `name` needs: the dots have no hash.
+    fn size_of(&self, name: &[u8]) -> usize {
+        let hashed = self.hashed && !is_dot(name);
+        DirFormat { hashed, ..*self }.entry_size(name.len())
+    }
+
     /// The bytes of a block that hold entries.
     #[must_use]
     pub fn usable(&self, block_size: usize) -> usize {
@@ -84,6 +90,15 @@ pub fn encode_rec_len(len: usize, block_size: usize) -> u16 {
     }
 }
 
+/// Where a record lies in its block.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct At {
+    /// Its first byte.
+    pub offset: usize,
+    /// The first byte of the record in front of it; its own for the first one, or where that is not known.
+    pub front: usize,
+}
+
 /// One record of a directory block.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct DirEntry<'a> {
@@ -95,8 +110,8 @@ pub struct DirEntry<'a> {
     pub name: &'a [u8],
     /// The hash behind the name of a hashed directory: major and minor.
     pub stored_hash: Option<(u32, u32)>,
-    /// First byte of the record in the block.
-    pub offset: usize,
+    /// Its place in the block.
+    pub at: At,
     /// Bytes of the record.
     pub rec_len: usize,
 }
@@ -107,6 +122,34 @@ impl DirEntry<'_> {
     pub fn file_type(&self) -> Option<FileType> {
         FileType::from_dirent(self.type_code)
     }
+}
+
+/// Room for one more entry: the record that has it, and how many of its bytes stay its own. True while the
+/// block stays as it is; [`DirBlockMut::insert_at`] refuses one that has become old.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Slot {
+    offset: usize,
+    used: usize,
+}
+
+/// What a block has to say about a name that shall go into it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Placement {
+    /// It is there already.
+    Taken,
+    /// It is not there, and this is the first place where it fits.
+    Free(Slot),
+    /// It is not there and does not fit.
+    Full,
+}
+
+/// What the header of a record says. Whoever has one knows that the record and its name lie in the block.
+#[derive(Clone, Copy)]
+struct Head {
+    ino: Option<Ino>,
+    rec_len: usize,
+    name_len: usize,
+    type_code: u8,
 }
 
 /// Reads the records of a block.
@@ -126,13 +169,13 @@ impl<'a> DirBlock<'a> {
     /// The records in order. A damaged one is the last item.
     #[must_use]
     pub fn entries(&self) -> Entries<'a> {
-        Entries { bytes: self.bytes, end: self.format.usable(self.bytes.len()), at: 0, format: self.format }
+        self.entries_from(0)
     }
 
     /// The records from byte `offset` on, which must be the start of one.
     #[must_use]
     pub fn entries_from(&self, offset: usize) -> Entries<'a> {
-        Entries { at: offset, ..self.entries() }
+        Entries { block: *self, at: At { offset, front: offset } }
     }
 
     /// The record of `name`.
@@ -140,17 +183,21 @@ impl<'a> DirBlock<'a> {
     /// # Errors
     /// A damaged record in front of it.
     pub fn find(&self, name: &[u8]) -> Result<Option<DirEntry<'a>>, Corruption> {
-        self.entries()
-            .find(|entry| !matches!(entry, Ok(entry) if entry.ino.is_none() || entry.name != name))
-            .transpose()
+        self.walk(|at, head| self.names(at, head, name).then(|| self.entry(at, head)))
     }
 
-    /// Whether a name of `name_len` bytes fits.
+    /// Whether `name` is there, and else where it would go.
     ///
     /// # Errors
-    /// A damaged record.
-    pub fn has_room(&self, name_len: usize) -> Result<bool, Corruption> {
-        Ok(self.room(name_len)?.is_some())
+    /// A damaged record, unless the name stands in front of it.
+    pub fn place(&self, name: &[u8]) -> Result<Placement, Corruption> {
+        let need = self.format.entry_size(name.len());
+        let mut slot = None;
+        let taken = self.walk(|at, head| {
+            slot = slot.or_else(|| self.slot(at, head, need));
+            self.names(at, head, name).then_some(Placement::Taken)
+        })?;
+        Ok(taken.unwrap_or_else(|| slot.map_or(Placement::Full, Placement::Free)))
     }
 
     /// Checks the tail of a block with checksums: that it is there at all.
@@ -170,24 +217,106 @@ impl<'a> DirBlock<'a> {
     /// The first rule that is broken.
     pub fn check(&self) -> Result<(), Corruption> {
         self.check_tail()?;
-        self.entries().try_for_each(|entry| entry.map(|_| ()))
+        self.walk(|_, _| None::<()>).map(|_| ())
     }
 
-    /// The record that can take a name of `name_len` bytes, and how many of its bytes stay its own.
-    fn room(&self, name_len: usize) -> Result<Option<(usize, usize)>, Corruption> {
-        let need = self.format.entry_size(name_len);
-        for entry in self.entries() {
-            let entry = entry?;
-            let used = match entry.ino {
-                Some(_) => used_by(&entry, &self.format),
-                None => 0,
-            };
-            if entry.rec_len >= used + need {
-                return Ok(Some((entry.offset, used)));
+    /// The bytes that hold records.
+    #[inline]
+    fn records(&self) -> &'a [u8] {
+        &self.bytes[..self.format.usable(self.bytes.len())]
+    }
+
+    /// Shows `visit` one record after the other until it answers.
+    #[inline]
+    fn walk<T>(&self, mut visit: impl FnMut(At, &Head) -> Option<T>) -> Result<Option<T>, Corruption> {
+        let mut at = At { offset: 0, front: 0 };
+        while at.offset < self.records().len() {
+            let head = self.head(at.offset)?;
+            if let Some(answer) = visit(at, &head) {
+                return Ok(Some(answer));
             }
+            at = At { offset: at.offset + head.rec_len, front: at.offset };
         }
         Ok(None)
     }
+
+    /// The header at `offset`: the one place that knows the rules of a record.
+    #[inline]
+    fn head(&self, offset: usize) -> Result<Head, Corruption> {
+        let records = self.records();
+        let left = records.len().saturating_sub(offset);
+        let Some(header) = records.get(offset..).and_then(|rest| rest.first_chunk::<HEADER>()) else {
+            return Err(damage(offset, "rec_len", left, HEADER));
+        };
+        let ino = Ino::new(u32::from_le_bytes([header[0], header[1], header[2], header[3]]));
+        let rec_len = decode_rec_len(u16::from_le_bytes([header[4], header[5]]), self.bytes.len());
+        // Without `filetype` the name length has 16 bits, of which the upper eight are zero.
+        let (high, type_code) = if self.format.filetype { (0, header[7]) } else { (header[7], 0) };
+        let name_len = usize::from(u16::from_le_bytes([header[6], high]));
+        if !rec_len.is_multiple_of(4) || rec_len < HEADER + 4 || rec_len > left {
+            return Err(damage(offset, "rec_len", rec_len, left));
+        }
+        if name_len > MAX_NAME || HEADER + name_len > rec_len {
+            return Err(damage(offset, "name_len", name_len, rec_len - HEADER));
+        }
+        if ino.is_some() && name_len == 0 {
+            return Err(damage(offset, "name_len", 0, 1));
+        }
+        Ok(Head { ino, rec_len, name_len, type_code })
+    }
+
+    #[inline]
+    fn name(&self, at: At, head: &Head) -> &'a [u8] {
+        &self.bytes[at.offset + HEADER..][..head.name_len]
+    }
+
+    /// Whether the record is an entry of `name`.
+    #[inline]
+    fn names(&self, at: At, head: &Head, name: &[u8]) -> bool {
+        head.name_len == name.len() && head.ino.is_some() && self.name(at, head) == name
+    }
+
+    fn entry(&self, at: At, head: &Head) -> DirEntry<'a> {
+        let &Head { ino, rec_len, type_code, .. } = head;
+        let name = self.name(at, head);
+        let record = &self.bytes[at.offset..at.offset + rec_len];
+        let hash_at = (HEADER + name.len()).next_multiple_of(4);
+        let word = |at: usize| record.get(at..)?.first_chunk().map(|word| u32::from_le_bytes(*word));
+        let stored_hash =
+            (self.format.hashed && !is_dot(name)).then(|| word(hash_at).zip(word(hash_at + 4))).flatten();
+        DirEntry { ino, type_code, name, stored_hash, at, rec_len }
+    }
+
+    /// The room that the record has for an entry of `need` bytes.
+    #[inline]
+    fn slot(&self, at: At, head: &Head, need: usize) -> Option<Slot> {
+        let used = match head.ino {
+            Some(_) => self.format.size_of(self.name(at, head)),
+            None => 0,
+        };
+        (head.rec_len >= used + need).then_some(Slot { offset: at.offset, used })
+    }
+
+    /// The record at `at.offset`, its place as it is now and its length: the record in front is looked for
+    /// again when an entry has come between the two. `None` when no record starts there.
+    fn locate(&self, at: At) -> Result<Option<(At, usize)>, Corruption> {
+        let follows = match at {
+            At { offset: 0, front } => front == 0,
+            At { offset, front } => {
+                front < offset && self.head(front).is_ok_and(|head| front + head.rec_len == offset)
+            }
+        };
+        if follows {
+            return Ok(Some((at, self.head(at.offset)?.rec_len)));
+        }
+        let reached = self.walk(|seen, head| (seen.offset >= at.offset).then_some((seen, head.rec_len)))?;
+        Ok(reached.filter(|(seen, _)| seen.offset == at.offset))
+    }
+}
+
+#[cold]
+fn damage(offset: usize, field: &'static str, found: usize, expected: usize) -> Corruption {
+    Corruption::new(What::DirBlock, field, found as u64, expected as u64).at_offset(offset)
 }
 
 /// Whether the block ends with something that looks like a checksum tail, whatever the volume says.
@@ -208,71 +337,27 @@ pub fn put_tail(bytes: &mut [u8]) {
 /// Iterator over the records of a block.
 #[derive(Clone, Debug)]
 pub struct Entries<'a> {
-    bytes: &'a [u8],
-    end: usize,
-    at: usize,
-    format: DirFormat,
+    block: DirBlock<'a>,
+    at: At,
 }
 
 impl<'a> Iterator for Entries<'a> {
     type Item = Result<DirEntry<'a>, Corruption>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        if self.at >= self.end {
+        let at = self.at;
+        if at.offset >= self.block.records().len() {
             return None;
         }
-        let entry = decode(self.bytes, self.at, self.end, &self.format);
-        match &entry {
-            Ok(entry) => self.at += entry.rec_len,
-            Err(_) => self.at = self.end,
-        }
-        Some(entry)
+        let head = self.block.head(at.offset);
+        let rec_len = head.as_ref().map_or(self.block.bytes.len(), |head| head.rec_len);
+        self.at = At { offset: at.offset + rec_len, front: at.offset };
+        Some(head.map(|head| self.block.entry(at, &head)))
     }
-}
-
-fn decode<'a>(
-    bytes: &'a [u8],
-    at: usize,
-    end: usize,
-    format: &DirFormat,
-) -> Result<DirEntry<'a>, Corruption> {
-    let bad = |field, found: usize, expected: usize| {
-        Err(Corruption::new(What::DirBlock, field, found as u64, expected as u64).at_offset(at))
-    };
-    let Some(header) = bytes[..end].get(at..).and_then(|rest| rest.first_chunk::<HEADER>()) else {
-        return bad("rec_len", end - at, HEADER);
-    };
-    let ino = Ino::new(u32::from_le_bytes([header[0], header[1], header[2], header[3]]));
-    let rec_len = decode_rec_len(u16::from_le_bytes([header[4], header[5]]), bytes.len());
-    // Without `filetype` the name length has 16 bits, of which the upper eight are zero.
-    let name_len = usize::from(header[6]) | if format.filetype { 0 } else { usize::from(header[7]) << 8 };
-    let type_code = if format.filetype { header[7] } else { 0 };
-    if !rec_len.is_multiple_of(4) || rec_len < HEADER + 4 || rec_len > end - at {
-        return bad("rec_len", rec_len, end - at);
-    }
-    if name_len > MAX_NAME || HEADER + name_len > rec_len {
-        return bad("name_len", name_len, rec_len - HEADER);
-    }
-    let name = &bytes[at + HEADER..at + HEADER + name_len];
-    if ino.is_some() && name.is_empty() {
-        return bad("name_len", 0, 1);
-    }
-    let hash_at = (at + HEADER + name_len).next_multiple_of(4);
-    let word =
-        |at: usize| bytes[..end].get(at..).and_then(|b| b.first_chunk()).map(|b| u32::from_le_bytes(*b));
-    let stored_hash = (format.hashed && !is_dot(name) && hash_at + 8 <= at + rec_len)
-        .then(|| word(hash_at).zip(word(hash_at + 4)))
-        .flatten();
-    Ok(DirEntry { ino, type_code, name, stored_hash, offset: at, rec_len })
 }
 
 fn is_dot(name: &[u8]) -> bool {
     name == b"." || name == b".."
-}
-
-fn used_by(entry: &DirEntry<'_>, format: &DirFormat) -> usize {
-    let format = DirFormat { hashed: format.hashed && !is_dot(entry.name), ..*format };
-    format.entry_size(entry.name.len())
 }
 
 /// A new entry.
@@ -336,48 +421,49 @@ impl<'a> DirBlockMut<'a> {
     /// # Errors
     /// A damaged record.
     pub fn insert(&mut self, entry: &NewEntry<'_>) -> Result<Option<usize>, Corruption> {
-        let Some((offset, used)) = self.view().room(entry.name.len())? else { return Ok(None) };
-        let rec_len = self.rec_len(offset);
+        let need = self.format.entry_size(entry.name.len());
+        let block = self.view();
+        match block.walk(|at, head| block.slot(at, head, need))? {
+            Some(slot) => self.insert_at(slot, entry),
+            None => Ok(None),
+        }
+    }
+
+    /// Adds an entry where [`DirBlock::place`] found room for its name; returns its offset, or `None`, with
+    /// nothing changed, when that room is there no more.
+    ///
+    /// # Errors
+    /// No record, or a damaged one, in that place.
+    pub fn insert_at(&mut self, slot: Slot, entry: &NewEntry<'_>) -> Result<Option<usize>, Corruption> {
+        let Slot { offset, used } = slot;
+        let block = self.view();
+        let head = block.head(offset)?;
+        let need = self.format.entry_size(entry.name.len());
+        if block.slot(At { offset, front: offset }, &head, need) != Some(slot) {
+            return Ok(None);
+        }
         if used > 0 {
             self.put_rec_len(offset, used);
         }
-        self.put(offset + used, rec_len - used, entry);
+        self.put(offset + used, head.rec_len - used, entry);
         Ok(Some(offset + used))
     }
 
-    /// Takes out the entry at `offset`; its record joins the one in front. Returns false when no record
-    /// starts there.
+    /// Takes out the entry at `at`; its record joins the one in front. Returns false when no record starts
+    /// there.
     ///
     /// # Errors
-    /// A damaged record in front of it.
-    pub fn remove(&mut self, offset: usize) -> Result<bool, Corruption> {
-        let mut before = None;
-        for entry in self.view().entries() {
-            let entry = entry?;
-            if entry.offset < offset {
-                before = Some((entry.offset, entry.rec_len));
-                continue;
-            }
-            if entry.offset > offset {
-                break;
-            }
-            let rec_len = entry.rec_len;
-            self.bytes[offset..offset + rec_len].fill(0);
-            match before {
-                Some((front, front_len)) => self.put_rec_len(front, front_len + rec_len),
-                None => self.put_rec_len(offset, rec_len),
-            }
-            return Ok(true);
-        }
-        Ok(false)
+    /// A damaged record there or in front of it.
+    pub fn remove(&mut self, at: At) -> Result<bool, Corruption> {
+        let Some((At { offset, front }, rec_len)) = self.view().locate(at)? else { return Ok(false) };
+        self.bytes[offset..offset + rec_len].fill(0);
+        self.put_rec_len(front, offset - front + rec_len);
+        Ok(true)
     }
 
-    /// Points the entry at `offset`, which must be the start of one, to another inode. False when none starts
-    /// there.
-    pub fn set_target(&mut self, offset: usize, ino: Ino, file_type: FileType) -> bool {
-        if !self.view().entries().any(|entry| entry.is_ok_and(|entry| entry.offset == offset)) {
-            return false;
-        }
+    /// Points the entry at `at` to another inode. False when no record starts there.
+    pub fn set_target(&mut self, at: At, ino: Ino, file_type: FileType) -> bool {
+        let Ok(Some((At { offset, .. }, _))) = self.view().locate(at) else { return false };
         self.bytes[offset..offset + 4].copy_from_slice(&ino.get().to_le_bytes());
         if self.format.filetype {
             self.bytes[offset + 7] = file_type.dirent_code();
@@ -391,8 +477,7 @@ impl<'a> DirBlockMut<'a> {
         let usable = self.format.usable(self.bytes.len());
         let (mut at, mut last, mut count) = (0, 0, 0);
         for entry in entries {
-            let format = DirFormat { hashed: self.format.hashed && !is_dot(entry.name), ..self.format };
-            let need = format.entry_size(entry.name.len());
+            let need = self.format.size_of(entry.name);
             if at + need > usable {
                 break;
             }
@@ -423,10 +508,6 @@ impl<'a> DirBlockMut<'a> {
     fn put_rec_len(&mut self, offset: usize, rec_len: usize) {
         let raw = encode_rec_len(rec_len, self.bytes.len());
         self.bytes[offset + 4..offset + 6].copy_from_slice(&raw.to_le_bytes());
-    }
-
-    fn rec_len(&self, offset: usize) -> usize {
-        decode_rec_len(u16::from_le_bytes([self.bytes[offset + 4], self.bytes[offset + 5]]), self.bytes.len())
     }
 }
 
@@ -465,7 +546,7 @@ pub fn split_by_hash(
         let entry = entry?;
         if let Some(ino) = entry.ino {
             let Some(hash) = hash(entry.name) else { return Ok(None) };
-            map.push((hash, used_by(&entry, &format), ino, entry));
+            map.push((hash, format.size_of(entry.name), ino, entry));
         }
     }
     if map.len() < 2 {
@@ -487,7 +568,7 @@ pub fn split_by_hash(
         let usable = format.usable(block.bytes.len());
         let mut offset = 0;
         for (i, (_, size, _, entry)) in part.iter().enumerate() {
-            block.bytes[offset..offset + size].copy_from_slice(&copy[entry.offset..entry.offset + size]);
+            block.bytes[offset..offset + size].copy_from_slice(&copy[entry.at.offset..][..*size]);
             let rec_len = if i + 1 == part.len() { usable - offset } else { *size };
             block.put_rec_len(offset, rec_len);
             offset += size;
@@ -500,107 +581,4 @@ pub fn split_by_hash(
 }
 
 #[cfg(test)]
-mod tests {
-    use std::collections::BTreeMap;
-
-    use proptest::prelude::*;
-
-    use super::*;
-
-    const FORMAT: DirFormat = DirFormat { filetype: true, tail: true, hashed: false };
-
-    fn ino(n: u32) -> Ino {
-        Ino::new(n).unwrap()
-    }
-
-    fn names(bytes: &[u8]) -> BTreeMap<Vec<u8>, u32> {
-        DirBlock::new(bytes, FORMAT)
-            .entries()
-            .map(Result::unwrap)
-            .filter_map(|entry| Some((entry.name.to_vec(), entry.ino?.get())))
-            .collect()
-    }
-
-    #[test]
-    fn record_lengths_of_large_blocks_use_the_low_bits() {
-        for (len, size) in
-            [(12, 1024), (65532, 65536), (65536, 65536), (131_072, 262_144), (262_144, 262_144)]
-        {
-            assert_eq!(decode_rec_len(encode_rec_len(len, size), size), len);
-        }
-    }
-
-    #[test]
-    fn a_new_directory_has_dot_and_dotdot() {
-        let mut bytes = vec![0xff; 1024];
-        let _ = DirBlockMut::init_first(&mut bytes, FORMAT, ino(12), ino(2));
-        DirBlock::new(&bytes, FORMAT).check().unwrap();
-        assert_eq!(names(&bytes), BTreeMap::from([(b".".to_vec(), 12), (b"..".to_vec(), 2)]));
-    }
-
-    proptest! {
-        #[test]
-        fn edits_follow_a_map(ops in proptest::collection::vec(("[a-c]{1,40}", any::<bool>(), 1_u32..9999), 1..120), tail in any::<bool>()) {
-            let format = DirFormat { tail, ..FORMAT };
-            let mut bytes = vec![0; 1024];
-            let mut block = DirBlockMut::init(&mut bytes, format);
-            let mut model: BTreeMap<Vec<u8>, u32> = BTreeMap::new();
-            for (name, add, n) in ops {
-                let name = name.into_bytes();
-                let there = block.view().find(&name).unwrap().map(|entry| entry.offset);
-                prop_assert_eq!(there.is_some(), model.contains_key(&name));
-                match (there, add) {
-                    (Some(offset), true) => {
-                        prop_assert!(block.set_target(offset, ino(n), FileType::Fifo));
-                        model.insert(name, n);
-                    }
-                    (Some(offset), false) => {
-                        prop_assert!(block.remove(offset).unwrap());
-                        model.remove(&name);
-                    }
-                    (None, _) => {
-                        let room = block.view().has_room(name.len()).unwrap();
-                        let entry = NewEntry { ino: ino(n), file_type: FileType::Regular, name: &name };
-                        prop_assert_eq!(block.insert(&entry).unwrap().is_some(), room);
-                        if room { model.insert(name, n); }
-                    }
-                }
-                block.view().check().unwrap();
-            }
-            let found: BTreeMap<Vec<u8>, u32> = block.view().entries().map(Result::unwrap)
-                .filter_map(|entry| Some((entry.name.to_vec(), entry.ino?.get()))).collect();
-            prop_assert_eq!(found, model);
-        }
-
-        #[test]
-        fn a_split_keeps_every_name_on_its_side(all in proptest::collection::btree_map("[a-z]{1,30}", 1_u32..9999, 2..25), few in 1_u32..200) {
-            // A poor hash makes collisions, which the continuation bit is for.
-            let hash = |name: &[u8]| Some(name.iter().map(|&b| u32::from(b)).sum::<u32>() % few * 2);
-            let mut bytes = vec![0; 1024];
-            let mut block = DirBlockMut::init(&mut bytes, FORMAT);
-            for (name, n) in &all {
-                let entry = NewEntry { ino: ino(*n), file_type: FileType::Regular, name: name.as_bytes() };
-                prop_assert!(block.insert(&entry).unwrap().is_some());
-            }
-            let mut right = vec![0xff; 1024];
-            let split = split_by_hash(&mut bytes, &mut right, FORMAT, hash).unwrap().unwrap();
-            DirBlock::new(&bytes, FORMAT).check().unwrap();
-            DirBlock::new(&right, FORMAT).check().unwrap();
-            let (low, high) = (names(&bytes), names(&right));
-            prop_assert!(!low.is_empty() && !high.is_empty());
-            prop_assert!(high.keys().all(|name| hash(name).unwrap() >= split.hash));
-            prop_assert!(low.keys().all(|name| hash(name).unwrap() <= split.hash));
-            prop_assert_eq!(split.continued, low.keys().any(|name| hash(name) == Some(split.hash)));
-            prop_assert_eq!(low.len() + high.len(), all.len());
-        }
-
-        #[test]
-        fn no_bytes_make_the_reader_panic(mut bytes in proptest::collection::vec(any::<u8>(), 0..300), tail in any::<bool>()) {
-            let format = DirFormat { tail, ..FORMAT };
-            let _ = DirBlock::new(&bytes, format).check();
-            let _ = DirBlockMut::new(&mut bytes, format).remove(12);
-            let entry = NewEntry { ino: ino(5), file_type: FileType::Regular, name: b"new" };
-            let _ = DirBlockMut::new(&mut bytes, format).insert(&entry);
-        }
-    }
-}
+mod tests;

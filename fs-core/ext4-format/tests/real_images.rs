@@ -182,7 +182,7 @@ impl Volume {
             let before = names(&copy);
             seen.entries += before.len();
             for (name, target, code) in &before {
-                let found = DirBlock::new(&copy, format).find(name).unwrap().unwrap().offset;
+                let found = DirBlock::new(&copy, format).find(name).unwrap().unwrap().at;
                 assert!(DirBlockMut::new(&mut copy, format).remove(found).unwrap());
                 let file_type = FileType::from_dirent(*code).unwrap_or(FileType::Regular);
                 let entry = NewEntry { ino: Ino::new(*target).unwrap(), file_type, name };

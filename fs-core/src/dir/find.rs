@@ -62,11 +62,11 @@ impl Dir<'_> {
     pub fn remove(&self, handle: &Handle<'_>, found: &Found) -> Result<()> {
         self.inode.dir.changed();
         let format = self.settings.format;
-        let removed = self
-            .edit_leaf(handle, &found.buffer, |bytes| DirBlockMut::new(bytes, format).remove(found.offset))?;
+        let removed =
+            self.edit_leaf(handle, &found.buffer, |bytes| DirBlockMut::new(bytes, format).remove(found.at))?;
         match removed {
             Ok(true) => Ok(()),
-            Ok(false) => Err(self.damaged(What::DirBlock, "entry moved", found.offset as u64, 0)),
+            Ok(false) => Err(self.damaged(What::DirBlock, "entry moved", found.at.offset as u64, 0)),
             Err(c) => Err(self.corrupt(&found.buffer, c)),
         }
     }
@@ -78,13 +78,17 @@ impl Dir<'_> {
         // Only `..` of an indexed directory lies in a block that is not a leaf.
         let root = found.is_in_root(&bytes);
         let format = DirFormat { tail: self.settings.format.tail && !root, ..self.settings.format };
-        let done = DirBlockMut::new(&mut bytes, format).set_target(found.offset, ino, kind);
+        let done = DirBlockMut::new(&mut bytes, format).set_target(found.at, ino, kind);
         if root {
             self.seal_index(&mut bytes, ext4_format::htree::Kind::Root);
         } else {
             self.seal_leaf(&mut bytes);
         }
-        if done { Ok(()) } else { Err(self.damaged(What::DirBlock, "entry moved", found.offset as u64, 0)) }
+        if done {
+            Ok(())
+        } else {
+            Err(self.damaged(What::DirBlock, "entry moved", found.at.offset as u64, 0))
+        }
     }
 
     /// Looks for `name` in the leaf that `path` leads to and in those that continue its hash.
@@ -141,10 +145,10 @@ impl Dir<'_> {
 impl Found {
     pub(super) fn new(entry: &DirEntry<'_>, buffer: &Buffer) -> Option<Found> {
         let (ino, kind) = (entry.ino?, entry.file_type());
-        Some(Found { ino, kind, buffer: buffer.clone(), offset: entry.offset })
+        Some(Found { ino, kind, buffer: buffer.clone(), at: entry.at })
     }
 
     fn is_in_root(&self, bytes: &[u8]) -> bool {
-        self.offset == 12 && super::blocks::hides_root(bytes)
+        self.at.offset == 12 && super::blocks::hides_root(bytes)
     }
 }

@@ -4,7 +4,7 @@
 //! Every step first gets all the blocks it will need. From there on only the journal can fail,
 //! so a directory is never left half split for want of space.
 
-use ext4_format::dirent::{DirBlock, DirBlockMut, Split, split_by_hash};
+use ext4_format::dirent::{At, DirBlock, DirBlockMut, Split, split_by_hash};
 use ext4_format::htree::{DxEntry, IndexMut, Kind, RootInfo, RootShape, max_levels};
 use ext4_format::inode::flag;
 use ext4_format::{BlockNo, FileBlock, Ino, What};
@@ -60,8 +60,9 @@ impl Dir<'_> {
         let mut left = handle.write(&left_buffer)?;
         left.copy_from_slice(&root);
         let mut names = DirBlockMut::new(&mut left, self.settings.format);
-        let undotted = names.remove(12).and_then(|_| names.remove(0));
-        undotted.map_err(|c| self.corrupt(first, c))?;
+        for offset in [12, 0] {
+            names.remove(At { offset, front: 0 }).map_err(|c| self.corrupt(first, c))?;
+        }
         let mut right = handle.write(&right_buffer)?;
         let version = self.settings.hash_version();
         let split = self.split_names(&mut left, &mut right, version)?;
@@ -206,7 +207,7 @@ impl Dir<'_> {
         let mut entries = DirBlock::new(&data, self.settings.format).entries();
         let mut dot = |name: &[u8], offset| {
             let entry = entries.next()?.ok()?;
-            entry.ino.filter(|_| entry.name == name && entry.offset == offset)
+            entry.ino.filter(|_| entry.name == name && entry.at.offset == offset)
         };
         let dots = dot(b".", 0).and_then(|_| dot(b"..", 12));
         dots.ok_or_else(|| self.damaged(What::DirBlock, "dots", 0, 0))

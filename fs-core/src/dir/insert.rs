@@ -1,6 +1,6 @@
 //! Adding an entry: finding out where it would go, making room there, putting it in.
 
-use ext4_format::dirent::{DirBlock, DirBlockMut, NewEntry};
+use ext4_format::dirent::{DirBlock, DirBlockMut, NewEntry, Placement, Slot};
 use ext4_format::inode::FileType;
 use ext4_format::{FileBlock, Ino, What};
 use jbd2::{Buffer, Handle};
@@ -20,8 +20,8 @@ pub struct Room {
 
 #[derive(Clone, Debug)]
 pub(super) enum Place {
-    /// Into this block.
-    Here(Buffer),
+    /// Into a leaf as it is.
+    Here(Spot),
     /// Into a new block at the end of a linear directory.
     Append,
     /// The only block is full: the directory gets an index first.
@@ -30,9 +30,13 @@ pub(super) enum Place {
     Split(Path),
 }
 
-/// A block that has room for the name it was made for.
+/// The place for the name it was made for. It stays true while the directory's lock is held and
+/// nothing changes the leaf.
 #[derive(Clone, Debug)]
-pub struct Spot(Buffer);
+pub struct Spot {
+    leaf: Buffer,
+    slot: Slot,
+}
 
 impl Room {
     /// Blocks that [`Dir::make_room`] and [`Dir::insert`] may change.
@@ -72,8 +76,11 @@ impl Dir<'_> {
     /// `NoSpace` when the volume or the index is full; nothing has changed then.
     pub fn make_room(&self, handle: &Handle<'_>, room: Room, name: &[u8]) -> Result<Spot> {
         match room.place {
-            Place::Here(buffer) => return Ok(Spot(buffer)),
-            Place::Append => return Ok(Spot(self.append_leaf(handle)?)),
+            Place::Here(spot) => return Ok(spot),
+            Place::Append => {
+                let leaf = self.append_leaf(handle)?;
+                return self.spot_in(&leaf, name)?.ok_or_else(|| self.no_room(name));
+            }
             Place::Convert(buffer) => self.convert(handle, &buffer)?,
             Place::Split(path) => self.split(handle, path)?,
         }
@@ -83,8 +90,8 @@ impl Dir<'_> {
                 let core = self.inode.core.read();
                 let (_, path) = self.probe(&core, name)?;
                 let buffer = self.read(&core, path.leaf, Role::Leaf)?;
-                if self.has_room(&buffer, name)? {
-                    return Ok(Spot(buffer));
+                if let Some(spot) = self.spot_in(&buffer, name)? {
+                    return Ok(spot);
                 }
                 path
             };
@@ -107,20 +114,20 @@ impl Dir<'_> {
         self.inode.dir.changed();
         let entry = NewEntry { ino, file_type: kind, name };
         let format = self.settings.format;
-        let put = self.edit_leaf(handle, &spot.0, |bytes| DirBlockMut::new(bytes, format).insert(&entry))?;
+        let put = self.edit_leaf(handle, &spot.leaf, |bytes| {
+            DirBlockMut::new(bytes, format).insert_at(spot.slot, &entry)
+        })?;
         match put {
             Ok(Some(_)) => Ok(()),
-            Ok(None) => Err(self.damaged(What::DirBlock, "room", 0, name.len() as u64)),
-            Err(c) => Err(self.corrupt(&spot.0, c)),
+            Ok(None) => Err(self.no_room(name)),
+            Err(c) => Err(self.corrupt(&spot.leaf, c)),
         }
     }
 
     fn place_indexed(&self, core: &Core, name: &[u8]) -> Result<Place> {
         let (hash, path) = self.probe(core, name)?;
         let buffer = self.read(core, path.leaf, Role::Leaf)?;
-        if self.find_in(&buffer, self.settings.format, name)?.is_some() {
-            return Err(Posix::Exists.into());
-        }
+        let spot = self.spot_in(&buffer, name)?;
         if self.next_start(&path)? == Some(hash.major | 1) {
             let mut ahead = path.clone();
             if self.next_leaf(core, &mut ahead)?
@@ -129,7 +136,7 @@ impl Dir<'_> {
                 return Err(Posix::Exists.into());
             }
         }
-        Ok(if self.has_room(&buffer, name)? { Place::Here(buffer) } else { Place::Split(path) })
+        Ok(spot.map_or(Place::Split(path), Place::Here))
     }
 
     fn place_linear(&self, core: &Core, name: &[u8]) -> Result<Place> {
@@ -137,32 +144,36 @@ impl Dir<'_> {
         if count == 0 {
             return Err(self.damaged(What::DirBlock, "i_size", core.size, self.block_size() as u64));
         }
-        let mut place = None;
+        let mut here = None;
         let mut last = None;
         for at in (0..count).map(FileBlock) {
             if at.0 > 0 && Self::read_ahead_due(at) {
                 self.read_ahead(core, at);
             }
             let buffer = self.read(core, at, Role::Leaf)?;
-            if self.find_in(&buffer, self.settings.format, name)?.is_some() {
-                return Err(Posix::Exists.into());
-            }
-            if place.is_none() && self.has_room(&buffer, name)? {
-                place = Some(Place::Here(buffer));
-            } else {
-                last = Some(buffer);
-            }
+            let spot = self.spot_in(&buffer, name)?;
+            here = here.or(spot);
+            last = Some(buffer);
         }
-        Ok(match (place, last) {
-            (Some(place), _) => place,
+        Ok(match (here, last) {
+            (Some(spot), _) => Place::Here(spot),
             (None, Some(only)) if count == 1 && self.settings.indexed => Place::Convert(only),
             _ => Place::Append,
         })
     }
 
-    fn has_room(&self, buffer: &Buffer, name: &[u8]) -> Result<bool> {
-        let room = DirBlock::new(&buffer.data(), self.settings.format).has_room(name.len());
-        room.map_err(|c| self.corrupt(buffer, c))
+    /// The place for `name` in this leaf; `Exists` when it is there already.
+    fn spot_in(&self, leaf: &Buffer, name: &[u8]) -> Result<Option<Spot>> {
+        let placement = DirBlock::new(&leaf.data(), self.settings.format).place(name);
+        match placement.map_err(|c| self.corrupt(leaf, c))? {
+            Placement::Taken => Err(Posix::Exists.into()),
+            Placement::Free(slot) => Ok(Some(Spot { leaf: leaf.clone(), slot })),
+            Placement::Full => Ok(None),
+        }
+    }
+
+    fn no_room(&self, name: &[u8]) -> Error {
+        self.damaged(What::DirBlock, "room", 0, name.len() as u64)
     }
 
     /// What a second split may cost where the first cannot be trusted to make enough room.

@@ -113,7 +113,7 @@ impl Dir<'_> {
             let data = buffer.data();
             for entry in DirBlock::new(&data, format).entries() {
                 let entry = entry.map_err(|c| self.corrupt(&buffer, c))?;
-                let offset = base + entry.offset as u64;
+                let offset = base + entry.at.offset as u64;
                 let Some(ino) = entry.ino.filter(|_| offset >= position) else { continue };
                 let next = offset + entry.rec_len as u64;
                 let item = Item { ino, kind: entry.file_type(), name: entry.name, next };

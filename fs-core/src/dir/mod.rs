@@ -7,7 +7,7 @@
 //! ```text
 //! room(name)          looks: is the name free, where would it go, what does that cost
 //! make_room(room)     grows or splits; the directory holds the same names as before
-//! insert(spot)        fills a place that is certain to be there
+//! insert(spot)        fills a place that is certain to be there, if nothing else came in between
 //! ```
 //!
 //! A directory becomes indexed when its only block overflows. It never shrinks.
@@ -25,7 +25,7 @@ mod list;
 
 use ext4_format::Ino;
 use ext4_format::csum::Csum;
-use ext4_format::dirent::DirFormat;
+use ext4_format::dirent::{At, DirFormat};
 use ext4_format::features::{Compat, Incompat, RoCompat};
 use ext4_format::hash::{Hash, HashVersion, name_hash};
 use ext4_format::inode::{FileType, flag};
@@ -96,8 +96,8 @@ pub struct Dir<'a> {
     depth: Depth,
 }
 
-/// An entry that was found. It stays true while the directory's lock is held and nothing is
-/// inserted, split or removed in between.
+/// An entry that was found. It stays true while the directory's lock is held and nothing is split
+/// or removed in between.
 #[derive(Clone, Debug)]
 pub struct Found {
     /// The inode it names.
@@ -105,7 +105,7 @@ pub struct Found {
     /// The recorded type, where there is one.
     pub kind: Option<FileType>,
     buffer: Buffer,
-    offset: usize,
+    at: At,
 }
 
 impl<'a> Dir<'a> {

@@ -194,6 +194,38 @@ fn rename_moves_replaces_swaps_and_refuses() {
 }
 
 #[test]
+fn a_new_name_may_land_beside_the_old_one() {
+    let Some(mut rig) = Rig::new(16, &["-t", "ext4"]) else { return };
+    let root = Caller::root();
+    let plain = RenameFlags::default();
+    for (at, whiteout) in [false, true].into_iter().enumerate() {
+        let flags = RenameFlags { whiteout, ..plain };
+        // Right in front of it, where a longer name was.
+        let dir = rig.mkdir(ROOT, &format!("front {at}"));
+        let _ = rig.touch(dir, "a name that leaves a gap");
+        let old = rig.touch(dir, "old").ino;
+        let last = rig.touch(dir, "last").ino;
+        rig.fs().unlink(dir, b"a name that leaves a gap").unwrap();
+        rig.fs().rename(&root, (dir, b"old"), (dir, b"new"), flags).unwrap();
+        assert_eq!(rig.fs().lookup(dir, b"new").unwrap().ino, old);
+        assert_eq!(rig.fs().lookup(dir, b"last").unwrap().ino, last);
+        assert_eq!(rig.exists(dir, b"old"), whiteout);
+        // Into the end of its own record.
+        let dir = rig.mkdir(ROOT, &format!("own {at}"));
+        let only = rig.touch(dir, "only").ino;
+        rig.fs().rename(&root, (dir, b"only"), (dir, b"renamed"), flags).unwrap();
+        assert_eq!(rig.fs().lookup(dir, b"renamed").unwrap().ino, only);
+        assert_eq!(rig.exists(dir, b"only"), whiteout);
+        // Over the one in front of it.
+        let over = rig.touch(dir, "over").ino;
+        rig.fs().rename(&root, (dir, b"over"), (dir, b"renamed"), flags).unwrap();
+        assert_eq!(rig.fs().lookup(dir, b"renamed").unwrap().ino, over);
+        assert_eq!(rig.exists(dir, b"over"), whiteout);
+    }
+    rig.unmount();
+}
+
+#[test]
 fn more_subdirectories_than_links_can_count() {
     let Some(mut rig) = Rig::new(512, &["-t", "ext4", "-N", "70000", "-b", "1024"]) else { return };
     for i in 0..65_001 {

@@ -109,7 +109,7 @@ fn check_entries(
                 break;
             }
         };
-        let (offset, rec_len) = (entry.offset, entry.rec_len);
+        let (offset, rec_len) = (entry.at.offset, entry.rec_len);
         let first_block = place.file_block.0 == 0;
         if first_block && count < 2 && dir.format.entry_size(entry.name.len()) <= rec_len {
             let end = offset + dirent::HEADER + count + 1;
@@ -204,7 +204,7 @@ fn salvage(bytes: &mut [u8], at: usize, format: DirFormat) -> bool {
             .entries()
             .map_while(std::result::Result::ok)
             .last()
-            .map_or(0, |entry| entry.offset);
+            .map_or(0, |entry| entry.at.offset);
         let rec_len = dirent::encode_rec_len(usable - front, len);
         bytes[front + 4..front + 6].copy_from_slice(&rec_len.to_le_bytes());
         return false;
@@ -388,7 +388,7 @@ pub fn check_names(
         .entries()
         .map_while(std::result::Result::ok)
         .filter(|entry| entry.ino.is_some() && entry.name != b"." && entry.name != b"..")
-        .map(|entry| (entry.offset, entry.name.to_vec()))
+        .map(|entry| (entry.at.offset, entry.name.to_vec()))
         .collect();
     let mut dirty = false;
     for (offset, name) in entries {

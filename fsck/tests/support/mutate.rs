@@ -177,12 +177,12 @@ pub fn mutate(image: &mut [u8], base: &[u8], places: &[(u64, Kind)], rng: &mut R
                 return;
             }
             let entry = &entries[rng.below(entries.len())];
-            let start = block as usize * size + entry.offset;
+            let start = block as usize * size + entry.at.offset;
             let field = rng.pick(&[(0, 4), (0, 4), (4, 2), (6, 1), (7, 1), (8, 1), (9, 1)]);
             if rng.below(5) == 0 {
                 // The name, or the target, of a neighbour.
                 let other = &entries[rng.below(entries.len())];
-                let from = block as usize * size + other.offset;
+                let from = block as usize * size + other.at.offset;
                 if rng.below(2) == 0 {
                     image.copy_within(from..from + 4, start);
                 } else if other.name.len() == entry.name.len() {
