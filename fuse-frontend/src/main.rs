@@ -95,6 +95,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
     // fuse2fs takes one for the other.
     options.volume.read_only |= options.volume.no_recovery && called() == "fuse2fs";
     if args.foreground || args.debug || background::is_server() {
+        blockdev::give_back_large();
         server::serve(&args.device, &args.dir, &options)
     } else {
         background::start_server()

@@ -27,8 +27,8 @@ pub struct Options {
     pub splice_from: u32,
     /// How requests are to come.
     pub transport: Transport,
-    /// With [`Transport::Ring`], threads for each processor.
-    pub ring_threads: usize,
+    /// With [`Transport::Ring`], threads for each processor; otherwise as the device wants it.
+    pub ring_threads: Option<usize>,
     /// With [`Transport::Ring`], keep each thread on its processor.
     pub pinned: bool,
     /// Show every file as owned by the one who mounts, for unprivileged builders.
@@ -65,9 +65,6 @@ pub enum Flag {
     DirSync,
     NoAtime,
 }
-
-/// One is fastest where nothing blocks; a second one serves while the first waits for the device.
-const DEFAULT_RING_THREADS: usize = 2;
 
 /// From here on splicing pages costs less than copying bytes (docs/PERFORMANCE.md).
 const DEFAULT_SPLICE_FROM: u32 = 64 << 10;
@@ -110,7 +107,7 @@ impl Default for Options {
             stats: false,
             splice_from: DEFAULT_SPLICE_FROM,
             transport: Transport::Auto,
-            ring_threads: DEFAULT_RING_THREADS,
+            ring_threads: None,
             pinned: true,
             fake_root: false,
             flags: Vec::new(),
@@ -330,7 +327,7 @@ impl Options {
             }
             ("splice", Some("never")) => self.splice_from = u32::MAX,
             ("splice", Some(v)) => self.splice_from = size(name, v)?.min(u32::MAX.into()) as u32,
-            ("ring_threads", Some(v)) => self.ring_threads = number::<usize>(name, v)?.clamp(1, 16),
+            ("ring_threads", Some(v)) => self.ring_threads = Some(number::<usize>(name, v)?.clamp(1, 16)),
             ("pin", None) => self.pinned = true,
             ("nopin", None) => self.pinned = false,
             ("fakeroot", None) => self.fake_root = true,

@@ -62,10 +62,13 @@ pub fn serve(device: &Path, dir: &Path, options: &Options) -> Result<()> {
         exclusive: true,
         mounted: false,
     };
-    let preparation = Preparation::new(&device, &dir, options, &how)?;
+    let mut preparation = Preparation::new(&device, &dir, options, &how)?;
     how.mounted = preparation.has_claimed();
     let dev = blockdev::open(&device, &how)?;
     log_choice(&device, &dev, options.dio);
+    if dev.is_direct() {
+        preparation.expect_waiting();
+    }
     let unlock = dev.clone();
     run(dev, Box::new(move || unlock.give_up_lock()), preparation, &dir, options, &signals)
 }

@@ -29,6 +29,9 @@ use crate::options::{Flag, Options, Transport};
 use crate::server::Volume;
 use crate::service::Service;
 
+/// How many requests a device shall have at once, if there are threads for them.
+const DEVICE_DEPTH: usize = 32;
+
 /// Hears how the session ended.
 pub type OnEnd = Arc<dyn Fn(Ended) + Send + Sync>;
 
@@ -39,6 +42,8 @@ pub struct Preparation {
     transport: Transport,
     /// The mount, if it had to come first.
     mount: Option<Mount>,
+    /// Each request to the device waits for it.
+    device_waits: bool,
 }
 
 /// A session that serves. Dropped, it takes its mount away.
@@ -78,13 +83,19 @@ impl Preparation {
     #[must_use]
     pub fn of_file(device: &Path, dir: &Path, options: &Options) -> Preparation {
         let transport = options.transport;
-        Preparation { device: device.to_owned(), dir: dir.to_owned(), transport, mount: None }
+        let (device, dir) = (device.to_owned(), dir.to_owned());
+        Preparation { device, dir, transport, mount: None, device_waits: false }
     }
 
     /// What is mounted.
     #[must_use]
     pub fn device(&self) -> &Path {
         &self.device
+    }
+
+    /// The device has no page cache before it: more requests should be under way at once.
+    pub fn expect_waiting(&mut self) {
+        self.device_waits = true;
     }
 
     /// Whether the kernel holds the device for our mount.
@@ -136,7 +147,7 @@ impl Preparation {
             on_end,
         };
         match doors::serve(part, rings, threads).context("starting to serve")? {
-            Transport::Ring => info!(options.ring_threads, options.pinned, "serving through io_uring"),
+            Transport::Ring => info!(options.pinned, "serving through io_uring"),
             _ => info!(threads, "serving through our own loop on /dev/fuse"),
         }
         Ok(Session { mount: Some(mount) })
@@ -147,10 +158,11 @@ impl Preparation {
         if self.transport == Transport::Dev {
             return None;
         }
-        let (threads, pinned) = (options.ring_threads, options.pinned);
-        let made =
-            possible_processors().and_then(|queues| Rings::prepare(Layout { queues, threads, pinned }));
-        match made {
+        let layout = |queues| {
+            let threads = options.ring_threads.unwrap_or_else(|| self.ring_threads(queues));
+            Layout { queues, threads, pinned: options.pinned }
+        };
+        match possible_processors().and_then(|queues| Rings::prepare(layout(queues))) {
             Ok(rings) => Some(rings),
             Err(error) if self.transport == Transport::Ring => {
                 warn!(%error, "FUSE over io_uring is not to be had; using /dev/fuse");
@@ -161,6 +173,11 @@ impl Preparation {
                 None
             }
         }
+    }
+
+    /// Two for each processor, since one may wait; past the page cache, what a device does side by side.
+    fn ring_threads(&self, queues: usize) -> usize {
+        if self.device_waits { (DEVICE_DEPTH / queues).clamp(2, 8) } else { 2 }
     }
 
     fn start_fuser(&self, service: Service, options: &Options, writable: bool, on_end: OnEnd) -> Result<()> {

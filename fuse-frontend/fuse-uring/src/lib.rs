@@ -10,6 +10,8 @@
 //! The memory is never freed: a ring that is closed lets go of it at a time of its own, and entries
 //! live as long as their mount.
 
+mod policy;
+
 use std::alloc::{Layout, alloc_zeroed};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -17,6 +19,8 @@ use std::ptr::NonNull;
 
 use io_uring::squeue::Entry128;
 use io_uring::{IoUring, cqueue, opcode, types};
+
+pub use policy::Policy;
 
 const REGISTER: u32 = 1;
 const COMMIT_AND_FETCH: u32 = 2;

@@ -5,6 +5,7 @@
 //! [`dispatch`]): they mount ([`mount`]), shake hands ([`handshake`]), and serve what comes through
 //! /dev/fuse ([`dev`]) or through io_uring ([`ring`]).
 
+mod aside;
 mod backchannel;
 mod crew;
 pub mod dev;
@@ -17,6 +18,7 @@ pub mod notify;
 pub mod old_pages;
 pub mod reserve;
 pub mod ring;
+mod wanderers;
 pub mod wire;
 
 use std::fs::File;

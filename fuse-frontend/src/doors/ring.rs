@@ -21,11 +21,13 @@ use parking_lot::Mutex;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use zerocopy::{FromBytes, IntoBytes};
 
+use super::aside::{Aside, Seat};
 use super::backchannel::Backchannel;
 use super::crew::Act;
 use super::dispatch::{Answer, Kernel};
 use super::ear::Ear;
 use super::handshake::MAX_WRITE;
+use super::wanderers::Wanderers;
 use super::wire::Body;
 use super::wire::abi::{InHeader, OutHeader};
 use super::{Ended, Part, dev};
@@ -60,9 +62,16 @@ struct Queue {
     part: Part,
     number: u16,
     pinned: bool,
+    company: Arc<Company>,
     back: Backchannel,
     /// For the first threads; a stand-in makes its own.
     blanks: Mutex<Vec<Blank>>,
+}
+
+/// What keeps clients on their processors, where that is possible.
+struct Company {
+    wanderers: Wanderers,
+    aside: Option<Arc<Aside>>,
 }
 
 impl Rings {
@@ -85,7 +94,8 @@ impl Rings {
     /// How many threads will serve.
     #[must_use]
     pub fn threads(&self) -> usize {
-        self.layout.queues * self.layout.threads + 1
+        // The one of /dev/fuse, and the watch of `Aside`.
+        self.layout.queues * self.layout.threads + 2
     }
 
     /// Starts serving; false when a queue was refused, and the connection comes over /dev/fuse.
@@ -96,7 +106,8 @@ impl Rings {
         let Rings { layout, blanks, spare } = self;
         // The last of these parts is the dev door's thread: falling back, nobody tells on its behalf.
         let shared = Part { on_end: gather(layout.queues + 1, part.on_end.clone()), ..part.clone() };
-        let queue = |(number, blanks)| Queue::new(&shared, number as u16, layout, blanks);
+        let company = Arc::new(Company::new(part, layout)?);
+        let queue = |(number, blanks)| Queue::new(&shared, number as u16, layout, &company, blanks);
         let all: Vec<Arc<Queue>> = blanks.into_iter().enumerate().map(queue).collect();
         let grow = |queue: &Arc<Queue>| (0..layout.threads).try_for_each(|_| queue.back.crew.grow());
         if let Err(error) = all.iter().try_for_each(grow) {
@@ -127,8 +138,22 @@ fn gather(parts: usize, on_end: Arc<dyn Fn(Ended) + Send + Sync>) -> Arc<dyn Fn(
     })
 }
 
+impl Company {
+    fn new(part: &Part, layout: Layout) -> io::Result<Company> {
+        let shared = layout.pinned && layout.queues > 1;
+        let aside = if shared { Aside::start(&part.reserve)? } else { None };
+        Ok(Company { wanderers: Wanderers::new(), aside })
+    }
+}
+
 impl Queue {
-    fn new(part: &Part, number: u16, layout: Layout, blanks: Vec<Blank>) -> Arc<Queue> {
+    fn new(
+        part: &Part,
+        number: u16,
+        layout: Layout,
+        company: &Arc<Company>,
+        blanks: Vec<Blank>,
+    ) -> Arc<Queue> {
         Arc::new_cyclic(|weak: &Weak<Queue>| {
             let with = |act: fn(Arc<Queue>) -> io::Result<()>| -> Act {
                 let weak = weak.clone();
@@ -136,8 +161,8 @@ impl Queue {
             };
             let back =
                 Backchannel::new(part, layout.threads, with(start_thread), with(|queue| queue.rouse()));
-            let (part, blanks) = (part.clone(), Mutex::new(blanks));
-            Queue { part, number, pinned: layout.pinned, back, blanks }
+            let (part, company, blanks) = (part.clone(), company.clone(), Mutex::new(blanks));
+            Queue { part, number, pinned: layout.pinned, company, back, blanks }
         })
     }
 
@@ -196,14 +221,15 @@ fn run(queue: &Queue, blank: Blank, tell: &SyncSender<io::Result<()>>) {
 /// Serves until something ends it.
 fn serve_entry(queue: &Queue, entry: &mut Entry) -> io::Error {
     let mut scratch = AlignedBuf::zeroed(SCRATCH);
+    let seat = queue.company.aside.as_ref().map(Aside::seat);
     loop {
-        if let Err(error) = serve_one(queue, entry, &mut scratch) {
+        if let Err(error) = serve_one(queue, entry, seat.as_ref(), &mut scratch) {
             return error;
         }
     }
 }
 
-fn serve_one(queue: &Queue, entry: &mut Entry, scratch: &mut [u8]) -> io::Result<()> {
+fn serve_one(queue: &Queue, entry: &mut Entry, seat: Option<&Seat>, scratch: &mut [u8]) -> io::Result<()> {
     let message = entry.fetch()?;
     let (header, _) =
         InHeader::read_from_prefix(&message.header[..]).map_err(|_| io::ErrorKind::InvalidData)?;
@@ -228,6 +254,11 @@ fn serve_one(queue: &Queue, entry: &mut Entry, scratch: &mut [u8]) -> io::Result
         OutHeader { len: (size_of::<OutHeader>() + len) as u32, error: -errno, unique: header.unique };
     message.header[..size_of::<OutHeader>()].copy_from_slice(reply.as_bytes());
     entry.commit(len)?;
+    if let Some(seat) = seat
+        && queue.company.wanderers.follow(header.pid, queue.number)
+    {
+        seat.step_aside(|| entry.send())?;
+    }
     if let Answer::Starved(node) = answer {
         entry.send()?;
         queue.back.forget_attributes(node);

@@ -1,0 +1,245 @@
+//! Replies that leave the client on its processor.
+//!
+//! A ring's thread and its client share a processor, which makes a round trip two switches between them.
+//! The scheduler likes to undo that: it wakes the client while the replying thread still runs, and
+//! finds any idle processor a better place. Waking that one costs several times the round trip (in a virtual
+//! machine the host has to run it first), the client's caches are cold there, and the next reply
+//! sends it back. But a processor that runs nothing above SCHED_IDLE counts as idle: with that policy a
+//! thread sends its reply and has stepped aside for the client.
+//!
+//! On a processor with other work such a thread hardly runs at all. So it has the policy for the moment of
+//! sending only, holding no lock; and a watch looks whether somebody does not come out of this moment, gives
+//! the thread its policy back, and has nobody do it for the next second.
+
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use fuse_uring::Policy;
+use parking_lot::Mutex;
+
+use super::reserve::Reserve;
+
+/// How often the watch looks, while there is something to be seen. A thread is helped after one to two.
+const TICK: Duration = Duration::from_millis(2);
+/// Ticks for which nobody steps aside after somebody had to be helped.
+const PAUSE: u32 = 500;
+/// Ticks without a reply after which the watch goes to sleep.
+const QUIET: u32 = 50;
+
+/// The threads that may step aside.
+pub struct Aside {
+    seats: Mutex<Vec<Arc<Moment>>>,
+    paused: AtomicBool,
+    awake: AtomicBool,
+    wake: SyncSender<()>,
+}
+
+/// Whether a thread is sending.
+struct Moment {
+    thread: i32,
+    /// Odd while it has [`Policy::Idle`].
+    turns: AtomicU64,
+}
+
+/// A thread's right to step aside.
+pub struct Seat {
+    aside: Arc<Aside>,
+    moment: Arc<Moment>,
+}
+
+/// What the watch remembers from tick to tick.
+#[derive(Default)]
+struct Watch {
+    seen: Vec<(i32, u64)>,
+    quiet: u32,
+    pause: u32,
+}
+
+impl Aside {
+    /// Starts the watch on a thread of `reserve`. `None` when threads could step aside but not come back,
+    /// or have a policy of their own.
+    ///
+    /// # Errors
+    /// Those of starting a thread.
+    pub fn start(reserve: &Reserve) -> io::Result<Option<Arc<Aside>>> {
+        let (wake, wakes) = sync_channel(1);
+        let (tell, told) = sync_channel(1);
+        let aside = Arc::new(Aside {
+            seats: Mutex::default(),
+            paused: AtomicBool::new(false),
+            awake: AtomicBool::new(false),
+            wake,
+        });
+        let watched = Arc::downgrade(&aside);
+        reserve.run("rext4-watch", move || {
+            let can = can_come_back();
+            // Nobody listens any more: then nobody steps aside either.
+            if tell.send(can).is_ok() && can {
+                watch(&watched, &wakes);
+            }
+        })?;
+        Ok(told.recv().unwrap_or(false).then_some(aside))
+    }
+
+    /// For the calling thread, which alone may use it.
+    #[must_use]
+    pub fn seat(self: &Arc<Self>) -> Seat {
+        let thread = rustix::thread::gettid().as_raw_nonzero().get();
+        let moment = Arc::new(Moment { thread, turns: AtomicU64::new(0) });
+        self.seats.lock().push(moment.clone());
+        Seat { aside: self.clone(), moment }
+    }
+
+    /// One tick. False when the watch may sleep.
+    fn look(&self, watch: &mut Watch) -> bool {
+        let now: Vec<(i32, u64)> =
+            self.seats.lock().iter().map(|m| (m.thread, m.turns.load(Ordering::SeqCst))).collect();
+        let stuck = now.iter().filter(|seen| seen.1 % 2 == 1 && watch.seen.contains(seen));
+        let mut helped = false;
+        for (thread, _) in stuck {
+            helped = true;
+            if let Err(error) = Policy::Other.give(*thread) {
+                tracing::warn!(thread, %error, "a thread keeps the policy SCHED_IDLE");
+            }
+        }
+        watch.pause = if helped { PAUSE } else { watch.pause.saturating_sub(1) };
+        self.paused.store(watch.pause > 0, Ordering::Relaxed);
+        watch.quiet = if now == watch.seen { watch.quiet + 1 } else { 0 };
+        watch.seen = now;
+        watch.quiet < QUIET || watch.pause > 0
+    }
+
+    /// Whether the watch may sleep now. Who begins to send after this sees that it does.
+    fn falls_asleep(&self) -> bool {
+        self.awake.store(false, Ordering::SeqCst);
+        self.seats.lock().iter().all(|m| m.turns.load(Ordering::SeqCst).is_multiple_of(2))
+    }
+
+    fn wake_watch(&self) {
+        if !self.awake.load(Ordering::SeqCst) && !self.awake.swap(true, Ordering::SeqCst) {
+            // Full means that it has been called already.
+            let _ = self.wake.try_send(());
+        }
+    }
+}
+
+impl Seat {
+    /// Sends, having stepped aside if nobody had trouble with that lately.
+    ///
+    /// # Errors
+    /// Those of `send`.
+    pub fn step_aside(&self, send: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+        if self.aside.paused.load(Ordering::Relaxed) {
+            return send();
+        }
+        self.moment.turns.fetch_add(1, Ordering::SeqCst);
+        self.aside.wake_watch();
+        let sent = Policy::Idle.give(self.moment.thread).and_then(|()| send());
+        let back = Policy::Other.give(self.moment.thread);
+        self.moment.turns.fetch_add(1, Ordering::SeqCst);
+        sent.and(back)
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.aside.seats.lock().retain(|moment| !Arc::ptr_eq(moment, &self.moment));
+    }
+}
+
+/// Tries it with the calling thread.
+fn can_come_back() -> bool {
+    let me = rustix::thread::gettid().as_raw_nonzero().get();
+    Policy::of(me) == Some(Policy::Other)
+        && Policy::Idle.give(me).and_then(|()| Policy::Other.give(me)).is_ok()
+}
+
+/// Looks after the threads until nobody is left who could step aside.
+fn watch(aside: &Weak<Aside>, wakes: &Receiver<()>) {
+    let mut watch = Watch::default();
+    while wakes.recv().is_ok() {
+        loop {
+            std::thread::sleep(TICK);
+            let Some(aside) = aside.upgrade() else { return };
+            if !aside.look(&mut watch) && aside.falls_asleep() {
+                break;
+            }
+        }
+        watch = Watch::default();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn start() -> Option<Arc<Aside>> {
+        let aside = Aside::start(&Reserve::new(1).unwrap()).unwrap();
+        assert_eq!(aside.is_some(), can_come_back());
+        aside
+    }
+
+    #[test]
+    fn a_reply_is_sent_as_idle_and_nothing_else_is() {
+        let Some(aside) = start() else { return };
+        let seat = aside.seat();
+        let policy = || Policy::of(seat.moment.thread);
+        for _ in 0..3 {
+            let mut inside = None;
+            seat.step_aside(|| {
+                inside = policy();
+                Ok(())
+            })
+            .unwrap();
+            assert_eq!((inside, policy()), (Some(Policy::Idle), Some(Policy::Other)));
+        }
+        assert!(seat.step_aside(|| Err(io::ErrorKind::NotConnected.into())).is_err());
+        assert_eq!(policy(), Some(Policy::Other));
+    }
+
+    /// Hangs if nobody helps.
+    #[test]
+    fn who_does_not_get_to_run_is_helped_and_nobody_follows() {
+        let Some(aside) = start() else { return };
+        let seat = aside.seat();
+        let policy = || Policy::of(seat.moment.thread);
+        seat.step_aside(|| {
+            while policy() == Some(Policy::Idle) {
+                std::thread::yield_now();
+            }
+            Ok(())
+        })
+        .unwrap();
+        let mut next = None;
+        seat.step_aside(|| {
+            next = policy();
+            Ok(())
+        })
+        .unwrap();
+        assert_eq!(next, Some(Policy::Other));
+        while aside.paused.load(Ordering::Relaxed) {
+            std::thread::sleep(TICK);
+        }
+        seat.step_aside(|| {
+            next = policy();
+            Ok(())
+        })
+        .unwrap();
+        assert_eq!(next, Some(Policy::Idle), "tried again after the pause");
+    }
+
+    #[test]
+    fn the_watch_sleeps_and_wakes() {
+        let Some(aside) = start() else { return };
+        let seat = aside.seat();
+        for _ in 0..2 {
+            seat.step_aside(|| Ok(())).unwrap();
+            while aside.awake.load(Ordering::SeqCst) {
+                std::thread::sleep(TICK);
+            }
+        }
+    }
+}
