@@ -29,7 +29,7 @@ use super::ear::Ear;
 use super::handshake::MAX_WRITE;
 use super::wanderers::Wanderers;
 use super::wire::Body;
-use super::wire::abi::{InHeader, OutHeader};
+use super::wire::abi::{InHeader, OutHeader, opcode};
 use super::{Ended, Part, dev};
 
 /// Room for replies to requests that carry names or data: the largest is an attribute's value.
@@ -254,8 +254,10 @@ fn serve_one(queue: &Queue, entry: &mut Entry, seat: Option<&Seat>, scratch: &mu
         OutHeader { len: (size_of::<OutHeader>() + len) as u32, error: -errno, unique: header.unique };
     message.header[..size_of::<OutHeader>()].copy_from_slice(reply.as_bytes());
     entry.commit(len)?;
+    // Nobody waits for a RELEASE.
     if let Some(seat) = seat
-        && queue.company.wanderers.follow(header.pid, queue.number)
+        && header.opcode != opcode::RELEASE
+        && queue.company.wanderers.follow(header.pid, header.unique, queue.number)
     {
         seat.step_aside(|| entry.send())?;
     }
