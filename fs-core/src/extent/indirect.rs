@@ -5,7 +5,7 @@ use ext4_format::indirect::{self as codec, DIRECT};
 use ext4_format::{BlockNo, FileBlock};
 use jbd2::{Buffer, Credits, Handle};
 
-use super::{BlockRange, Goal, KEEP, MapCtx, MapRoot, Mapping, Progress, Segment};
+use super::{BlockRange, Goal, KEEP, MAX_REVOKES, MapCtx, MapRoot, Mapping, Progress, Segment};
 use crate::alloc::Run;
 use crate::error::{Posix, Result};
 
@@ -260,7 +260,9 @@ impl Removal<'_> {
                 let before = with(root, holder, |bytes| codec::pointer(bytes, high - 1 - n));
                 before.is_some_and(|b| b.0 + u64::from(n) == last.0)
             };
-            let len = (1..high - low).take_while(|n| goes_on(*n)).count() as u32 + 1;
+            // Each block of metadata may need a revoke: no more of them at a time than there is room for.
+            let most = if self.metadata { MAX_REVOKES.min(high - low) } else { high - low };
+            let len = (1..most).take_while(|n| goes_on(*n)).count() as u32 + 1;
             let revokes = if self.metadata { len } else { 0 };
             if !self.afford(len, revokes)? {
                 return Ok(Progress::Again);

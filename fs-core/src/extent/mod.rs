@@ -266,7 +266,10 @@ pub fn split_unwritten(
 }
 
 /// Makes the allocated blocks of `range` written or unwritten; holes stay. Bounded by the
-/// handle's credits (start it with [`convert_credits`]): gives the block up to which it came.
+/// handle's credits: gives the block up to which it came. Start the handle with
+/// [`convert_credits`], or with [`cut_and_convert_credits`] where the range was not cut out before;
+/// with less it may never come any further, since a transaction that admits a handle need not have
+/// room for more.
 pub fn convert(
     ctx: &MapCtx<'_>,
     handle: &Handle<'_>,
@@ -345,6 +348,9 @@ pub fn end(ctx: &MapCtx<'_>, root: &MapRoot) -> Result<u64> {
 /// orphans.
 pub const KEEP: u32 = 8;
 
+/// Most blocks of metadata that are freed, and revoked, in one step.
+const MAX_REVOKES: u32 = 256;
+
 /// Blocks that one new entry may change: the way down, and a new block for each level with what
 /// allocating it takes.
 #[must_use]
@@ -372,11 +378,18 @@ pub fn convert_credits(root: &MapRoot) -> Credits {
     Credits { blocks: KEEP + 3 + 4 * levels, revokes: levels }
 }
 
+/// The same where extents may reach into the range from both sides, or be too long to change.
+#[must_use]
+pub fn cut_and_convert_credits(root: &MapRoot) -> Credits {
+    let convert = convert_credits(root);
+    Credits { blocks: convert.blocks + 3 * insert_credits(root), ..convert }
+}
+
 /// Credits for [`remove`] to make good progress.
 #[must_use]
 pub fn remove_credits(ctx: &MapCtx<'_>, root: &MapRoot, metadata: bool) -> Credits {
     let step = range::remove_step(ctx, root);
-    let extra = if metadata { 256 } else { 0 };
+    let extra = if metadata { MAX_REVOKES } else { 0 };
     Credits { blocks: KEEP + 4 * step, revokes: 64 + extra }
 }
 

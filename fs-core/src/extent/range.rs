@@ -9,7 +9,7 @@ use smallvec::SmallVec;
 
 use super::path;
 use super::tree::{self, replace, shrink, with_room};
-use super::{BlockRange, KEEP, MapCtx, MapRoot, Progress};
+use super::{BlockRange, KEEP, MAX_REVOKES, MapCtx, MapRoot, Progress};
 use crate::error::{Posix, Result};
 
 type Extents = SmallVec<[Extent; 4]>;
@@ -173,7 +173,7 @@ pub fn remove(
         let mut first = range.start.max(extent.first.0.into());
         if metadata {
             // Each block may need a revoke: no more of them at a time than there is room for.
-            first = first.max(extent.end().min(end).saturating_sub(MAX_REVOKES));
+            first = first.max(extent.end().min(end).saturating_sub(MAX_REVOKES.into()));
         }
         let upto = extent.end().min(end);
         let mut need = Credits::blocks(remove_step(ctx, root) + KEEP);
@@ -219,9 +219,6 @@ pub fn remove(
     shrink(ctx, handle, root)?;
     Ok(Progress::Done)
 }
-
-/// Most blocks of metadata that are freed, and revoked, in one step.
-const MAX_REVOKES: u64 = 256;
 
 pub fn shift(
     ctx: &MapCtx<'_>,

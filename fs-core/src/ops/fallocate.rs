@@ -279,9 +279,7 @@ impl Filesystem {
         self.allocate_range(inode, offset / bs..end.div_ceil(bs), end, keep_size, depth)?;
         let mut at = blocks.start;
         while at < blocks.end {
-            let credits = extent::convert_credits(&inode.core.read().map);
-            let split = extent::split_credits(&inode.core.read().map);
-            let credits = Credits { blocks: credits.blocks + split, ..credits };
+            let credits = extent::cut_and_convert_credits(&inode.core.read().map);
             at = self.step(inode, credits, |tx, core| {
                 self.touch_now(core);
                 extent::convert(&self.map_ctx(inode), tx, &mut core.map, at..blocks.end, false)

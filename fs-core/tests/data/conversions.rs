@@ -58,6 +58,29 @@ fn a_commit_between_two_batches_leaves_no_written_extent_behind_the_size() {
     }
 }
 
+/// Whatever room is left in the transaction, there is enough to go on or it is committed. (A handle that got
+/// what it began with, but not what it needed then, came back for ever.)
+#[test]
+fn ranges_are_zeroed_however_full_the_transaction_is() {
+    let dev = Arc::new(MemDevice::from_image(mke2fs(&["-t", "ext4", "-b", "1024", "-J", "size=1"])));
+    let fs = mount(dev.clone(), manual());
+    let ino = file(&fs, "file");
+    const BLOCKS: u64 = 2000;
+    let zero = FallocateMode::ZeroRange { keep_size: false };
+    let mut expected = vec![9; (BLOCKS * BLOCK) as usize];
+    assert_eq!(fs.write(&Caller::root(), ino, 0, &expected, WriteMode::Cached).unwrap(), expected.len());
+    fs.fsync(ino, false).unwrap();
+    for block in (1..BLOCKS).step_by(3) {
+        file(&fs, &format!("beside{block}"));
+        fs.fallocate(&Caller::root(), ino, block * BLOCK, BLOCK, zero).unwrap();
+        expected[(block * BLOCK) as usize..][..BLOCK as usize].fill(0);
+    }
+    assert_same(&read_all(&fs, ino), &expected, "zeroed");
+    fs.unmount().unwrap();
+    drop(fs);
+    e2fsck(&dev.snapshot(), "zeroed");
+}
+
 /// A write that fills a hole and goes on over blocks that hold data: the end of the data is not the end of
 /// the last range that is converted.
 #[test]
