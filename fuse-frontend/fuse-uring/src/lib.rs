@@ -1,5 +1,6 @@
 //! One entry of FUSE over io_uring: a ring, the memory that a request arrives in, and the two
-//! commands that carry it. Knows how bytes are exchanged, not what they mean.
+//! commands that carry it. Knows how bytes are exchanged, not what they mean. Beside it the scheduler's
+//! [`Policy`] of the thread that serves it, which safe code cannot set.
 //!
 //! Layouts are those of the kernel's `Documentation/filesystems/fuse-io-uring.rst` and its public
 //! header `linux/fuse.h`.

@@ -21,6 +21,7 @@ use fuse_uring::Policy;
 use parking_lot::Mutex;
 
 use super::reserve::Reserve;
+use super::wanderers::Wanderers;
 
 /// How often the watch looks, while there is something to be seen. A thread is helped after one to two.
 const TICK: Duration = Duration::from_millis(2);
@@ -29,8 +30,9 @@ const PAUSE: u32 = 500;
 /// Ticks without a reply after which the watch goes to sleep.
 const QUIET: u32 = 50;
 
-/// The threads that may step aside.
+/// The threads that may step aside, and whom for.
 pub struct Aside {
+    wanderers: Wanderers,
     seats: Mutex<Vec<Arc<Moment>>>,
     paused: AtomicBool,
     awake: AtomicBool,
@@ -59,6 +61,11 @@ struct Watch {
 }
 
 impl Aside {
+    fn new(wake: SyncSender<()>) -> Aside {
+        let [paused, awake] = [false, false].map(AtomicBool::new);
+        Aside { wanderers: Wanderers::new(), seats: Mutex::default(), paused, awake, wake }
+    }
+
     /// Starts the watch on a thread of `reserve`. `None` when threads could step aside but not come back,
     /// or have a policy of their own.
     ///
@@ -67,12 +74,7 @@ impl Aside {
     pub fn start(reserve: &Reserve) -> io::Result<Option<Arc<Aside>>> {
         let (wake, wakes) = sync_channel(1);
         let (tell, told) = sync_channel(1);
-        let aside = Arc::new(Aside {
-            seats: Mutex::default(),
-            paused: AtomicBool::new(false),
-            awake: AtomicBool::new(false),
-            wake,
-        });
+        let aside = Arc::new(Aside::new(wake));
         let watched = Arc::downgrade(&aside);
         reserve.run("rext4-watch", move || {
             let can = can_come_back();
@@ -122,6 +124,12 @@ impl Aside {
 }
 
 impl Seat {
+    /// Whether to step aside for the client of this request: [`Wanderers::follow`].
+    #[must_use]
+    pub fn follow(&self, thread: u32, unique: u64, processor: u16) -> bool {
+        self.aside.wanderers.follow(thread, unique, processor)
+    }
+
     /// Sends, having stepped aside if nobody had trouble with that lately.
     ///
     /// # Errors
@@ -224,8 +232,7 @@ mod tests {
     #[test]
     fn nobody_follows_for_a_while() {
         let (wake, _wakes) = sync_channel(1);
-        let [paused, awake] = [false, true].map(AtomicBool::new);
-        let aside = Arc::new(Aside { seats: Mutex::default(), paused, awake, wake });
+        let aside = Arc::new(Aside::new(wake));
         let (seat, mut watch) = (aside.seat(), Watch::default());
         let paused = || aside.paused.load(Ordering::SeqCst);
         for _ in 0..2 {

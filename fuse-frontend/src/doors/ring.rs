@@ -27,7 +27,6 @@ use super::crew::Act;
 use super::dispatch::{Answer, Kernel};
 use super::ear::Ear;
 use super::handshake::MAX_WRITE;
-use super::wanderers::Wanderers;
 use super::wire::Body;
 use super::wire::abi::{InHeader, OutHeader, opcode};
 use super::{Ended, Part, dev};
@@ -62,16 +61,11 @@ struct Queue {
     part: Part,
     number: u16,
     pinned: bool,
-    company: Arc<Company>,
+    /// Where threads may step aside.
+    aside: Option<Arc<Aside>>,
     back: Backchannel,
     /// For the first threads; a stand-in makes its own.
     blanks: Mutex<Vec<Blank>>,
-}
-
-/// What keeps clients on their processors, where that is possible.
-struct Company {
-    wanderers: Wanderers,
-    aside: Option<Arc<Aside>>,
 }
 
 impl Rings {
@@ -106,8 +100,9 @@ impl Rings {
         let Rings { layout, blanks, spare } = self;
         // The last of these parts is the dev door's thread: falling back, nobody tells on its behalf.
         let shared = Part { on_end: gather(layout.queues + 1, part.on_end.clone()), ..part.clone() };
-        let company = Arc::new(Company::new(part, layout)?);
-        let queue = |(number, blanks)| Queue::new(&shared, number as u16, layout, &company, blanks);
+        let can_wander = layout.pinned && layout.queues > 1;
+        let aside = if can_wander { Aside::start(&part.reserve)? } else { None };
+        let queue = |(number, blanks)| Queue::new(&shared, number as u16, layout, aside.clone(), blanks);
         let all: Vec<Arc<Queue>> = blanks.into_iter().enumerate().map(queue).collect();
         let grow = |queue: &Arc<Queue>| (0..layout.threads).try_for_each(|_| queue.back.crew.grow());
         if let Err(error) = all.iter().try_for_each(grow) {
@@ -138,20 +133,12 @@ fn gather(parts: usize, on_end: Arc<dyn Fn(Ended) + Send + Sync>) -> Arc<dyn Fn(
     })
 }
 
-impl Company {
-    fn new(part: &Part, layout: Layout) -> io::Result<Company> {
-        let shared = layout.pinned && layout.queues > 1;
-        let aside = if shared { Aside::start(&part.reserve)? } else { None };
-        Ok(Company { wanderers: Wanderers::new(), aside })
-    }
-}
-
 impl Queue {
     fn new(
         part: &Part,
         number: u16,
         layout: Layout,
-        company: &Arc<Company>,
+        aside: Option<Arc<Aside>>,
         blanks: Vec<Blank>,
     ) -> Arc<Queue> {
         Arc::new_cyclic(|weak: &Weak<Queue>| {
@@ -161,8 +148,8 @@ impl Queue {
             };
             let back =
                 Backchannel::new(part, layout.threads, with(start_thread), with(|queue| queue.rouse()));
-            let (part, company, blanks) = (part.clone(), company.clone(), Mutex::new(blanks));
-            Queue { part, number, pinned: layout.pinned, company, back, blanks }
+            let (part, blanks) = (part.clone(), Mutex::new(blanks));
+            Queue { part, number, pinned: layout.pinned, aside, back, blanks }
         })
     }
 
@@ -221,7 +208,7 @@ fn run(queue: &Queue, blank: Blank, tell: &SyncSender<io::Result<()>>) {
 /// Serves until something ends it.
 fn serve_entry(queue: &Queue, entry: &mut Entry) -> io::Error {
     let mut scratch = AlignedBuf::zeroed(SCRATCH);
-    let seat = queue.company.aside.as_ref().map(Aside::seat);
+    let seat = queue.aside.as_ref().map(Aside::seat);
     loop {
         if let Err(error) = serve_one(queue, entry, seat.as_ref(), &mut scratch) {
             return error;
@@ -257,7 +244,7 @@ fn serve_one(queue: &Queue, entry: &mut Entry, seat: Option<&Seat>, scratch: &mu
     // Nobody waits for a RELEASE.
     if let Some(seat) = seat
         && header.opcode != opcode::RELEASE
-        && queue.company.wanderers.follow(header.pid, header.unique, queue.number)
+        && seat.follow(header.pid, header.unique, queue.number)
     {
         seat.step_aside(|| entry.send())?;
     }
