@@ -18,10 +18,11 @@ pub fn pick<T>(small: T, full: T) -> T {
     if is_long() { full } else { small }
 }
 
-/// How long a test without a natural end goes on: `small`, or in a long run `REXT4_MINUTES` (10 unless set).
-pub fn duration(small: Duration) -> Duration {
-    let minutes = std::env::var("REXT4_MINUTES").ok().and_then(|text| text.parse().ok()).unwrap_or(10);
-    pick(small, Duration::from_secs(60 * minutes))
+/// How long a test without a natural end goes on: `small`, or in a long run `REXT4_MINUTES` (`full_minutes`
+/// unless set).
+pub fn duration(small: Duration, full_minutes: u64) -> Duration {
+    let set = std::env::var("REXT4_MINUTES").ok().and_then(|text| text.parse().ok());
+    pick(small, Duration::from_secs(60 * set.unwrap_or(full_minutes)))
 }
 
 /// Something a machine may lack.

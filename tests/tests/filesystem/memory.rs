@@ -36,7 +36,7 @@ fn files_that_come_and_go_leave_nothing_behind() -> Result<()> {
     system.mkfs(&image, 256 << 20, &[])?;
     let mounted = system.mount_with(&image, &Options::words(&["cache=8M"]))?;
     // The first third of an hour fills caches, pools and the log; the rest may not add to that.
-    let time = duration(Duration::from_secs(6));
+    let time = duration(Duration::from_secs(6), 60);
     let start = Instant::now();
     let (mut rounds, mut filled) = (0, None);
     while start.elapsed() < time || rounds < 6 {
