@@ -13,6 +13,7 @@ pub mod dispatch;
 mod ear;
 pub mod fuser;
 pub mod handshake;
+mod home;
 pub mod mount;
 pub mod notify;
 pub mod old_pages;

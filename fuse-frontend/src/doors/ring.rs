@@ -18,7 +18,7 @@ use std::sync::{Arc, Weak};
 use blockdev::AlignedBuf;
 use fuse_uring::{Blank, Entry};
 use parking_lot::Mutex;
-use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+use rustix::thread::{sched_getaffinity, sched_setaffinity};
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::aside::{Aside, Seat};
@@ -27,6 +27,7 @@ use super::crew::Act;
 use super::dispatch::{Answer, Kernel};
 use super::ear::Ear;
 use super::handshake::MAX_WRITE;
+use super::home::{self, Home};
 use super::wire::Body;
 use super::wire::abi::{InHeader, OutHeader, opcode};
 use super::{Ended, Part, dev};
@@ -44,7 +45,7 @@ pub struct Layout {
     pub queues: usize,
     /// Threads for each queue.
     pub threads: usize,
-    /// Keep each on its queue's processor.
+    /// Each is at home on its queue's processor.
     pub pinned: bool,
 }
 
@@ -157,18 +158,12 @@ impl Queue {
     /// registered. A new request goes to a new entry, and with its reply the others follow: so one is
     /// provoked, from the queue's own processor, which is what makes it this queue's.
     fn rouse(&self) -> io::Result<()> {
-        let home = sched_getaffinity(None)?;
-        sched_setaffinity(None, &processor(self.number))?;
+        let place = sched_getaffinity(None)?;
+        sched_setaffinity(None, &home::only(self.number))?;
         let provoked = self.back.provoke_request();
-        sched_setaffinity(None, &home)?;
+        sched_setaffinity(None, &place)?;
         provoked
     }
-}
-
-fn processor(number: u16) -> CpuSet {
-    let mut set = CpuSet::new();
-    set.set(number.into());
-    set
 }
 
 /// Starts a thread and waits until it has its entry.
@@ -182,10 +177,7 @@ fn start_thread(queue: Arc<Queue>) -> io::Result<()> {
 }
 
 fn run(queue: &Queue, blank: Blank, tell: &SyncSender<io::Result<()>>) {
-    if queue.pinned {
-        // A processor that is off, or not for us: the thread runs where it may.
-        let _ = sched_setaffinity(None, &processor(queue.number));
-    }
+    let home = queue.pinned.then(|| Home::settle(queue.number)).and_then(Result::ok);
     let mut entry = match blank.register(queue.part.device.as_fd(), queue.number) {
         Ok(entry) => entry,
         Err(error) => {
@@ -194,7 +186,7 @@ fn run(queue: &Queue, blank: Blank, tell: &SyncSender<io::Result<()>>) {
         }
     };
     let _ = tell.send(Ok(()));
-    let ended = match serve_entry(queue, &mut entry) {
+    let ended = match serve_entry(queue, &mut entry, home) {
         // What the kernel says on every entry when the mount has ended, one way or the other.
         error if error.kind() == io::ErrorKind::NotConnected => Ended::Unmounted,
         error => Ended::Failed(error),
@@ -206,17 +198,22 @@ fn run(queue: &Queue, blank: Blank, tell: &SyncSender<io::Result<()>>) {
 }
 
 /// Serves until something ends it.
-fn serve_entry(queue: &Queue, entry: &mut Entry) -> io::Error {
+fn serve_entry(queue: &Queue, entry: &mut Entry, mut home: Option<Home>) -> io::Error {
     let mut scratch = AlignedBuf::zeroed(SCRATCH);
     let seat = queue.aside.as_ref().map(Aside::seat);
     loop {
-        if let Err(error) = serve_one(queue, entry, seat.as_ref(), &mut scratch) {
-            return error;
+        let is_awaited = match serve_one(queue, entry, seat.as_ref(), &mut scratch) {
+            Ok(is_awaited) => is_awaited,
+            Err(error) => return error,
+        };
+        if is_awaited && let Some(home) = &mut home {
+            home.served();
         }
     }
 }
 
-fn serve_one(queue: &Queue, entry: &mut Entry, seat: Option<&Seat>, scratch: &mut [u8]) -> io::Result<()> {
+/// Says whether somebody waits for the reply.
+fn serve_one(queue: &Queue, entry: &mut Entry, seat: Option<&Seat>, scratch: &mut [u8]) -> io::Result<bool> {
     let message = entry.fetch()?;
     let (header, _) =
         InHeader::read_from_prefix(&message.header[..]).map_err(|_| io::ErrorKind::InvalidData)?;
@@ -241,9 +238,9 @@ fn serve_one(queue: &Queue, entry: &mut Entry, seat: Option<&Seat>, scratch: &mu
         OutHeader { len: (size_of::<OutHeader>() + len) as u32, error: -errno, unique: header.unique };
     message.header[..size_of::<OutHeader>()].copy_from_slice(reply.as_bytes());
     entry.commit(len)?;
-    // Nobody waits for a RELEASE.
-    if let Some(seat) = seat
-        && header.opcode != opcode::RELEASE
+    let is_awaited = header.opcode != opcode::RELEASE;
+    if is_awaited
+        && let Some(seat) = seat
         && seat.follow(header.pid, header.unique, queue.number)
     {
         seat.step_aside(|| entry.send())?;
@@ -252,7 +249,7 @@ fn serve_one(queue: &Queue, entry: &mut Entry, seat: Option<&Seat>, scratch: &mu
         entry.send()?;
         queue.back.forget_attributes(node);
     }
-    Ok(())
+    Ok(is_awaited)
 }
 
 fn answer(queue: &Queue, header: InHeader, fixed: &[u8], payload: &[u8], out: &mut [u8]) -> Answer {

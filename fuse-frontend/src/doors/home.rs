@@ -1,0 +1,132 @@
+//! Where a ring's thread runs.
+//!
+//! At home, which is the processor that its queue's requests come from, a request is two switches between
+//! client and thread, and no other processor has to be woken. But where requests come faster than that
+//! processor serves them beside its client, others idle. Who waits for each reply has to run before the next
+//! request, and so the thread has to be switched away from. Once a thread gets requests without that, more
+//! than one is under way: it leaves home, for wherever the scheduler has room, and comes back when they come
+//! one at a time again.
+
+use std::io;
+
+use nix::sys::resource::{UsageWho, getrusage};
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+
+/// Requests between two looks.
+const LOOK: u64 = 64;
+/// Who was switched away from less often between two looks leaves home.
+const FEW: u64 = LOOK - LOOK / 8;
+/// Who was so as often as this comes back.
+const ENOUGH: u64 = LOOK - LOOK / 16;
+
+/// The place of one thread, which alone may use it.
+pub struct Home {
+    home: CpuSet,
+    anywhere: CpuSet,
+    is_away: bool,
+    /// Requests since the last look that somebody waited for.
+    awaited: u64,
+    /// Switches until the last look, in all the thread's life.
+    switches: u64,
+}
+
+impl Home {
+    /// Sends the calling thread there.
+    ///
+    /// # Errors
+    /// Those of sched_setaffinity(2): the processor is off, or not for us. The thread runs where it may then.
+    pub fn settle(processor: u16) -> io::Result<Home> {
+        let (home, anywhere) = (only(processor), sched_getaffinity(None)?);
+        sched_setaffinity(None, &home)?;
+        Ok(Home { home, anywhere, is_away: false, awaited: 0, switches: switches() })
+    }
+
+    /// One more request that somebody waits for has been served.
+    pub fn served(&mut self) {
+        self.awaited += 1;
+        if self.awaited == LOOK {
+            let switches = switches();
+            self.look(switches.saturating_sub(self.switches));
+            (self.awaited, self.switches) = (0, switches);
+        }
+    }
+
+    fn look(&mut self, switches: u64) {
+        let leaves = switches < if self.is_away { ENOUGH } else { FEW };
+        if leaves != self.is_away {
+            let place = if leaves { &self.anywhere } else { &self.home };
+            // A place that was taken from us: the thread stays where it is, and looks again.
+            if sched_setaffinity(None, place).is_ok() {
+                self.is_away = leaves;
+            }
+        }
+    }
+}
+
+/// The set of one processor.
+pub fn only(processor: u16) -> CpuSet {
+    let mut set = CpuSet::new();
+    set.set(processor.into());
+    set
+}
+
+/// How often the calling thread's processor has gone on with something else.
+fn switches() -> u64 {
+    // Not told: never leaves home.
+    getrusage(UsageWho::RUSAGE_THREAD).map_or(u64::MAX, |usage| {
+        usage.voluntary_context_switches() as u64 + usage.involuntary_context_switches() as u64
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn place() -> CpuSet {
+        sched_getaffinity(None).unwrap()
+    }
+
+    fn settled() -> (CpuSet, Home) {
+        let before = place();
+        let first = (0..CpuSet::MAX_CPU).find(|&number| before.is_set(number)).unwrap();
+        (before, Home::settle(first as u16).unwrap())
+    }
+
+    /// On a busy machine it may be switched away from now and then, and so it has many tries.
+    #[test]
+    fn who_always_has_a_request_leaves_and_who_waits_comes_back() {
+        let (anywhere, mut home) = settled();
+        for _ in 0..2 {
+            assert_eq!(place(), home.home);
+            while !home.is_away {
+                home.served();
+            }
+            assert_eq!(place(), anywhere);
+            for _ in 0..2 * LOOK {
+                std::thread::sleep(Duration::from_micros(1));
+                home.served();
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_between_changes_nothing() {
+        let (anywhere, mut home) = settled();
+        home.look(FEW);
+        assert_eq!(place(), home.home);
+        home.look(FEW - 1);
+        home.look(ENOUGH - 1);
+        assert_eq!(place(), anywhere);
+        home.look(ENOUGH);
+        assert_eq!(place(), home.home);
+    }
+
+    #[test]
+    fn a_processor_that_is_not_there_is_an_error() {
+        let before = place();
+        assert!(Home::settle(CpuSet::MAX_CPU as u16 - 1).is_err());
+        assert_eq!(place(), before);
+    }
+}
