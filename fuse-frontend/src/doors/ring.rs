@@ -61,7 +61,9 @@ pub struct Rings {
 struct Queue {
     part: Part,
     number: u16,
-    pinned: bool,
+    layout: Layout,
+    /// Threads that have a request in hand.
+    serving: AtomicUsize,
     /// Where threads may step aside.
     aside: Option<Arc<Aside>>,
     back: Backchannel,
@@ -149,8 +151,8 @@ impl Queue {
             };
             let back =
                 Backchannel::new(part, layout.threads, with(start_thread), with(|queue| queue.rouse()));
-            let (part, blanks) = (part.clone(), Mutex::new(blanks));
-            Queue { part, number, pinned: layout.pinned, aside, back, blanks }
+            let (part, serving, blanks) = (part.clone(), AtomicUsize::new(0), Mutex::new(blanks));
+            Queue { part, number, layout, serving, aside, back, blanks }
         })
     }
 
@@ -177,8 +179,8 @@ fn start_thread(queue: Arc<Queue>) -> io::Result<()> {
 }
 
 fn run(queue: &Queue, blank: Blank, tell: &SyncSender<io::Result<()>>) {
-    let home = queue.pinned.then(|| Home::settle(queue.number)).and_then(Result::ok);
-    let mut entry = match blank.register(queue.part.device.as_fd(), queue.number) {
+    let home = queue.layout.pinned.then(|| Home::settle(queue.number)).and_then(Result::ok);
+    let entry = match blank.register(queue.part.device.as_fd(), queue.number) {
         Ok(entry) => entry,
         Err(error) => {
             let _ = tell.send(Err(error));
@@ -186,7 +188,14 @@ fn run(queue: &Queue, blank: Blank, tell: &SyncSender<io::Result<()>>) {
         }
     };
     let _ = tell.send(Ok(()));
-    let ended = match serve_entry(queue, &mut entry, home) {
+    let mut server = Server {
+        queue,
+        entry,
+        home,
+        seat: queue.aside.as_ref().map(Aside::seat),
+        scratch: AlignedBuf::zeroed(SCRATCH),
+    };
+    let ended = match server.serve() {
         // What the kernel says on every entry when the mount has ended, one way or the other.
         error if error.kind() == io::ErrorKind::NotConnected => Ended::Unmounted,
         error => Ended::Failed(error),
@@ -197,59 +206,70 @@ fn run(queue: &Queue, blank: Blank, tell: &SyncSender<io::Result<()>>) {
     }
 }
 
-/// Serves until something ends it.
-fn serve_entry(queue: &Queue, entry: &mut Entry, mut home: Option<Home>) -> io::Error {
-    let mut scratch = AlignedBuf::zeroed(SCRATCH);
-    let seat = queue.aside.as_ref().map(Aside::seat);
-    loop {
-        let is_awaited = match serve_one(queue, entry, seat.as_ref(), &mut scratch) {
-            Ok(is_awaited) => is_awaited,
-            Err(error) => return error,
-        };
-        if is_awaited && let Some(home) = &mut home {
-            home.served();
-        }
-    }
+/// A thread and what it needs.
+struct Server<'a> {
+    queue: &'a Queue,
+    entry: Entry,
+    home: Option<Home>,
+    seat: Option<Seat>,
+    scratch: AlignedBuf,
 }
 
-/// Says whether somebody waits for the reply.
-fn serve_one(queue: &Queue, entry: &mut Entry, seat: Option<&Seat>, scratch: &mut [u8]) -> io::Result<bool> {
-    let message = entry.fetch()?;
-    let (header, _) =
-        InHeader::read_from_prefix(&message.header[..]).map_err(|_| io::ErrorKind::InvalidData)?;
-    let answer = if message.received == 0 {
-        // Nothing came in the payload: the reply is written there at once.
-        answer(queue, header, message.operation, &[], message.payload)
-    } else {
-        let received = &message.payload[..message.received];
-        let answered = answer(queue, header, message.operation, received, scratch);
-        if let Answer::Reply(Ok(len)) = answered {
-            message.payload[..len].copy_from_slice(&scratch[..len]);
+impl Server<'_> {
+    /// Serves until something ends it.
+    fn serve(&mut self) -> io::Error {
+        loop {
+            if let Err(error) = self.serve_one() {
+                return error;
+            }
         }
-        answered
-    };
-    let (errno, len) = match answer {
-        Answer::Silence => (0, 0),
-        Answer::Reply(Ok(len)) => (0, len),
-        Answer::Reply(Err(errno)) => (errno, 0),
-        Answer::Starved(_) => (libc::ENOSPC, 0),
-    };
-    let reply =
-        OutHeader { len: (size_of::<OutHeader>() + len) as u32, error: -errno, unique: header.unique };
-    message.header[..size_of::<OutHeader>()].copy_from_slice(reply.as_bytes());
-    entry.commit(len)?;
-    let is_awaited = header.opcode != opcode::RELEASE;
-    if is_awaited
-        && let Some(seat) = seat
-        && seat.follow(header.pid, header.unique, queue.number)
-    {
-        seat.step_aside(|| entry.send())?;
     }
-    if let Answer::Starved(node) = answer {
-        entry.send()?;
-        queue.back.forget_attributes(node);
+
+    fn serve_one(&mut self) -> io::Result<()> {
+        let Server { queue, entry, home, seat, scratch } = self;
+        let message = entry.fetch()?;
+        let serving = queue.serving.fetch_add(1, Ordering::Relaxed) + 1;
+        let (header, _) =
+            InHeader::read_from_prefix(&message.header[..]).map_err(|_| io::ErrorKind::InvalidData)?;
+        let answer = if message.received == 0 {
+            // Nothing came in the payload: the reply is written there at once.
+            answer(queue, header, message.operation, &[], message.payload)
+        } else {
+            let received = &message.payload[..message.received];
+            let answered = answer(queue, header, message.operation, received, scratch);
+            if let Answer::Reply(Ok(len)) = answered {
+                message.payload[..len].copy_from_slice(&scratch[..len]);
+            }
+            answered
+        };
+        let (errno, len) = match answer {
+            Answer::Silence => (0, 0),
+            Answer::Reply(Ok(len)) => (0, len),
+            Answer::Reply(Err(errno)) => (errno, 0),
+            Answer::Starved(_) => (libc::ENOSPC, 0),
+        };
+        let reply =
+            OutHeader { len: (size_of::<OutHeader>() + len) as u32, error: -errno, unique: header.unique };
+        message.header[..size_of::<OutHeader>()].copy_from_slice(reply.as_bytes());
+        entry.commit(len)?;
+        // Nobody waits for a RELEASE.
+        let is_awaited = header.opcode != opcode::RELEASE;
+        if is_awaited
+            && let Some(seat) = seat
+            && seat.follow(header.pid, header.unique, queue.number)
+        {
+            seat.step_aside(|| entry.send())?;
+        }
+        if let Answer::Starved(node) = answer {
+            entry.send()?;
+            queue.back.forget_attributes(node);
+        }
+        queue.serving.fetch_sub(1, Ordering::Relaxed);
+        if is_awaited && let Some(home) = home {
+            home.served(2 * serving > queue.layout.threads + 1);
+        }
+        Ok(())
     }
-    Ok(is_awaited)
 }
 
 fn answer(queue: &Queue, header: InHeader, fixed: &[u8], payload: &[u8], out: &mut [u8]) -> Answer {
