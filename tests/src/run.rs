@@ -1,7 +1,8 @@
 //! Commands: started with a known environment, and errors that say what was run and what it answered.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
@@ -43,6 +44,18 @@ pub fn run(command: &mut Command) -> Result<String> {
         bail!("`{}`: {}\n{}", spelled(command), answer.status, both(&answer));
     }
     Ok(String::from_utf8_lossy(&answer.stdout).into_owned())
+}
+
+/// umount(8). A mount may be busy for a moment: a child that another thread of ours has forked holds copies of
+/// our descriptors until it execs, and other processes of the machine look into every mount.
+pub fn umount(point: &Path) -> Result<()> {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        match run(tool("umount").arg(point)) {
+            Err(_) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(20)),
+            answer => return answer.map(drop),
+        }
+    }
 }
 
 /// Standard output and standard error, one after the other.

@@ -272,7 +272,11 @@ impl Mounted {
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        run("umount", &[self.0.to_str().unwrap()]);
+        // A child that another test has forked holds copies of our descriptors until it execs.
+        let umount = || output("umount", &[self.0.to_str().unwrap()]);
+        let wait = || std::thread::sleep(std::time::Duration::from_millis(10));
+        let gone = (0..1000).any(|_| umount().0 == 0 || (wait(), false).1);
+        assert!(gone || std::thread::panicking(), "{:?}", umount());
     }
 }
 

@@ -12,7 +12,7 @@ use tempfile::TempDir;
 
 use super::model::Tree;
 use super::observe;
-use crate::run::{both, output, run, tool};
+use crate::run::{both, output, run, tool, umount};
 
 /// Whether loop mounts can be made here at all.
 #[must_use]
@@ -121,7 +121,7 @@ pub fn mounted<T>(disk: &Path, dir: &Path, f: impl FnOnce(&Path) -> Result<T>) -
     std::fs::create_dir_all(&at)?;
     run(tool("mount").args(["-t", "ext4", "-o", "loop"]).arg(disk).arg(&at))?;
     let answer = f(&at);
-    unmount(&at)?;
+    umount(&at)?;
     released(disk)?;
     answer
 }
@@ -133,18 +133,6 @@ fn released(disk: &Path) -> Result<()> {
     while let Err(held) = blockdev::open(disk, &OpenOptions::default()) {
         tries += 1;
         ensure!(tries < 1000, held);
-        std::thread::sleep(Duration::from_millis(10));
-    }
-    Ok(())
-}
-
-/// Unmounts. A child that another thread of ours has forked holds copies of our descriptors until it execs,
-/// so that a mount may be busy for a moment.
-pub fn unmount(at: &Path) -> Result<()> {
-    let mut tries = 0;
-    while let Err(busy) = run(tool("umount").arg(at)) {
-        tries += 1;
-        ensure!(tries < 200, busy);
         std::thread::sleep(Duration::from_millis(10));
     }
     Ok(())

@@ -8,7 +8,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use tests::oracle::{e2fsck_is_clean, fingerprint};
-use tests::run::{both, output, run, spelled, tool};
+use tests::run::{both, output, run, spelled, tool, umount};
 use tests::scale::{Need, can_run, scratch};
 use tests::system::{System, binary, is_mounted};
 use tests::tree::fill;
@@ -103,7 +103,7 @@ fn mount_refuses_what_it_cannot_mount() -> Result<()> {
         let mut command = System::under_test().mount_command();
         let mut verdict = refuses(command.arg(&case.device).arg(point.path()), case.word);
         if is_mounted(point.path())? {
-            run(tool("umount").arg(point.path()))?;
+            umount(point.path())?;
             verdict = verdict.context("it was mounted");
         }
         if before != fingerprint(&case.device).ok() {

@@ -12,7 +12,7 @@ use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags};
 use rustix::process::Signal;
 use tests::load::Storm;
 use tests::oracle::{copy_image, e2fsck_is_clean, e2fsck_replays};
-use tests::run::{run, tool};
+use tests::run::{run, tool, umount};
 use tests::scale::{Need, can_run, pick, scratch};
 use tests::system::{LoopDevice, Mounted, Options, System, is_mounted, the_only_mounts};
 
@@ -52,17 +52,6 @@ fn under_load(mounted: &Mounted, seed: u64, end: impl FnOnce() -> Result<()>) ->
         let _ = load.join().expect("no panic");
         ended
     })
-}
-
-/// umount(8). Another process of the machine may look into every mount for a moment, and keep it busy.
-fn umount(point: &Path) -> Result<()> {
-    let deadline = Instant::now() + Duration::from_secs(10);
-    loop {
-        match run(tool("umount").arg(point)) {
-            Err(_) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(20)),
-            answer => return answer.map(drop),
-        }
-    }
 }
 
 #[test]
@@ -259,7 +248,7 @@ fn rude_ends_leave_nothing_behind() -> Result<()> {
                 .with_context(|| format!("{door}, {}, round {round}", system.name()))
         })
     });
-    run(tool("umount").arg(control.path()))?;
+    umount(control.path())?;
     outcome
 }
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use tests::oracle::e2fsck_is_clean;
-use tests::run::{both, output, run, tool};
+use tests::run::{both, output, run, tool, umount};
 use tests::scale::{Need, can_run, scratch};
 use tests::system::{System, binary, is_mounted};
 
@@ -63,7 +63,7 @@ fn under_the_name_of_fuse2fs() -> Result<()> {
             std::thread::sleep(Duration::from_millis(5));
         }
         let written = fs::write(point.join("file"), spelling);
-        run(tool("umount").arg(&point))?;
+        umount(&point)?;
         if stays {
             ensure!(server.wait()?.success(), "{spelling}: the server");
         }

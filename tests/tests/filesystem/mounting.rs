@@ -12,7 +12,7 @@ use rustix::process::Signal;
 use tests::load::Storm;
 use tests::manifest::{Depth, Manifest};
 use tests::oracle::{copy_image, e2fsck_is_clean, fingerprint, super_field};
-use tests::run::{both, output, run, tool};
+use tests::run::{both, output, run, tool, umount};
 use tests::scale::{Need, can_run, scratch};
 use tests::system::{LoopDevice, Options, System, as_user, is_mounted};
 
@@ -93,7 +93,7 @@ fn in_the_background_it_answers_before_it_returns() -> Result<()> {
     run(System::under_test().mount_command().arg(&image).arg(point.path()))?;
     let written = fs::write(point.path().join("at once"), "and read");
     let read = fs::read_to_string(point.path().join("at once"));
-    run(tool("umount").arg(point.path()))?;
+    umount(point.path())?;
     written?;
     ensure!(read? == "and read");
     let deadline = Instant::now() + Duration::from_secs(60);

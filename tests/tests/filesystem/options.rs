@@ -5,7 +5,7 @@ use std::fs;
 
 use anyhow::{Result, ensure};
 use tests::oracle::{e2fsck_is_clean, fingerprint};
-use tests::run::{both, output, run, tool};
+use tests::run::{both, output, run, tool, umount};
 use tests::scale::{Need, can_run, scratch};
 use tests::system::{LoopDevice, System, is_mounted};
 
@@ -143,7 +143,7 @@ fn every_documented_option_is_taken_or_refused_with_a_reason() -> Result<()> {
         let answer = mount(word)?;
         ensure!(answer.status.success() && is_mounted(point.path())?, "{word}: {}", both(&answer));
         let written = fs::write(point.path().join("file"), word);
-        run(tool("umount").arg(point.path()))?;
+        umount(point.path())?;
         ensure!(written.is_ok() != word.starts_with("ro"), "{word}: {written:?}");
         run(tool("flock").arg("-w30").arg(&image).arg("true"))?;
     }

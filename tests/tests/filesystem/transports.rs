@@ -23,7 +23,7 @@ use fuse_frontend::doors::{Part, serve};
 use fuse_frontend::options::{Options, Transport};
 use fuse_frontend::service::Service;
 use rustix::mount::MountFlags;
-use tests::run::{output, run, tool};
+use tests::run::{output, tool, umount};
 use tests::scale::{Need, can_run, scratch};
 use tests::system::{System, as_user, is_mounted, with_own_mounts};
 
@@ -226,7 +226,7 @@ fn a_refused_registration_falls_back() -> Result<()> {
         // An error here drops the mount, and whoever waits hears of it.
         let read = done.recv_timeout(Duration::from_secs(60)).context("the mount hangs")??;
         ensure!(read == b"through");
-        run(tool("umount").arg(point.path()))?;
+        umount(point.path())?;
         ended.recv_timeout(Duration::from_secs(60)).context("the end is not told")?;
         drop(mount);
         fs.unmount()?;
