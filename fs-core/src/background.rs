@@ -79,6 +79,12 @@ impl Background {
         }
     }
 
+    /// Asks for a round of the flusher. False when there is none.
+    pub fn flush_soon(&self) -> bool {
+        self.data.dirty.ring();
+        !self.threads.lock().is_empty()
+    }
+
     /// Ends the threads and waits for them.
     pub fn stop(&self) {
         *self.shared.stopping.lock() = true;

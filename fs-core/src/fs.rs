@@ -1,6 +1,6 @@
 //! The mounted filesystem: the parts side by side, and what ties them to the journal.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
 
 use ext4_format::{Ino, Tid};
@@ -31,8 +31,8 @@ pub struct Filesystem {
     pub(crate) xattrs: XattrCache,
     /// Serializes renames that move a directory. Rank 20.
     pub(crate) renaming: RankedMutex<()>,
-    /// Inodes that were busy when the kernel forgot them.
-    pub(crate) leaving: RankedMutex<BTreeSet<Ino>>,
+    /// Inodes that were busy when the kernel forgot them, and whether they have no name.
+    pub(crate) leaving: RankedMutex<BTreeMap<Ino, bool>>,
     pub(crate) deletions: Deletions,
     pub(crate) background: Background,
     /// The claim on a volume with multi-mount protection, while it is mounted for writing.

@@ -61,12 +61,13 @@ impl Filesystem {
     }
 
     /// One round of the flusher: writes out files that are in a hurry, and the oldest ones while
-    /// more than half of the write-behind is used.
+    /// more than half of the write-behind is used. Then what was busy when it should have left may leave.
     pub fn step_flush(&self) {
         self.flush_due(Timestamp { sec: i64::MIN, nsec: 0 });
         while let Some(inode) = self.data.relieve_memory() {
             self.done_with(inode);
         }
+        self.reap();
     }
 
     /// Writes out the files that became dirty before `before`, and those that were hastened.
@@ -81,7 +82,8 @@ impl Filesystem {
     fn done_with(&self, inode: Arc<Inode>) {
         let ino = inode.ino;
         drop(inode);
-        if self.leaving.lock().remove(&ino) {
+        let _running = self.deletions.begin();
+        if self.leaving.lock().remove(&ino).is_some() {
             self.let_go(ino);
         }
     }

@@ -158,7 +158,7 @@ impl Filesystem {
         core.disk.links = 0;
         self.orphans.add(handle, child, &mut core)?;
         self.inodes.store(handle, child, &mut core)?;
-        self.leaving.lock().insert(child.ino);
+        self.leaving.lock().insert(child.ino, true);
         Ok(())
     }
 

@@ -2,6 +2,7 @@
 //! attributes and its number are given back.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use ext4_format::Ino;
 use jbd2::Credits;
@@ -11,7 +12,11 @@ use crate::deletions::Arrival;
 use crate::error::{Error, Result};
 use crate::fs::Filesystem;
 use crate::inode::{Departure, Inode, orphan};
-use crate::tx;
+use crate::{threads, tx};
+
+/// How long is waited for those who hold an inode that should be deleted, and how long between two looks.
+const PATIENCE: Duration = Duration::from_secs(1);
+const MOMENT: Duration = Duration::from_millis(1);
 
 impl Filesystem {
     /// Takes back `n` references of the kernel to `ino`; the last one of an inode without names
@@ -30,9 +35,25 @@ impl Filesystem {
     /// Tries again when there was no space but a deletion under way has made some.
     pub(super) fn after_deletions<T>(&self, mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
         match attempt() {
-            Err(Error::NoSpace) if self.deletions.wait() => attempt(),
+            Err(Error::NoSpace) if self.wait_for_deletions() => attempt(),
             done => done,
         }
+    }
+
+    /// Waits for the deletions under way, and a while for those of inodes that somebody still holds. Says
+    /// whether there were any. The caller has no handle and holds no inode that is being deleted.
+    pub(super) fn wait_for_deletions(&self) -> bool {
+        let any = self.deletions.wait();
+        let deadline = Instant::now() + PATIENCE;
+        let mut held = false;
+        while self.leaving.lock().values().any(|nameless| *nameless) {
+            held = true;
+            if !self.background.flush_soon() || Instant::now() > deadline {
+                break;
+            }
+            threads::sleep(MOMENT);
+        }
+        any | (held && self.deletions.wait())
     }
 
     /// Lets `ino` leave the table, now or, when it is busy, at a later [`Filesystem::reap`].
@@ -41,13 +62,16 @@ impl Filesystem {
             return;
         }
         let Some(inode) = self.inodes.peek(ino).filter(|inode| inode.is_unused()) else { return };
-        if inode.core.read().disk.links == 0 {
+        let nameless = inode.core.read().disk.links == 0;
+        if nameless {
             // Data that nobody can read any more are not worth writing out.
             self.data.abandon(&inode);
         }
         drop(inode);
-        if !self.depart(ino) {
-            self.leaving.lock().insert(ino);
+        self.leaving.lock().insert(ino, nameless);
+        // Whoever held it until now may have looked before it was there.
+        if self.depart(ino) {
+            self.leaving.lock().remove(&ino);
         }
     }
 
@@ -68,8 +92,9 @@ impl Filesystem {
 
     /// Asks the inodes that were busy when they should have left once more.
     pub(crate) fn reap(&self) {
+        let _running = self.deletions.begin();
         let leaving = std::mem::take(&mut *self.leaving.lock());
-        for ino in leaving {
+        for ino in leaving.into_keys() {
             self.let_go(ino);
         }
     }

@@ -204,7 +204,7 @@ impl Filesystem {
             });
             if matches!(outcome, Err(Error::NoSpace)) {
                 // What they free waits for the commit.
-                self.deletions.wait();
+                self.wait_for_deletions();
             }
             match outcome {
                 Err(Error::NoSpace) if self.alloc.retry_after_commit(&mut tries)? => {}

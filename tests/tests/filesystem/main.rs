@@ -4,6 +4,7 @@
 mod bad_input;
 mod beside;
 mod crash;
+mod deletions;
 mod direct_aio;
 mod direct_device;
 mod direct_errors;

@@ -1,0 +1,66 @@
+//! What a deleted file took is free for whoever asks next, as it is on the kernel's ext4.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use blockdev::{Env, Op, OpenOptions, Workers};
+use ext4_format::Ino;
+use fs_core::Filesystem;
+use fs_core::ops::WriteMode;
+use fs_core::types::{Caller, MountOptions};
+use tests::gate::{Gate, Gated};
+use tests::oracle::e2fsck_is_clean;
+use tests::scale::scratch;
+use tests::system::System;
+
+/// Longer than the timer's interval, shorter than anybody's patience.
+const WHILE: Duration = Duration::from_millis(200);
+
+/// The commit timer writes two files out, one after the other, and holds the second one while the first one's
+/// data wait for the device. Then the second one loses its name and its last reference.
+#[test]
+fn space_is_there_although_a_worker_holds_the_file() -> Result<()> {
+    let folder = tempfile::tempdir_in(scratch())?;
+    let image = folder.path().join("image");
+    System::under_test().mkfs(&image, 64 << 20, &[])?;
+    let gate = Arc::new(Gate::default());
+    let device = Gated { inner: blockdev::open(&image, &OpenOptions::default())?, gate: gate.clone() };
+    let options = MountOptions { commit_interval: Duration::from_millis(50), ..MountOptions::default() };
+    let env = Env { workers: Workers::Threads, ..Env::system() };
+    let fs = Filesystem::mount(Arc::new(device), options, env)?;
+    let root = Caller::root();
+    let file = |name: &str| -> Result<Ino> {
+        let ino = fs.mknod(&root, Ino::ROOT, name.as_bytes(), 0o100_644, (0, 0))?.ino;
+        fs.write(&root, ino, 0, &[7; 8192], WriteMode::Direct)?;
+        Ok(ino)
+    };
+    let slow = file("slow")?;
+    let free = || -> Result<_> {
+        let found = fs.statfs()?;
+        Ok((found.files_free, found.blocks_free))
+    };
+    let before = free()?;
+    for round in 0..3 {
+        let gone = file("gone")?;
+        fs.syncfs()?;
+        gate.close(Op::Write);
+        fs.write(&root, slow, 0, &[8; 4096], WriteMode::Cached)?;
+        fs.write(&root, gone, 0, &[8; 4096], WriteMode::Cached)?;
+        ensure!(gate.holds(1, Duration::from_secs(60)), "the timer writes nothing");
+        fs.unlink(Ino::ROOT, b"gone")?;
+        fs.forget(gone, 1);
+        std::thread::scope(|scope| -> Result<()> {
+            scope.spawn(|| {
+                std::thread::sleep(WHILE);
+                gate.open();
+            });
+            let after = free()?;
+            ensure!(after == before, "round {round}: {before:?} files and blocks before, {after:?} now");
+            Ok(())
+        })?;
+    }
+    fs.unmount()?;
+    drop(fs);
+    e2fsck_is_clean(&image)
+}
