@@ -244,7 +244,7 @@ impl Server {
                 bail!("the server ended before it mounted ({status}): {}", self.said());
             }
             ensure!(Instant::now() < deadline, "no mount after a minute: {}", self.said());
-            std::thread::sleep(Duration::from_millis(5));
+            std::thread::sleep(Duration::from_micros(500));
         }
         Ok(())
     }

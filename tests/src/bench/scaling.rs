@@ -142,8 +142,9 @@ fn extents(setup: &Setup, system: System) -> Result<Growth> {
             let aligned = space.as_ptr().align_offset(BLOCK as usize);
             let buffer = &mut space[aligned..][..BLOCK as usize];
             let read = each(10_000, |_| direct.read_exact_at(buffer, rng.u64(0..COUNT) * stride * BLOCK))?;
+            // At the end, and in one piece in both files: what differs is the tree before it.
             let append = each(1000, |index| {
-                file.write_all_at(&block, (COUNT + index) * stride * BLOCK)?;
+                file.write_all_at(&block, (COUNT * stride + index) * BLOCK)?;
                 if index % 100 == 99 { file.sync_data() } else { Ok(()) }
             })?;
             let punch = each(1000, |index| {
