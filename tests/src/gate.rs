@@ -54,6 +54,15 @@ impl Gate {
     }
 }
 
+/// Opens the gate at the end, however that comes: who waits there could not end before.
+pub struct Opening<'a>(pub &'a Gate);
+
+impl Drop for Opening<'_> {
+    fn drop(&mut self) {
+        self.0.open();
+    }
+}
+
 /// A device behind a [`Gate`].
 pub struct Gated<D> {
     /// The device.

@@ -11,21 +11,12 @@ use anyhow::{Context, Result, ensure};
 use blockdev::Op;
 use blockdev::sim::{Fill, MemDevice};
 use rustix::thread::{CpuSet, sched_setaffinity};
-use tests::gate::{Gate, Gated};
+use tests::gate::{Gate, Gated, Opening};
 use tests::scale::{Need, can_run};
 use tests::served::Served;
 
 /// Long enough to tell a request that waits from one that takes its time on a busy machine.
 const LIMIT: Duration = Duration::from_secs(60);
-
-/// Opens the gate at the end, however that comes: the server could not end before.
-struct Opening<'a>(&'a Gate);
-
-impl Drop for Opening<'_> {
-    fn drop(&mut self) {
-        self.0.open();
-    }
-}
 
 /// All callers on one processor: through the ring door they share a queue.
 fn on_one_processor() -> Result<()> {
