@@ -69,10 +69,9 @@ impl Filesystem {
         }
         drop(inode);
         self.leaving.lock().insert(ino, nameless);
-        // Whoever held it until now may have looked before it was there.
-        if self.depart(ino) {
-            self.leaving.lock().remove(&ino);
-        }
+        // Whoever held it until now may have looked before it was listed. It stays listed until the next reap, which
+        // finds nothing: to take it off here could hit the number's next inode.
+        self.depart(ino);
     }
 
     /// Lets `ino` leave the table and deletes it if it has no name. False when it is busy.

@@ -38,10 +38,11 @@ impl Home {
     ///
     /// # Errors
     /// Those of sched_setaffinity(2): the processor is off, or not for us. The thread runs where it may then.
+    /// Those of getrusage(2).
     pub fn settle(processor: u16) -> io::Result<Home> {
-        let (home, anywhere) = (only(processor), sched_getaffinity(None)?);
+        let (home, anywhere, switches) = (only(processor), sched_getaffinity(None)?, switches()?);
         sched_setaffinity(None, &home)?;
-        Ok(Home { home, anywhere, is_away: false, awaited: 0, crowded: 0, switches: switches() })
+        Ok(Home { home, anywhere, is_away: false, awaited: 0, crowded: 0, switches })
     }
 
     /// One more request that somebody waits for has been served, with most of the queue's other threads at
@@ -50,7 +51,8 @@ impl Home {
         self.awaited += 1;
         self.crowded += u64::from(in_a_crowd);
         if self.awaited == LOOK {
-            let switches = switches();
+            // Not told: as if it had slept after each request.
+            let switches = switches().unwrap_or(self.switches + LOOK);
             let unswitched = LOOK.saturating_sub(switches.saturating_sub(self.switches));
             // The crowd of a short moment is none.
             let crowded = self.crowded.saturating_sub(LOOK / 2);
@@ -79,11 +81,9 @@ pub fn only(processor: u16) -> CpuSet {
 }
 
 /// How often the calling thread's processor has gone on with something else.
-fn switches() -> u64 {
-    // Not told: never leaves home.
-    getrusage(UsageWho::RUSAGE_THREAD).map_or(u64::MAX, |usage| {
-        usage.voluntary_context_switches() as u64 + usage.involuntary_context_switches() as u64
-    })
+fn switches() -> io::Result<u64> {
+    let usage = getrusage(UsageWho::RUSAGE_THREAD)?;
+    Ok(usage.voluntary_context_switches() as u64 + usage.involuntary_context_switches() as u64)
 }
 
 #[cfg(test)]
