@@ -77,6 +77,12 @@ pub enum Posix {
     /// ENOTTY
     #[error("inappropriate ioctl")]
     NotTty,
+    /// EBADF
+    #[error("not opened for writing")]
+    BadHandle,
+    /// ELOOP
+    #[error("too many symbolic links")]
+    TooManySymlinks,
 }
 
 /// Any failure of an operation of the core.
@@ -174,6 +180,8 @@ impl Error {
                 Posix::TryAgain => e::EAGAIN,
                 Posix::TextBusy => e::ETXTBSY,
                 Posix::NotTty => e::ENOTTY,
+                Posix::BadHandle => e::EBADF,
+                Posix::TooManySymlinks => e::ELOOP,
             },
             Error::NoSpace => e::ENOSPC,
             Error::Io(_) | Error::ShutDown => e::EIO,
@@ -182,6 +190,12 @@ impl Error {
             Error::Corrupt(_) => e::EUCLEAN,
             Error::Journal(_) | Error::ReadOnly => e::EROFS,
         }
+    }
+}
+
+impl From<Error> for std::io::Error {
+    fn from(error: Error) -> Self {
+        std::io::Error::from_raw_os_error(error.errno())
     }
 }
 

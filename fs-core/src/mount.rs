@@ -5,8 +5,9 @@
 //! whoever comes after a crash knows that the log counts.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use blockdev::{BlockDevice, Env};
+use blockdev::{BlockDevice, Env, FileDevice};
 use ext4_format::features::{Access, Compat, Incompat, RoCompat};
 use ext4_format::superblock::{SUPERBLOCK_LEN, SUPERBLOCK_OFFSET, State, SuperBlock};
 use ext4_format::{BlockNo, Corruption, Ino, locate};
@@ -16,14 +17,15 @@ use tracing::{info, warn};
 use crate::alloc::Allocator;
 use crate::background::{Background, Rounds};
 use crate::data::DataPath;
-use crate::deletions::Deletions;
 use crate::dir;
 use crate::error::{Error, Result};
 use crate::extent::MapCtx;
 use crate::fs::{Filesystem, Observer};
-use crate::inode::{Orphans, Table};
+use crate::inode::{Orphans, Reclaim, Table};
 use crate::mmp::{self, Claim};
+use crate::node::Held;
 use crate::sync::{Rank, RankedMutex};
+use crate::threads;
 use crate::types::MountOptions;
 use crate::volume::Volume;
 use crate::xattr::XattrCache;
@@ -70,6 +72,9 @@ pub enum MountError {
     /// The options contradict each other or the volume.
     #[error("{0}")]
     Options(&'static str),
+    /// The device could not be opened.
+    #[error(transparent)]
+    Open(#[from] blockdev::OpenError),
     /// Something on the way failed.
     #[error(transparent)]
     Failed(#[from] Error),
@@ -96,10 +101,7 @@ impl From<Corruption> for MountError {
 impl Filesystem {
     /// Mounts the volume on `dev`: replays its journal, deals with its orphans, and starts the
     /// background work if `env` has threads for it.
-    ///
-    /// # Errors
-    /// [`MountError`] says what is in the way. Nothing was written unless a replay had begun.
-    pub fn mount(
+    pub(crate) fn mount(
         dev: Arc<dyn BlockDevice>,
         mut opts: MountOptions,
         env: Env,
@@ -173,12 +175,39 @@ impl Filesystem {
         assemble(vol, claim)
     }
 
-    /// Writes everything out, empties the journal and marks the volume clean. Calls that come
-    /// after it fail. The last call on a filesystem.
+    /// Opens the filesystem in an image file or on a block device, for reading and writing. See
+    /// [`crate::OpenOptions`] for more.
+    ///
+    /// # Errors
+    /// [`MountError`] says what is in the way.
+    pub fn open(path: impl AsRef<std::path::Path>) -> std::result::Result<Arc<Filesystem>, MountError> {
+        crate::OpenOptions::new().open(path)
+    }
+
+    /// Writes everything out, empties the journal and marks the volume clean. Files that were removed while
+    /// there were handles of them are deleted. Whatever is asked of a handle from here on fails; a second
+    /// call does nothing. Dropping the last handle of a filesystem that was not closed does the same, and logs
+    /// what goes wrong.
     ///
     /// # Errors
     /// When something could not be written: the volume then still says that it needs recovery.
-    pub fn unmount(&self) -> Result<()> {
+    pub fn close(&self) -> Result<()> {
+        if self.closed.swap(true, Ordering::AcqRel) {
+            return Ok(());
+        }
+        let closed = self.end();
+        if let Some(file) = self.unlock.get() {
+            file.give_up_lock();
+        }
+        closed
+    }
+
+    /// Lets others open `file` when the filesystem is closed, whatever handles there are.
+    pub(crate) fn unlock_at_close(&self, file: Arc<FileDevice>) {
+        let _ = self.unlock.set(file);
+    }
+
+    fn end(&self) -> Result<()> {
         self.background.stop();
         let ended = self.end_writing();
         let released = self.claim.as_ref().map_or(Ok(()), |claim| claim.release());
@@ -195,11 +224,8 @@ impl Filesystem {
                 None => Ok(()),
             };
         }
-        self.inodes.forget_all();
         let drained = self.sync_all();
-        for ino in self.inodes.live() {
-            self.let_go(ino);
-        }
+        self.delete_unlinked();
         self.reap();
         let closed = drained.and_then(|()| Ok(self.vol.journal.close()?));
         self.vol.shut_down();
@@ -335,8 +361,10 @@ fn assemble(vol: Arc<Volume>, claim: Option<Arc<Claim>>) -> std::result::Result<
         dirs,
         xattrs: XattrCache::default(),
         renaming: RankedMutex::new(Rank::Rename, ()),
-        leaving: RankedMutex::new(Rank::Leaf, Default::default()),
-        deletions: Deletions::default(),
+        reclaim: Reclaim::default(),
+        hint: Default::default(),
+        unlock: Default::default(),
+        closed: AtomicBool::new(true),
         background: Background::new(data.clone()),
         data,
         vol,
@@ -349,14 +377,27 @@ fn assemble(vol: Arc<Volume>, claim: Option<Arc<Claim>>) -> std::result::Result<
         claim.start(fs.vol.journal.clone());
     }
     // The root must be a directory, or nothing else can work.
-    if !fs.inodes.get(Ino::ROOT)?.is_dir() {
+    if !fs.hold(Ino::ROOT)?.is_dir() {
         let c = Corruption::new(ext4_format::What::Inode, "i_mode", 0, 0o040_000).in_inode(Ino::ROOT);
         return Err(fs.vol.corrupt(c).into());
     }
     if fs.vol.writable().is_ok() {
-        fs.recover_orphans(found)?;
+        fs.recover_orphans(found.into_iter().map(|inode| Held::new(&*fs, inode)).collect())?;
         let rounds: Arc<dyn Rounds> = fs.clone();
         fs.background.start(Arc::downgrade(&rounds), fs.vol.env.workers, fs.vol.opts.commit_interval);
     }
+    fs.closed.store(false, Ordering::Release);
     Ok(fs)
+}
+
+impl Drop for Filesystem {
+    fn drop(&mut self) {
+        // After a panic nobody knows what is half done: recovery does.
+        if threads::is_panicking() {
+            return;
+        }
+        if let Err(error) = self.close() {
+            tracing::error!(%error, "the filesystem was dropped and could not be closed");
+        }
+    }
 }

@@ -2,10 +2,11 @@
 //! rising rank, and locks of one rank in rising key. Debug builds check it on every acquisition,
 //! release builds pay nothing.
 //!
-//! Condition variables are not offered: a thread that must wait does so in a module of its own
-//! which says for what, and holds nothing ranked meanwhile.
+//! A thread that waits for a condition may hold locks of rank 60 and below, if whoever brings the
+//! condition about needs none of them; of those above it holds only the one that it waits with.
 
 use std::ops::{Deref, DerefMut};
+use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
@@ -67,6 +68,15 @@ mod order {
         })
     }
 
+    /// Asserts that `waits_with` is the only lock of a high rank that this thread holds.
+    pub fn may_wait(waits_with: u64) {
+        STACK.with_borrow(|stack| {
+            let others = |(id, rank, _): &&(u64, Rank, u64)| *id != waits_with && *rank >= Rank::Group;
+            let held = stack.iter().find(others);
+            assert!(held.is_none(), "a condition is waited for while holding {held:?}");
+        });
+    }
+
     pub fn pop(id: u64) {
         STACK.with_borrow_mut(|stack| stack.retain(|(i, ..)| *i != id));
     }
@@ -101,6 +111,13 @@ pub struct Guard<G> {
     // Declared first: the lock is released before the rank.
     guard: G,
     _held: Held,
+}
+
+impl<G> Guard<G> {
+    fn may_wait(&self) {
+        #[cfg(debug_assertions)]
+        order::may_wait(self._held.id);
+    }
 }
 
 impl<G: Deref> Deref for Guard<G> {
@@ -152,6 +169,40 @@ impl<T> RankedMutex<T> {
     pub fn try_lock(&self) -> Option<LockGuard<'_, T>> {
         let guard = self.lock.try_lock()?;
         Some(Guard { guard, _held: hold(self.rank, self.key) })
+    }
+}
+
+/// A condition variable for a [`RankedMutex`].
+#[derive(Debug, Default)]
+pub struct Condvar(parking_lot::Condvar);
+
+impl Condvar {
+    /// Waits until somebody notifies; the lock is free meanwhile.
+    pub fn wait<T>(&self, guard: &mut LockGuard<'_, T>) {
+        guard.may_wait();
+        self.0.wait(&mut guard.guard);
+    }
+
+    /// The same until `deadline` at most; whether that has passed.
+    pub fn wait_until<T>(&self, guard: &mut LockGuard<'_, T>, deadline: Instant) -> bool {
+        guard.may_wait();
+        self.0.wait_until(&mut guard.guard, deadline).timed_out()
+    }
+
+    /// The same for `time` at most; whether that has passed.
+    pub fn wait_for<T>(&self, guard: &mut LockGuard<'_, T>, time: Duration) -> bool {
+        guard.may_wait();
+        self.0.wait_for(&mut guard.guard, time).timed_out()
+    }
+
+    /// Wakes one thread that waits.
+    pub fn notify_one(&self) {
+        self.0.notify_one();
+    }
+
+    /// Wakes all that wait.
+    pub fn notify_all(&self) {
+        self.0.notify_all();
     }
 }
 
@@ -226,6 +277,34 @@ mod tests {
         let other = RankedRwLock::keyed(Rank::Inode, 7, ());
         let _a = lock.read();
         let _b = other.read();
+    }
+
+    #[test]
+    #[cfg(debug_assertions)]
+    #[should_panic(expected = "a condition is waited for")]
+    fn a_wait_with_another_high_lock_is_caught() {
+        let group = RankedMutex::new(Rank::Group, ());
+        let leaf = RankedMutex::new(Rank::Leaf, ());
+        let _group = group.lock();
+        Condvar::default().wait_for(&mut leaf.lock(), Duration::ZERO);
+    }
+
+    #[test]
+    fn a_wait_ends_with_the_notification_or_the_time() {
+        let inode = RankedRwLock::keyed(Rank::Inode, 1, ());
+        let (done, changed) = (RankedMutex::new(Rank::Leaf, false), Condvar::default());
+        let _inode = inode.read();
+        assert!(changed.wait_for(&mut done.lock(), Duration::from_millis(1)));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                *done.lock() = true;
+                changed.notify_all();
+            });
+            let mut done = done.lock();
+            while !*done {
+                changed.wait(&mut done);
+            }
+        });
     }
 
     #[test]

@@ -5,32 +5,33 @@ use std::time::Duration;
 use ext4_format::Ino;
 use ext4_format::inode::Time as Timestamp;
 
-/// Who asks: the credentials of the calling process.
+/// Who asks. New files belong to them, some blocks may be set aside for others than them, and a change by
+/// somebody without privileges takes a file's away. Operations do not check permissions; that is
+/// [`crate::check_access`].
 #[derive(Clone, Debug, Default)]
-pub struct Caller {
-    /// Filesystem user id.
+pub struct Credentials {
+    /// User id.
     pub uid: u32,
-    /// Filesystem group id.
+    /// Group id.
     pub gid: u32,
+    /// Supplementary group ids.
+    pub groups: Vec<u32>,
     /// Bits to take off the mode of what is created.
     pub umask: u32,
 }
 
-impl Caller {
-    /// The superuser, for work that the server does on its own account.
+impl Credentials {
+    /// The superuser, without a umask; the default.
     #[must_use]
-    pub fn root() -> Caller {
-        Caller::default()
+    pub const fn root() -> Credentials {
+        Credentials { uid: 0, gid: 0, groups: Vec::new(), umask: 0 }
     }
-}
 
-/// Names one opening of a file (an open file description), in the order in which files were opened.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub struct OpenId(pub u64);
-
-impl OpenId {
-    /// Stands for all who ask without having opened the file.
-    pub const NOBODY: OpenId = OpenId(0);
+    /// Whether they are in the group `gid`.
+    #[must_use]
+    pub fn is_in_group(&self, gid: u32) -> bool {
+        self.gid == gid || self.groups.contains(&gid)
+    }
 }
 
 /// A file's attributes as `stat(2)` shows them.
@@ -66,9 +67,6 @@ pub struct Attr {
     pub flags: u32,
 }
 
-/// A name that was resolved: the inode's attributes. One kernel reference comes with it.
-pub type Entry = Attr;
-
 /// A time to set.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum SetTime {
@@ -93,15 +91,35 @@ pub struct SetAttr {
     pub atime: Option<SetTime>,
     /// Last change of content.
     pub mtime: Option<SetTime>,
-    /// Last change of the inode (given by a kernel that owns the times of cached files).
-    pub ctime: Option<Timestamp>,
     /// Birth.
     pub crtime: Option<Timestamp>,
     /// Take away set-user-id, set-group-id and file capabilities, as a change by this caller does.
-    pub kill_privileges: Option<Caller>,
-    /// These are times that a kernel has kept of writes it let pass: what the inode's flags forbid
-    /// now did not apply to them.
-    pub settles_times: bool,
+    pub kill_privileges: Option<Credentials>,
+    /// Where the time of this change comes from.
+    pub times: TimesFrom,
+}
+
+/// Where the time of a change of an inode comes from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum TimesFrom {
+    /// The volume's clock.
+    #[default]
+    Now,
+    /// The caller, who keeps the times of its writes itself.
+    Caller(Timestamp),
+    /// The same, for the times of writes that were accepted earlier: inode flags that forbid changes and were
+    /// set since do not apply to them.
+    Earlier(Timestamp),
+}
+
+impl TimesFrom {
+    /// The caller's time of the change.
+    pub(crate) fn ctime(self) -> Option<Timestamp> {
+        match self {
+            TimesFrom::Now => None,
+            TimesFrom::Caller(time) | TimesFrom::Earlier(time) => Some(time),
+        }
+    }
 }
 
 /// What to do when the volume turns out to be damaged.

@@ -6,6 +6,7 @@
 pub mod background;
 pub mod doors;
 mod mountpoint;
+pub mod nodes;
 pub mod options;
 pub mod server;
 pub mod service;

@@ -7,7 +7,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use blockdev::{BlockDevice, Direct, Env, FileDevice, OpenOptions};
+use blockdev::{BlockDevice, Direct, FileDevice, OpenOptions};
 use fs_core::{Filesystem, MountOptions};
 use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::{SigSet, Signal};
@@ -43,7 +43,7 @@ impl Volume {
     pub fn end(&self) {
         let mut ended = self.ended.lock();
         if ended.is_none() {
-            *ended = Some(self.fs.unmount());
+            *ended = Some(self.fs.close());
             (self.unlock)();
         }
     }
@@ -91,8 +91,8 @@ fn run(
 ) -> Result<()> {
     let name = preparation.device().to_owned();
     let how = MountOptions { mount_point: dir.as_os_str().as_bytes().to_vec(), ..options.volume.clone() };
-    let fs = Filesystem::mount(dev, how, Env::system())
-        .with_context(|| format!("cannot mount {}", name.display()))?;
+    let opened = fs_core::OpenOptions::new().mount_options(how).open_device(dev);
+    let fs = opened.with_context(|| format!("cannot mount {}", name.display()))?;
     let volume = Arc::new(Volume { fs, unlock, ended: Mutex::default() });
     let served = serve_mounted(&volume, preparation, dir, options, signals);
     volume.end();

@@ -46,7 +46,7 @@ const RULES: &[Rule] = &[
 const FS_CORE_FLOORS: &[(u8, &[&str])] = &[
     (3, &["sync", "error", "volume", "tx"]),
     (4, &["alloc", "extent", "inode", "data", "dir", "xattr"]),
-    (5, &["ops"]),
+    (5, &["node", "ops"]),
 ];
 
 fn fs_core_floor(module: &str) -> Option<u8> {

@@ -13,6 +13,7 @@ mod heap;
 mod map;
 mod open;
 pub mod sim;
+mod window;
 
 pub use aligned::{AlignedBuf, PAGE, POOL_BYTES, PooledBuf};
 pub use claim::{Holder, Mount, mounted};
@@ -22,3 +23,4 @@ pub use file::FileDevice;
 pub use heap::give_back_large;
 pub use map::ReadOnlyMap;
 pub use open::{Direct, OpenError, OpenOptions, open};
+pub use window::Window;

@@ -259,29 +259,37 @@ impl DataPath {
     }
 
     /// Keeps write-behind within its bound: a writer beyond it writes data out, its own file's
-    /// first. The caller holds no lock.
-    pub fn throttle(&self, inode: &Arc<Inode>) {
+    /// first. The caller holds no lock. `done_with` gets other files that were written out.
+    pub fn throttle(&self, inode: &Arc<Inode>, done_with: impl Fn(Arc<Inode>)) {
         while self.budget.is_exceeded() {
             let own = self.flush_run(inode, 0..u64::MAX).is_some();
-            if !own && self.flush_oldest().is_none() {
+            if own {
+                continue;
+            }
+            let wrote = self.flush_oldest().is_some_and(|(other, wrote)| {
+                done_with(other);
+                wrote
+            });
+            if !wrote {
                 self.budget.wait();
             }
         }
     }
 
-    /// Writes out the first run of the file that has been dirty longest.
-    fn flush_oldest(&self) -> Option<Arc<Inode>> {
+    /// Writes out the first run of the file that has been dirty longest. Gives the file, and whether it had
+    /// one.
+    fn flush_oldest(&self) -> Option<(Arc<Inode>, bool)> {
         let inode = self.dirty.oldest()?;
-        if self.flush_run(&inode, 0..u64::MAX).is_some() {
-            return Some(inode);
+        let wrote = self.flush_run(&inode, 0..u64::MAX).is_some();
+        if !wrote {
+            self.store_times_or_warn(&inode);
         }
-        self.store_times_or_warn(&inode);
-        None
+        Some((inode, wrote))
     }
 
     /// Writes out old data if so much is dirty that writers would soon have to help. Gives the
-    /// file; `None` when there is nothing to do.
-    pub fn relieve_memory(&self) -> Option<Arc<Inode>> {
+    /// file, and whether it had any.
+    pub fn relieve_memory(&self) -> Option<(Arc<Inode>, bool)> {
         if self.budget.is_half_used() { self.flush_oldest() } else { None }
     }
 

@@ -27,7 +27,6 @@ mod worklist;
 mod write;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use blockdev::Timestamp;
 use ext4_format::Tid;
@@ -38,7 +37,6 @@ use crate::error::{Error, Result};
 use crate::extent::MapCtx;
 use crate::inode::{Inode, IoGuard, Orphans, Table};
 use crate::sync::{Rank, RankedMutex};
-use crate::types::OpenId;
 use crate::volume::Volume;
 
 use budget::Budget;
@@ -65,8 +63,6 @@ pub struct DataPath {
     budget: Budget,
     durable: Durable,
     counters: Counters,
-    /// Openings so far, of all files.
-    openings: AtomicU64,
     /// The last loss of a file's data that no syncfs has told of.
     pub(crate) lost: RankedMutex<Option<Error>>,
 }
@@ -90,16 +86,14 @@ impl DataPath {
             completed: WorkList::default(),
             durable: Durable::default(),
             counters: Counters::default(),
-            openings: AtomicU64::new(0),
             // Taken while an inode's IO state is held, which is a leaf as well.
             lost: RankedMutex::keyed(Rank::Leaf, 1, None),
         }
     }
 
-    /// What was done so far, and what is under way.
+    /// What was done so far, and what is under way; `waiting` are the files on the completed list.
     #[must_use]
-    pub fn stats(&self) -> DataStats {
-        let waiting = self.completed.all();
+    pub fn stats(&self, waiting: &[Arc<Inode>]) -> DataStats {
         let ranges = |inode: &Arc<Inode>| inode.io.lock().completed.blocks().pieces() as u64;
         let counted = &self.counters;
         DataStats {
@@ -143,15 +137,10 @@ impl DataPath {
         self.durable.make(self.durable.last(), &self.vol.journal)
     }
 
-    /// The number of an opening that begins.
-    pub fn next_opening(&self) -> OpenId {
-        OpenId(self.openings.fetch_add(1, Ordering::AcqRel) + 1)
-    }
-
     /// Keeps a failure to write data for the fsyncs and the syncfs to come.
     fn failed(&self, io: &mut IoGuard<'_>, error: &Error) {
         *self.lost.lock() = Some(error.echo());
-        io.failures.record(error.echo(), OpenId(self.openings.load(Ordering::Acquire)));
+        io.failures.record(error.echo());
     }
 
     /// Counts a direct read until the guard is dropped.

@@ -48,7 +48,7 @@ pub struct Orphans {
 }
 
 impl Orphans {
-    /// Reads what the volume has recorded. The second value lists the orphans found, for
+    /// Reads what the volume has recorded. The second value lists handles of the orphans found, for
     /// [`crate::Filesystem`] to delete or truncate.
     pub fn open(vol: Arc<Volume>, table: Arc<Table>, map: &MapCtx<'_>) -> Result<(Orphans, Vec<Arc<Inode>>)> {
         let mut found = Vec::new();
@@ -161,6 +161,19 @@ impl OrphanFile {
         found: &mut Vec<Arc<Inode>>,
     ) -> Result<OrphanFile> {
         let inode = table.get_any(ino, Accept::Orphaned)?;
+        let read = Self::read(vol, table, map, ino, &inode, found);
+        table.unhold(inode);
+        read
+    }
+
+    fn read(
+        vol: &Volume,
+        table: &Table,
+        map: &MapCtx<'_>,
+        ino: Ino,
+        inode: &Inode,
+        found: &mut Vec<Arc<Inode>>,
+    ) -> Result<OrphanFile> {
         let core = inode.core.read();
         let count = (core.disk.size / u64::from(vol.block_size())).min(MAX_FILE_BLOCKS.into());
         let mut file = OrphanFile { ino, generation: inode.generation, blocks: vec![], free: vec![] };

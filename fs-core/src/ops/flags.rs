@@ -1,15 +1,16 @@
 //! The flags of an inode that chattr(1) sets, trimming, and shutting the volume down.
 
+use ext4_format::BlockNo;
 use ext4_format::inode::{FileType, flag};
 use ext4_format::superblock::SuperBlock;
-use ext4_format::{BlockNo, Ino};
 use jbd2::Credits;
 
 use crate::alloc::TrimRange;
 use crate::error::{Posix, Result};
 use crate::fs::Filesystem;
+use crate::node::Node;
 use crate::tx;
-use crate::types::Caller;
+use crate::types::Credentials;
 
 /// What an EXT4_IOC_SHUTDOWN does before it refuses everything.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -22,11 +23,14 @@ pub enum Shutdown {
     Cut,
 }
 
-impl Filesystem {
+impl Node {
     /// The inode's flags, those that a user may see.
-    pub fn flags(&self, ino: Ino) -> Result<u32> {
-        self.vol.alive()?;
-        Ok(self.inodes.get(ino)?.core.read().disk.flags & flag::USER_VISIBLE)
+    ///
+    /// # Errors
+    /// `ShutDown`.
+    pub fn flags(&self) -> Result<u32> {
+        self.filesystem().vol.alive()?;
+        Ok(self.inode().core.read().disk.flags & flag::USER_VISIBLE)
     }
 
     /// Sets the inode's flags, those that a user may change.
@@ -36,11 +40,11 @@ impl Filesystem {
     /// when the immutable or the append-only flag would change; `NotSupported` for a flag that
     /// nobody sees, that the file's kind does not have, or that cannot change here. Flags that are
     /// only shown are passed over, so that what was read can be written back.
-    pub fn set_flags(&self, caller: &Caller, ino: Ino, flags: u32) -> Result<()> {
-        self.vol.writable()?;
-        let inode = self.inodes.get(ino)?;
+    pub fn set_flags_as(&self, caller: &Credentials, flags: u32) -> Result<()> {
+        let (fs, inode) = (self.filesystem(), self.inode());
+        fs.vol.writable()?;
         let _lock = inode.lock.write();
-        let tx = tx::start(&self.vol.journal, Credits::blocks(1))?;
+        let tx = tx::start(&fs.vol.journal, Credits::blocks(1))?;
         let mut core = inode.core.write();
         let old = core.disk.flags;
         if caller.uid != 0 && caller.uid != core.disk.uid {
@@ -61,19 +65,24 @@ impl Filesystem {
             return Err(Posix::NotSupported.into());
         }
         core.disk.flags = (old & !flag::USER_MODIFIABLE) | wanted;
-        core.disk.ctime = self.vol.now();
+        core.disk.ctime = fs.vol.now();
         core.disk.version = core.disk.version.wrapping_add(1);
-        self.inodes.store(&tx, &inode, &mut core)?;
+        fs.inodes.store(&tx, inode, &mut core)?;
         drop(core);
         tx.finish()
     }
 
     /// The project that the inode's space is counted for.
-    pub fn project(&self, ino: Ino) -> Result<u32> {
-        self.vol.alive()?;
-        Ok(self.inodes.get(ino)?.core.read().disk.project)
+    ///
+    /// # Errors
+    /// `ShutDown`.
+    pub fn project(&self) -> Result<u32> {
+        self.filesystem().vol.alive()?;
+        Ok(self.inode().core.read().disk.project)
     }
+}
 
+impl Filesystem {
     /// The volume's label, at most 16 bytes.
     pub fn label(&self) -> Result<Vec<u8>> {
         self.vol.alive()?;
@@ -118,7 +127,7 @@ impl Filesystem {
     /// Refuses every request from here on, as if the device had been taken away.
     pub fn shut_down(&self, how: Shutdown) -> Result<()> {
         let done = match how {
-            Shutdown::Sync => self.syncfs(),
+            Shutdown::Sync => self.sync(),
             Shutdown::FlushLog => Ok(self.vol.journal.commit_running()?),
             Shutdown::Cut => Ok(()),
         };

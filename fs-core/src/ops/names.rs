@@ -12,8 +12,9 @@ use crate::dir::{Dir, Found};
 use crate::error::{Error, Posix, Result};
 use crate::fs::Filesystem;
 use crate::inode::{Core, Inode};
+use crate::node::{Hold, Node};
 use crate::tx::Tx;
-use crate::types::{Caller, Entry};
+use crate::types::Credentials;
 
 /// The longest name, in bytes.
 const NAME_MAX: usize = 255;
@@ -32,15 +33,23 @@ pub(super) fn check_name(name: &[u8]) -> Result<()> {
     Ok(())
 }
 
+impl Node {
+    /// Refuses what belongs to another filesystem.
+    pub(super) fn same_filesystem(&self, other: &Node) -> Result<()> {
+        let same = Arc::ptr_eq(self.filesystem(), other.filesystem());
+        if same { Ok(()) } else { Err(Posix::CrossDevice.into()) }
+    }
+}
+
 impl Filesystem {
     /// The directory `ino`.
-    pub(super) fn directory(&self, ino: Ino) -> Result<Arc<Inode>> {
-        let inode = self.inodes.get(ino)?;
+    pub(super) fn directory(&self, ino: Ino) -> Result<Hold<'_>> {
+        let inode = self.hold(ino)?;
         if inode.is_dir() { Ok(inode) } else { Err(Posix::NotDirectory.into()) }
     }
 
     /// The entries of `inode`, for `caller` to change.
-    pub(super) fn dir<'a>(&'a self, inode: &'a Inode, caller: &Caller) -> Dir<'a> {
+    pub(super) fn dir<'a>(&'a self, inode: &'a Inode, caller: &Credentials) -> Dir<'a> {
         Dir::new(&self.dirs, &self.vol, &self.alloc, &self.inodes, inode, self.depth(caller))
     }
 
@@ -50,7 +59,7 @@ impl Filesystem {
     }
 
     /// How deep the caller may reach for space.
-    pub(super) fn depth(&self, caller: &Caller) -> Depth {
+    pub(super) fn depth(&self, caller: &Credentials) -> Depth {
         Depth::of(self.may_use_reserve(caller))
     }
 
@@ -59,7 +68,7 @@ impl Filesystem {
     pub(super) fn with_retry<T>(&self, mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
         let mut tries = 0;
         loop {
-            match self.after_deletions(&mut attempt) {
+            match self.after_reclaim(&mut attempt) {
                 Err(Error::NoSpace) if self.alloc.retry_after_commit(&mut tries)? => {}
                 other => return other,
             }
@@ -68,7 +77,7 @@ impl Filesystem {
 
     /// The inode that an entry of `parent` names. An entry that names a free inode or the
     /// directory itself is damage.
-    pub(super) fn child(&self, parent: &Inode, found: &Found) -> Result<Arc<Inode>> {
+    pub(super) fn child(&self, parent: &Inode, found: &Found) -> Result<Hold<'_>> {
         let damaged = |field| {
             let c = Corruption::new(What::DirBlock, field, found.ino.get().into(), 0);
             Err(self.vol.corrupt(c.in_inode(parent.ino)))
@@ -76,16 +85,10 @@ impl Filesystem {
         if found.ino == parent.ino {
             return damaged("entry names its own directory");
         }
-        match self.inodes.get(found.ino) {
+        match self.hold(found.ino) {
             Err(Error::Posix(Posix::Stale)) => damaged("entry names a free inode"),
             other => other,
         }
-    }
-
-    /// The answer to a lookup of `inode`; counts a reference of the kernel.
-    pub(super) fn entry(&self, inode: &Inode) -> Entry {
-        self.inodes.reference(inode);
-        inode.attr(&inode.core.read())
     }
 
     /// Stores `dir` after its entries changed at `now`, with `links` subdirectories more.

@@ -1,10 +1,8 @@
 //! Finding data and holes.
 
-use ext4_format::Ino;
-
 use crate::data::Place;
 use crate::error::{Posix, Result};
-use crate::fs::Filesystem;
+use crate::node::OpenFile;
 
 /// What to look for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -15,16 +13,16 @@ pub enum SeekWhence {
     Hole,
 }
 
-impl Filesystem {
+impl OpenFile {
     /// The first byte at or behind `offset` that is data, or a hole. Allocated blocks without
     /// data are holes.
     ///
     /// # Errors
     /// `NoDevice` (ENXIO) when `offset` is past the end, or no data follow.
-    pub fn seek(&self, ino: Ino, offset: u64, whence: SeekWhence) -> Result<u64> {
-        self.vol.alive()?;
-        let inode = self.regular(ino)?;
-        let bs = u64::from(self.vol.block_size());
+    pub fn seek_to(&self, offset: u64, whence: SeekWhence) -> Result<u64> {
+        let (fs, inode) = (self.filesystem(), self.inode());
+        fs.vol.alive()?;
+        let bs = u64::from(fs.vol.block_size());
         let _shared = inode.lock.read();
         let core = inode.core.read();
         if offset >= core.size {
@@ -37,7 +35,7 @@ impl Filesystem {
             let (is_data, len) = match dirty {
                 (true, len) => (true, len),
                 (false, len) => {
-                    let (place, len) = self.data.find(&inode, &core, at, len)?;
+                    let (place, len) = fs.data.find(inode, &core, at, len)?;
                     (matches!(place, Place::Data(_)), len)
                 }
             };

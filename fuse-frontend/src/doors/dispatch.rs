@@ -79,7 +79,7 @@ impl Dispatch {
                     flags: how.flags as i32,
                     handle: how.fh,
                 };
-                return match service.write(sender(request), node, at, data, how) {
+                return match service.write(sender(request), at, data, how) {
                     Ok(size) => {
                         if how.kill_privileges {
                             kernel.forget_attributes(node);
@@ -159,15 +159,15 @@ impl Dispatch {
             Operation::Read(how) => {
                 let room = reply.room(how.size as usize);
                 let from_cache = how.read_flags & abi::READ_LOCKOWNER == 0;
-                let len = service.read_into(node, how.offset, room, from_cache)?;
+                let len = service.read_into(how.fh, how.offset, room, from_cache)?;
                 reply.filled(len);
                 Ok(())
             }
             Operation::Release(how) => {
-                service.release(node, how.fh);
+                service.release(how.fh);
                 Ok(())
             }
-            Operation::Fsync(how) => service.fsync(node, how.fh, how.fsync_flags & abi::FSYNC_FDATASYNC != 0),
+            Operation::Fsync(how) => service.fsync(how.fh, how.fsync_flags & abi::FSYNC_FDATASYNC != 0),
             Operation::Fsyncdir(how) => service.fsyncdir(node, how.fsync_flags & abi::FSYNC_FDATASYNC != 0),
             Operation::Syncfs => service.syncfs(),
             Operation::Statfs => {
@@ -227,7 +227,7 @@ impl Dispatch {
                 reply.structure(&abi::BmapOut { block })
             }
             Operation::Fallocate(how) => {
-                service.fallocate(from, node, how.offset, how.length, how.mode as i32)?;
+                service.fallocate(from, how.fh, how.offset, how.length, how.mode as i32)?;
                 privileges_are_gone(from, node, kernel);
                 Ok(())
             }
@@ -236,7 +236,7 @@ impl Dispatch {
                 if service.may_be_dirty_in_kernel(node) {
                     kernel.forget_pages(node, 0, 0);
                 }
-                let found = service.lseek(node, how.offset as i64, how.whence as i32)?;
+                let found = service.lseek(how.fh, how.offset as i64, how.whence as i32)?;
                 reply.structure(&abi::LseekOut { offset: found as u64 })
             }
             Operation::CopyFileRange(how) => {
@@ -285,8 +285,7 @@ impl Dispatch {
         most: u64,
         kernel: &dyn Kernel,
     ) -> Served<u64> {
-        let source = (request.header.nodeid, how.off_in);
-        let target = (how.nodeid_out, how.off_out);
+        let (source, target) = ((how.fh_in, how.off_in), (how.fh_out, how.off_out));
         let copied = self.service.copy_file_range(sender(request), source, target, how.len.min(most))?;
         privileges_are_gone(sender(request), how.nodeid_out, kernel);
         Ok(copied)

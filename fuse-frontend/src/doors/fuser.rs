@@ -416,8 +416,8 @@ impl fuser::Filesystem for Door {
     fn read(
         &self,
         _req: &Request,
-        ino: INodeNo,
-        _fh: FileHandle,
+        _ino: INodeNo,
+        fh: FileHandle,
         offset: u64,
         size: u32,
         _flags: OpenFlags,
@@ -426,7 +426,7 @@ impl fuser::Filesystem for Door {
     ) {
         // Only read(2) past the page cache has an owner.
         let from_cache = lock_owner.is_none();
-        self.service.read(ino.0, offset, size, from_cache, |answer| match answer {
+        self.service.read(fh.0, offset, size, from_cache, |answer| match answer {
             Ok(bytes) => reply.data(bytes),
             Err(code) => reply.error(errno(code)),
         });
@@ -450,7 +450,7 @@ impl fuser::Filesystem for Door {
             flags: flags.0,
             handle: fh.0,
         };
-        let written = self.service.write(sender(req), ino.0, offset, data, how);
+        let written = self.service.write(sender(req), offset, data, how);
         if how.kill_privileges {
             // The kernel leaves set-id bits to us and goes on with the mode that it knows, in execve(2) too.
             self.forget_attributes(ino);
@@ -484,19 +484,19 @@ impl fuser::Filesystem for Door {
     fn release(
         &self,
         _req: &Request,
-        ino: INodeNo,
+        _ino: INodeNo,
         fh: FileHandle,
         _flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
         _flush: bool,
         reply: fuser::ReplyEmpty,
     ) {
-        self.service.release(ino.0, fh.0);
+        self.service.release(fh.0);
         reply.ok();
     }
 
-    fn fsync(&self, _req: &Request, ino: INodeNo, fh: FileHandle, datasync: bool, reply: fuser::ReplyEmpty) {
-        reply_empty(reply, self.service.fsync(ino.0, fh.0, datasync));
+    fn fsync(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, datasync: bool, reply: fuser::ReplyEmpty) {
+        reply_empty(reply, self.service.fsync(fh.0, datasync));
     }
 
     fn opendir(&self, _req: &Request, _ino: INodeNo, _flags: OpenFlags, reply: fuser::ReplyOpen) {
@@ -613,13 +613,13 @@ impl fuser::Filesystem for Door {
         &self,
         req: &Request,
         ino: INodeNo,
-        _fh: FileHandle,
+        fh: FileHandle,
         offset: u64,
         length: u64,
         mode: i32,
         reply: fuser::ReplyEmpty,
     ) {
-        let done = self.service.fallocate(sender(req), ino.0, offset, length, mode);
+        let done = self.service.fallocate(sender(req), fh.0, offset, length, mode);
         self.privileges_are_gone(req, ino);
         reply_empty(reply, done);
     }
@@ -649,13 +649,13 @@ impl fuser::Filesystem for Door {
         &self,
         _req: &Request,
         ino: INodeNo,
-        _fh: FileHandle,
+        fh: FileHandle,
         offset: i64,
         whence: i32,
         reply: fuser::ReplyLseek,
     ) {
         let service = self.service.clone();
-        let answer = move || match service.lseek(ino.0, offset, whence) {
+        let answer = move || match service.lseek(fh.0, offset, whence) {
             Ok(offset) => reply.offset(offset),
             Err(code) => reply.error(errno(code)),
         };
@@ -679,11 +679,11 @@ impl fuser::Filesystem for Door {
     fn copy_file_range(
         &self,
         req: &Request,
-        ino_in: INodeNo,
-        _fh_in: FileHandle,
+        _ino_in: INodeNo,
+        fh_in: FileHandle,
         offset_in: u64,
         ino_out: INodeNo,
-        _fh_out: FileHandle,
+        fh_out: FileHandle,
         offset_out: u64,
         len: u64,
         _flags: fuser::CopyFileRangeFlags,
@@ -692,7 +692,7 @@ impl fuser::Filesystem for Door {
         // The reply counts in 32 bits.
         let len = len.min(u64::from(u32::MAX) & !0xffff);
         let copied =
-            self.service.copy_file_range(sender(req), (ino_in.0, offset_in), (ino_out.0, offset_out), len);
+            self.service.copy_file_range(sender(req), (fh_in.0, offset_in), (fh_out.0, offset_out), len);
         self.privileges_are_gone(req, ino_out);
         match copied {
             Ok(n) => reply.written(n as u32),

@@ -115,7 +115,7 @@ impl Rings {
         }
         let ear = Arc::new(Ear::new(part.device.clone())?);
         let heard = ear.clone();
-        part.dispatch.service().forgets_arrive_by(Box::new(move || heard.has_heard()));
+        part.dispatch.service().forgets_arrive_by(move || heard.has_heard());
         dev::serve(shared, 1, Some(ear))?;
         Ok(true)
     }

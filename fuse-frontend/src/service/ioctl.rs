@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt as _;
 
 use fs_core::{Shutdown, flag};
 
-use super::{Answer, Sender, Service, inode_of, refuse};
+use super::{Answer, Sender, Service, refuse};
 
 const FS_IOC_GETFLAGS: u32 = 0x8008_6601;
 const FS_IOC_SETFLAGS: u32 = 0x4008_6602;
@@ -88,7 +88,8 @@ impl Service {
         input: &[u8],
         hidden: Option<u32>,
     ) -> Answer<Vec<u8>> {
-        let ino = inode_of(node)?;
+        let known = self.nodes.get(node)?;
+        let node = known.node();
         let caller = self.caller(sender, 0);
         let word =
             |at: usize| input.get(at..at + 4).and_then(|b| Some(u32::from_ne_bytes(b.try_into().ok()?)));
@@ -96,25 +97,25 @@ impl Service {
             |at: usize| input.get(at..at + 8).and_then(|b| Some(u64::from_ne_bytes(b.try_into().ok()?)));
         match command {
             FS_IOC_GETFLAGS => {
-                let flags = self.fs.flags(ino).map_err(refuse)?;
+                let flags = node.flags().map_err(refuse)?;
                 Ok(u64::from(flags).to_ne_bytes().to_vec())
             }
-            FS_IOC32_GETFLAGS => Ok(self.fs.flags(ino).map_err(refuse)?.to_ne_bytes().to_vec()),
+            FS_IOC32_GETFLAGS => Ok(node.flags().map_err(refuse)?.to_ne_bytes().to_vec()),
             FS_IOC_SETFLAGS | FS_IOC32_SETFLAGS => {
                 let flags = word(0).ok_or(libc::EINVAL)?;
-                self.fs.set_flags(&caller, ino, flags).map_err(refuse)?;
+                node.set_flags_as(&caller, flags).map_err(refuse)?;
                 Ok(Vec::new())
             }
             FS_IOC_GETVERSION | EXT4_IOC_GETVERSION => {
-                let attr = self.fs.getattr(ino).map_err(refuse)?;
+                let attr = node.attributes().map_err(refuse)?;
                 Ok(u64::from(attr.generation).to_ne_bytes().to_vec())
             }
             FS_IOC_FSGETXATTR => {
-                let flags = self.fs.flags(ino).map_err(refuse)?;
+                let flags = node.flags().map_err(refuse)?;
                 let shown = XFLAGS.iter().filter(|(_, f)| flags & f != 0).map(|(x, _)| x);
                 let mut out = vec![0; FSXATTR_LEN];
                 out[..4].copy_from_slice(&shown.fold(0, |all, x| all | x).to_ne_bytes());
-                let project = self.fs.project(ino).map_err(refuse)?;
+                let project = node.project().map_err(refuse)?;
                 out[12..16].copy_from_slice(&project.to_ne_bytes());
                 Ok(out)
             }
@@ -126,8 +127,8 @@ impl Service {
                 }
                 let mapped = XFLAGS.iter().fold(0, |all, (_, f)| all | f);
                 let set = XFLAGS.iter().filter(|(x, _)| wanted & x != 0).fold(0, |all, (_, f)| all | f);
-                let old = self.fs.flags(ino).map_err(refuse)?;
-                self.fs.set_flags(&caller, ino, (old & !mapped) | set).map_err(refuse)?;
+                let old = node.flags().map_err(refuse)?;
+                node.set_flags_as(&caller, (old & !mapped) | set).map_err(refuse)?;
                 Ok(Vec::new())
             }
             FITRIM if caller.uid != 0 => Err(libc::EPERM),
@@ -147,7 +148,7 @@ impl Service {
                 }
             },
             EXT4_IOC_ALLOC_DA_BLKS => {
-                self.fs.place_data(ino).map_err(refuse)?;
+                node.place_data().map_err(refuse)?;
                 Ok(Vec::new())
             }
             FS_IOC_GETFSLABEL => {

@@ -4,11 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use blockdev::{Env, Op, OpenOptions, Workers};
-use ext4_format::Ino;
-use fs_core::Filesystem;
-use fs_core::ops::WriteMode;
-use fs_core::types::{Caller, MountOptions};
+use blockdev::{Op, OpenOptions};
+use fs_core::{Credentials, OpenFile, WriteKind};
 use tests::gate::{Gate, Gated, Opening};
 use tests::oracle::e2fsck_is_clean;
 use tests::scale::scratch;
@@ -18,7 +15,7 @@ use tests::system::System;
 const WHILE: Duration = Duration::from_millis(50);
 
 /// The commit timer writes two files out, one after the other, and holds the second one while the first one's
-/// data wait for the device. Then the second one loses its name and its last reference.
+/// data wait for the device. Then the second one loses its name and its last handle.
 #[test]
 fn space_is_there_although_a_worker_holds_the_file() -> Result<()> {
     let folder = tempfile::tempdir_in(scratch())?;
@@ -26,14 +23,13 @@ fn space_is_there_although_a_worker_holds_the_file() -> Result<()> {
     System::under_test().mkfs(&image, 64 << 20, &[])?;
     let gate = Arc::new(Gate::default());
     let device = Gated { inner: blockdev::open(&image, &OpenOptions::default())?, gate: gate.clone() };
-    let options = MountOptions { commit_interval: Duration::from_millis(50), ..MountOptions::default() };
-    let env = Env { workers: Workers::Threads, ..Env::system() };
-    let fs = Filesystem::mount(Arc::new(device), options, env)?;
-    let root = Caller::root();
-    let file = |name: &str| -> Result<Ino> {
-        let ino = fs.mknod(&root, Ino::ROOT, name.as_bytes(), 0o100_644, (0, 0))?.ino;
-        fs.write(&root, ino, 0, &[7; 8192], WriteMode::Direct)?;
-        Ok(ino)
+    let options = fs_core::OpenOptions::new().commit_interval(Duration::from_millis(50));
+    let fs = options.open_device(Arc::new(device))?;
+    let root = fs.root()?;
+    let file = |name: &str| -> Result<OpenFile> {
+        let file = root.create(name, 0o644)?;
+        file.write_as(&Credentials::root(), &[7; 8192], 0, WriteKind::Direct)?;
+        Ok(file)
     };
     let slow = file("slow")?;
     let free = || -> Result<_> {
@@ -43,14 +39,14 @@ fn space_is_there_although_a_worker_holds_the_file() -> Result<()> {
     let before = free()?;
     for round in 0..3 {
         let gone = file("gone")?;
-        fs.syncfs()?;
+        fs.sync()?;
         gate.close(Op::Write);
         let opening = Opening(&gate);
-        fs.write(&root, slow, 0, &[8; 4096], WriteMode::Cached)?;
-        fs.write(&root, gone, 0, &[8; 4096], WriteMode::Cached)?;
+        slow.write_at(&[8; 4096], 0)?;
+        gone.write_at(&[8; 4096], 0)?;
         ensure!(gate.holds(1, Duration::from_secs(60)), "the timer writes nothing");
-        fs.unlink(Ino::ROOT, b"gone")?;
-        fs.forget(gone, 1);
+        root.unlink("gone")?;
+        drop(gone);
         std::thread::scope(|scope| -> Result<()> {
             scope.spawn(move || {
                 std::thread::sleep(WHILE);
@@ -61,7 +57,6 @@ fn space_is_there_although_a_worker_holds_the_file() -> Result<()> {
             Ok(())
         })?;
     }
-    fs.unmount()?;
-    drop(fs);
+    fs.close()?;
     e2fsck_is_clean(&image)
 }

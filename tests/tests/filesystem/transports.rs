@@ -8,9 +8,8 @@ use std::sync::mpsc::channel;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use blockdev::Env;
 use blockdev::sim::{Fill, MemDevice};
-use fs_core::{Filesystem, MountOptions};
+use fs_core::OpenOptions;
 use fuse_frontend::doors::dispatch::Dispatch;
 use fuse_frontend::doors::handshake::{shake_hands, wanted};
 use fuse_frontend::doors::mount::{Mount, Wish};
@@ -196,7 +195,7 @@ fn a_refused_registration_falls_back() -> Result<()> {
     for too_many in [false, true] {
         let disk = MemDevice::new(64 << 20, Fill::Zero);
         mkfs::format(&disk, &mkfs::Options::new(mkfs::Kind::Ext4, 1_700_000_000)).context("mkfs")?;
-        let fs = Filesystem::mount(Arc::new(disk), MountOptions::default(), Env::system())?;
+        let fs = OpenOptions::new().open_device(Arc::new(disk))?;
         let point = tempfile::tempdir()?;
         let wish = Wish { source: "rext4-tests".into(), flags: MountFlags::empty(), allow_other: true };
         let mount = Mount::plain(point.path(), &wish)?;
@@ -229,7 +228,7 @@ fn a_refused_registration_falls_back() -> Result<()> {
         umount(point.path())?;
         ended.recv_timeout(Duration::from_secs(60)).context("the end is not told")?;
         drop(mount);
-        fs.unmount()?;
+        fs.close()?;
     }
     Ok(())
 }

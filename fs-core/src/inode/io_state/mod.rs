@@ -18,7 +18,7 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 
 pub use behind::{Behind, Put, Slice};
 pub use completed::{Completed, IoEnd};
-pub use failures::Failures;
+pub use failures::{ErrorCursor, Failures};
 pub use flight::Flight;
 pub use ranges::BlockSet;
 
@@ -52,7 +52,7 @@ pub struct Io {
     pub delayed: BlockSet,
     /// The space that was promised to them.
     pub promised: Option<Reservation>,
-    /// What fsync has to tell.
+    /// What fsync has to report.
     pub failures: Failures,
     /// Place in the volume's list of dirty files.
     pub dirty_ticket: Option<u64>,
@@ -60,6 +60,8 @@ pub struct Io {
     pub completed_ticket: Option<u64>,
     /// Whether the times in memory are newer than the record on disk.
     pub times_dirty: bool,
+    /// Open file descriptions that may write.
+    pub writers: u32,
     /// Whether the file was cut to nothing: what is written then is flushed at close.
     pub rewritten: bool,
 }
@@ -86,6 +88,7 @@ impl IoState {
                 dirty_ticket: None,
                 completed_ticket: None,
                 times_dirty: false,
+                writers: 0,
                 rewritten: false,
             }),
             changed: Condvar::new(),
