@@ -80,6 +80,35 @@ pub enum MountError {
     Failed(#[from] Error),
 }
 
+impl MountError {
+    /// The errno that tells a Linux caller most.
+    #[must_use]
+    pub fn errno(&self) -> i32 {
+        match self {
+            MountError::TooSmall { .. } | MountError::SuperBlock { .. } | MountError::Options(_) => {
+                libc::EINVAL
+            }
+            MountError::Features { .. } => libc::EOPNOTSUPP,
+            MountError::Truncated { .. } => libc::EINVAL,
+            MountError::InUse { .. } => libc::EBUSY,
+            MountError::Open(error) => match error {
+                blockdev::OpenError::Io { source, .. } => source.raw_os_error().unwrap_or(libc::EIO),
+                blockdev::OpenError::WrongKind { .. } => libc::ENOTBLK,
+                blockdev::OpenError::ReadOnlyMedium { .. } => libc::EROFS,
+                blockdev::OpenError::Offset { .. } => libc::EINVAL,
+                blockdev::OpenError::InUse { .. } => libc::EBUSY,
+            },
+            MountError::Failed(error) => error.errno(),
+        }
+    }
+}
+
+impl From<MountError> for std::io::Error {
+    fn from(error: MountError) -> Self {
+        std::io::Error::from_raw_os_error(error.errno())
+    }
+}
+
 impl From<blockdev::Error> for MountError {
     fn from(e: blockdev::Error) -> Self {
         MountError::Failed(e.into())

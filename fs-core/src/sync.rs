@@ -13,8 +13,6 @@ use parking_lot::{Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 /// The order of locks, outermost first (ARCHITECTURE.md has the table with what each protects).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Rank {
-    /// Mounted, frozen or read-only.
-    Freeze = 10,
     /// Directory topology in cross-directory renames.
     Rename = 20,
     /// Names of a directory; size and content of a file. Key: see [`RankedRwLock::write_ordered`].
@@ -27,10 +25,6 @@ pub enum Rank {
     Map = 60,
     /// One group's bitmaps and descriptor. Key: the group's number.
     Group = 70,
-    /// One metadata block's bytes while it is being changed.
-    Buffer = 80,
-    /// The journal's own.
-    Journal = 90,
     /// Cache shards, counters, queues: nothing is taken under them.
     Leaf = 100,
 }
@@ -164,12 +158,6 @@ impl<T> RankedMutex<T> {
         let held = hold(self.rank, self.key);
         Guard { guard: self.lock.lock(), _held: held }
     }
-
-    /// Takes the lock if it is free.
-    pub fn try_lock(&self) -> Option<LockGuard<'_, T>> {
-        let guard = self.lock.try_lock()?;
-        Some(Guard { guard, _held: hold(self.rank, self.key) })
-    }
 }
 
 /// A condition variable for a [`RankedMutex`].
@@ -238,17 +226,14 @@ impl<T> RankedRwLock<T> {
         let held = enter(self.rank, self.key, true);
         Guard { guard: self.lock.write(), _held: held }
     }
-
-    /// Takes the lock exclusively if it is free; asking never blocks, so it has no order.
-    pub fn try_write(&self) -> Option<WriteGuard<'_, T>> {
-        let guard = self.lock.try_write()?;
-        Some(Guard { guard, _held: enter(self.rank, self.key, true) })
-    }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
+    use crate::threads::Thread;
 
     #[test]
     fn rising_ranks_and_rising_keys_pass() {
@@ -292,19 +277,21 @@ mod tests {
     #[test]
     fn a_wait_ends_with_the_notification_or_the_time() {
         let inode = RankedRwLock::keyed(Rank::Inode, 1, ());
-        let (done, changed) = (RankedMutex::new(Rank::Leaf, false), Condvar::default());
+        let shared = Arc::new((RankedMutex::new(Rank::Leaf, false), Condvar::default()));
+        let (done, changed) = &*shared;
         let _inode = inode.read();
         assert!(changed.wait_for(&mut done.lock(), Duration::from_millis(1)));
-        std::thread::scope(|scope| {
-            scope.spawn(|| {
-                *done.lock() = true;
-                changed.notify_all();
-            });
-            let mut done = done.lock();
-            while !*done {
-                changed.wait(&mut done);
-            }
+        let other = shared.clone();
+        let thread = Thread::spawn("notifier", move || {
+            *other.0.lock() = true;
+            other.1.notify_all();
         });
+        let mut guard = done.lock();
+        while !*guard {
+            changed.wait(&mut guard);
+        }
+        drop(guard);
+        thread.unwrap().join();
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use ext4_format::Ino;
-use ext4_format::inode::Time as Timestamp;
+use ext4_format::inode::{FileType, Time as Timestamp};
 
 /// Who asks. New files belong to them, some blocks may be set aside for others than them, and a change by
 /// somebody without privileges takes a file's away. Operations do not check permissions; that is
@@ -65,6 +65,38 @@ pub struct Attr {
     pub rdev: (u32, u32),
     /// Inode flags (`EXT4_*_FL`).
     pub flags: u32,
+}
+
+impl Attr {
+    /// The type of the file; `None` for one that is damaged.
+    #[must_use]
+    pub fn kind(&self) -> Option<FileType> {
+        FileType::from_mode(self.mode)
+    }
+
+    /// Whether it is a directory.
+    #[must_use]
+    pub fn is_dir(&self) -> bool {
+        self.kind() == Some(FileType::Directory)
+    }
+
+    /// Whether it is a regular file.
+    #[must_use]
+    pub fn is_file(&self) -> bool {
+        self.kind() == Some(FileType::Regular)
+    }
+
+    /// Whether it is a symbolic link.
+    #[must_use]
+    pub fn is_symlink(&self) -> bool {
+        self.kind() == Some(FileType::Symlink)
+    }
+
+    /// The permission bits.
+    #[must_use]
+    pub fn permissions(&self) -> u16 {
+        self.mode & !FileType::MODE_MASK
+    }
 }
 
 /// A time to set.

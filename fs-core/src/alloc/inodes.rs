@@ -88,6 +88,7 @@ impl Allocator {
     ///
     /// # Errors
     /// The device's, or damage.
+    #[cfg(any(test, feature = "internals"))]
     pub fn inode_in_use(&self, ino: Ino) -> Result<bool> {
         let Some(place) = self.vol.geo.inode_location(ino) else { return Ok(false) };
         let Some(group) = self.with_inodes(place.group)? else { return Ok(false) };

@@ -59,8 +59,6 @@ pub const ALLOC_CREDITS: u32 = 2;
 pub const ALLOC_INODE_CREDITS: u32 = 4;
 /// Blocks that [`Allocator::free_inode`] changes: a bitmap and a descriptor block.
 pub const FREE_INODE_CREDITS: u32 = 2;
-/// Blocks that [`Allocator::closing`] changes: the superblock's.
-pub const CLOSING_CREDITS: u32 = 1;
 
 /// Groups whose bitmaps are kept in memory, at most about 18 KiB each.
 const MAX_LOADED: usize = 1024;
@@ -215,13 +213,6 @@ impl Allocator {
         self.space.available(Depth::of(privileged))
     }
 
-    /// Whether any of the `len` blocks from `start` is the volume's own metadata, which no file
-    /// may name.
-    #[must_use]
-    pub fn is_metadata(&self, start: BlockNo, len: u64) -> bool {
-        self.zone.touches(start, len)
-    }
-
     /// Whether a file may own the `len` blocks from `start`: they lie on the volume and are not
     /// its metadata.
     #[must_use]
@@ -270,7 +261,7 @@ impl Allocator {
     }
 
     /// Writes the free counts to the superblock if they changed. The journal's observer calls it
-    /// when a transaction closes ([`CLOSING_CREDITS`]).
+    /// when a transaction closes (one block).
     ///
     /// # Errors
     /// Those of the journal.

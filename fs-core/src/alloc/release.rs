@@ -1,7 +1,6 @@
 //! Freed blocks on their way back: clear in the bitmap at once, handed out again only when the
 //! transaction that freed them is durable.
 
-use ext4_format::bitmap::Bits;
 use ext4_format::{BlockNo, Corruption, GroupNo, Tid, What};
 use jbd2::Handle;
 
@@ -148,6 +147,7 @@ impl Allocator {
     ///
     /// # Errors
     /// The device's, or damage.
+    #[cfg(any(test, feature = "internals"))]
     pub fn in_use(&self, start: BlockNo, len: u32) -> Result<bool> {
         let (mut at, mut left) = (start, len);
         while left > 0 {
@@ -158,7 +158,9 @@ impl Allocator {
             let range = index..index + count;
             let all = match &map.buffer {
                 Some(buffer) => {
-                    Bits::new(&buffer.data(), self.vol.geo.blocks_in_group(no)).first_clear(range).is_none()
+                    let data = buffer.data();
+                    let bits = ext4_format::bitmap::Bits::new(&data, self.vol.geo.blocks_in_group(no));
+                    bits.first_clear(range).is_none()
                 }
                 None => map.runs.none_in(range),
             };

@@ -144,8 +144,7 @@ impl Dir<'_> {
 
 impl Found {
     pub(super) fn new(entry: &DirEntry<'_>, buffer: &Buffer) -> Option<Found> {
-        let (ino, kind) = (entry.ino?, entry.file_type());
-        Some(Found { ino, kind, buffer: buffer.clone(), at: entry.at })
+        Some(Found { ino: entry.ino?, buffer: buffer.clone(), at: entry.at })
     }
 
     fn is_in_root(&self, bytes: &[u8]) -> bool {

@@ -28,7 +28,7 @@ use ext4_format::csum::Csum;
 use ext4_format::dirent::{At, DirFormat};
 use ext4_format::features::{Compat, Incompat, RoCompat};
 use ext4_format::hash::{Hash, HashVersion, name_hash};
-use ext4_format::inode::{FileType, flag};
+use ext4_format::inode::flag;
 use ext4_format::superblock::SuperBlock;
 use jbd2::Buffer;
 
@@ -36,7 +36,7 @@ use crate::alloc::{Allocator, Depth};
 use crate::inode::{Core, Inode, Table};
 use crate::volume::Volume;
 
-pub use insert::{Room, Spot};
+pub use insert::Room;
 pub use list::Item;
 
 /// What a volume says about all its directories.
@@ -102,8 +102,6 @@ pub struct Dir<'a> {
 pub struct Found {
     /// The inode it names.
     pub ino: Ino,
-    /// The recorded type, where there is one.
-    pub kind: Option<FileType>,
     buffer: Buffer,
     at: At,
 }

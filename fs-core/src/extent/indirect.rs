@@ -159,6 +159,7 @@ pub fn remove(
     removal.pointers(root, None, 0, DIRECT)
 }
 
+#[cfg(any(test, feature = "internals"))]
 pub fn end(ctx: &MapCtx<'_>, root: &MapRoot) -> Result<u64> {
     let size = ctx.vol.block_size();
     for levels in (1..=3).rev() {
@@ -173,6 +174,7 @@ pub fn end(ctx: &MapCtx<'_>, root: &MapRoot) -> Result<u64> {
     Ok(last.map_or(0, |slot| u64::from(slot) + 1))
 }
 
+#[cfg(any(test, feature = "internals"))]
 fn last_in(ctx: &MapCtx<'_>, block: BlockNo, levels: usize, first: u64) -> Result<Option<u64>> {
     let size = ctx.vol.block_size();
     let data = read(ctx, block)?.data();

@@ -113,14 +113,6 @@ pub struct AllocHow<'a> {
     pub reserved: Option<&'a mut Reservation>,
 }
 
-impl AllocHow<'_> {
-    /// Written blocks for the volume's own structures (directories), from the ordinary space.
-    #[must_use]
-    pub fn metadata() -> AllocHow<'static> {
-        AllocHow { unwritten: false, depth: Depth::Ordinary, reserved: None }
-    }
-}
-
 /// Whether a step that is bounded by its handle's credits has come to the end.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Progress {
@@ -337,6 +329,7 @@ pub fn shift(
 }
 
 /// The block after the last that is mapped; 0 for an empty map.
+#[cfg(any(test, feature = "internals"))]
 pub fn end(ctx: &MapCtx<'_>, root: &MapRoot) -> Result<u64> {
     match root.extents {
         true => tree::end(ctx, root),

@@ -20,7 +20,7 @@ pub use dir_state::{DirState, Listed, Listing};
 pub use io_state::*;
 pub use orphan::Orphans;
 pub use reclaim::Reclaim;
-pub use table::{Accept, Departure, Table};
+pub use table::{Departure, Table};
 
 /// A live inode. At most one exists for an inode number.
 pub struct Inode {

@@ -33,6 +33,7 @@ mod xattr;
 pub use fallocate::FallocateMode;
 pub use flags::Shutdown;
 pub use open::OpenFlags;
+pub use readdir::{DirEntry, ReadDir};
 pub use rename::RenameFlags;
 pub use seek::SeekWhence;
 pub use write::WriteKind;

@@ -11,6 +11,7 @@
 use ext4_format::inode::FileType;
 
 use crate::error::{Posix, Result};
+use crate::types::Credentials;
 
 const DISK_VERSION: u32 = 1;
 const WIRE_VERSION: u32 = 2;
@@ -203,6 +204,33 @@ impl Acl {
             }
         }
         self
+    }
+
+    /// Whether the list gives `who` all of the permissions `want`, three bits of a mode, for a file of this owner
+    /// and group. acl(5), "Access check algorithm".
+    #[must_use]
+    pub fn allows(&self, owner: u32, group: u32, who: &Credentials, want: u16) -> bool {
+        let of = |wanted: Who| self.0.iter().find(|e| e.who == wanted).map(|e| e.perm);
+        let mask = of(Who::Mask).unwrap_or(PERM_MASK);
+        if who.uid == owner {
+            return of(Who::Owner).unwrap_or(0) & want == want;
+        }
+        if let Some(perm) = of(Who::User(who.uid)) {
+            return perm & mask & want == want;
+        }
+        let mut in_one = false;
+        for e in &self.0 {
+            let fits = match e.who {
+                Who::OwnerGroup => who.is_in_group(group),
+                Who::Group(id) => who.is_in_group(id),
+                _ => false,
+            };
+            if fits && e.perm & mask & want == want {
+                return true;
+            }
+            in_one |= fits;
+        }
+        !in_one && of(Who::Other).unwrap_or(0) & want == want
     }
 
     /// The entry that the group bits of the mode stand for.

@@ -4,12 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
 
 use ext4_format::{BlockNo, GroupNo, Ino};
-use fs_core::alloc::{
+use fs_core::Error;
+use fs_core::internals::alloc::{
     ALLOC_CREDITS, ALLOC_INODE_CREDITS, Allocator, BlockRequest, Depth, FREE_INODE_CREDITS, InodeKind, Run,
     Stream, TrimRange,
 };
-use fs_core::error::Error;
-use fs_core::tx::{self, Tx};
+use fs_core::internals::tx::{self, Tx};
 use jbd2::Credits;
 
 use crate::rig::{Dice, Image, Rig, format, judges_present};

@@ -14,8 +14,6 @@ mod ranges;
 use std::ops::{Deref, DerefMut, Range};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use parking_lot::{Condvar, Mutex, MutexGuard};
-
 pub use behind::{Behind, Put, Slice};
 pub use completed::{Completed, IoEnd};
 pub use failures::{ErrorCursor, Failures};
@@ -23,14 +21,14 @@ pub use flight::Flight;
 pub use ranges::BlockSet;
 
 use crate::alloc::Reservation;
-use crate::sync::{Held, Rank, hold};
+use crate::sync::{Condvar, LockGuard, Rank, RankedMutex};
 
 /// An earlier life of the inode in memory may have written anything up to now.
 const UNKNOWN_WRITE: u64 = u64::MAX;
 
 /// A file's data on the way. See the fields of [`Io`].
 pub struct IoState {
-    io: Mutex<Io>,
+    io: RankedMutex<Io>,
     changed: Condvar,
     block_size: u32,
     /// Blocks of `Io::delayed`, readable without the lock.
@@ -69,8 +67,7 @@ pub struct Io {
 /// The lock of an [`IoState`], held.
 pub struct IoGuard<'a> {
     state: &'a IoState,
-    io: MutexGuard<'a, Io>,
-    _held: Held,
+    io: LockGuard<'a, Io>,
 }
 
 impl IoState {
@@ -78,20 +75,23 @@ impl IoState {
     #[must_use]
     pub fn new(block_size: u32, had_a_life: bool) -> IoState {
         IoState {
-            io: Mutex::new(Io {
-                flight: Flight::default(),
-                behind: Behind::new(block_size),
-                completed: Completed::default(),
-                delayed: BlockSet::default(),
-                promised: None,
-                failures: Failures::default(),
-                dirty_ticket: None,
-                completed_ticket: None,
-                times_dirty: false,
-                writers: 0,
-                rewritten: false,
-            }),
-            changed: Condvar::new(),
+            io: RankedMutex::new(
+                Rank::Leaf,
+                Io {
+                    flight: Flight::default(),
+                    behind: Behind::new(block_size),
+                    completed: Completed::default(),
+                    delayed: BlockSet::default(),
+                    promised: None,
+                    failures: Failures::default(),
+                    dirty_ticket: None,
+                    completed_ticket: None,
+                    times_dirty: false,
+                    writers: 0,
+                    rewritten: false,
+                },
+            ),
+            changed: Condvar::default(),
             block_size,
             reserved: AtomicU64::new(0),
             last_write: AtomicU64::new(if had_a_life { UNKNOWN_WRITE } else { 0 }),
@@ -100,8 +100,7 @@ impl IoState {
 
     /// Takes the lock.
     pub fn lock(&self) -> IoGuard<'_> {
-        let held = hold(Rank::Leaf, 0);
-        IoGuard { state: self, io: self.io.lock(), _held: held }
+        IoGuard { state: self, io: self.io.lock() }
     }
 
     /// A data write has reached the device and got this number.
