@@ -20,6 +20,7 @@ mod memory;
 mod mounting;
 mod opcodes;
 mod options;
+mod positions;
 mod rootless;
 mod round_trip;
 mod semantics;
