@@ -1,7 +1,8 @@
 //! The mounted filesystem: the parts side by side, and what ties them to the journal.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Weak};
+use std::time::Instant;
 
 use ext4_format::{Ino, Tid};
 use jbd2::{CommitObserver, Handle};
@@ -33,6 +34,8 @@ pub struct Filesystem {
     pub(crate) renaming: RankedMutex<()>,
     /// Inodes that were busy when the kernel forgot them, and whether they have no name.
     pub(crate) leaving: RankedMutex<BTreeMap<Ino, bool>>,
+    /// Inodes that lost their last name lately, and when.
+    pub(crate) unlinked: RankedMutex<VecDeque<(Instant, Ino)>>,
     pub(crate) deletions: Deletions,
     pub(crate) background: Background,
     /// The claim on a volume with multi-mount protection, while it is mounted for writing.

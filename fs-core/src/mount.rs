@@ -344,6 +344,7 @@ fn assemble(vol: Arc<Volume>, claim: Option<Arc<Claim>>) -> std::result::Result<
         xattrs: XattrCache::default(),
         renaming: RankedMutex::new(Rank::Rename, ()),
         leaving: RankedMutex::new(Rank::Leaf, Default::default()),
+        unlinked: RankedMutex::new(Rank::Leaf, Default::default()),
         deletions: Deletions::default(),
         background: Background::new(data.clone()),
         data,

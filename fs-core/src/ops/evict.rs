@@ -18,6 +18,10 @@ use crate::{threads, tx};
 const PATIENCE: Duration = Duration::from_secs(1);
 const MOMENT: Duration = Duration::from_millis(1);
 
+/// How long an inode that has lost its last name is taken for one that was closed before: the kernel tells of
+/// a close by a message that nobody waits for either.
+const CLOSING: Duration = Duration::from_millis(100);
+
 impl Filesystem {
     /// Takes back `n` references of the kernel to `ino`; the last one of an inode without names
     /// deletes it.
@@ -41,11 +45,32 @@ impl Filesystem {
         }
     }
 
+    /// Takes note that `ino` has lost its last name.
+    pub(super) fn lost_its_name(&self, ino: Ino) {
+        let mut unlinked = self.unlinked.lock();
+        while unlinked.front().is_some_and(|(since, _)| since.elapsed() > CLOSING) {
+            unlinked.pop_front();
+        }
+        unlinked.push_back((Instant::now(), ino));
+    }
+
+    /// Whether an inode has lost its last name lately and is still there.
+    fn is_one_closing(&self) -> bool {
+        let young = |(since, ino): &(Instant, Ino)| (since.elapsed() < CLOSING).then_some(*ino);
+        let lately: Vec<Ino> = self.unlinked.lock().iter().filter_map(young).collect();
+        let nameless = |inode: Arc<Inode>| inode.core.read().disk.links == 0;
+        lately.into_iter().any(|ino| self.inodes.peek(ino).is_some_and(nameless))
+    }
+
     /// Waits for the deletions under way, and a while for those of inodes that somebody still holds. Says
     /// whether any has ended since there were `ended` of them. The caller has no handle and holds no inode
     /// that is being deleted.
     pub(super) fn wait_for_deletions(&self, ended: u64) -> bool {
-        let any = self.deletions.wait(ended);
+        let mut any = self.deletions.wait(ended);
+        while self.is_one_closing() {
+            threads::sleep(MOMENT);
+            any |= self.deletions.wait(ended);
+        }
         let deadline = Instant::now() + PATIENCE;
         let mut held = false;
         while self.leaving.lock().values().any(|nameless| *nameless) {

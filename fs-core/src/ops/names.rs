@@ -168,6 +168,7 @@ impl Filesystem {
         core.disk.links = if child.is_dir() { 0 } else { core.disk.links.saturating_sub(1) };
         if core.disk.links == 0 {
             self.orphans.add(handle, child, &mut core)?;
+            self.lost_its_name(child.ino);
         }
         self.touch(handle, child, &mut core, now)
     }

@@ -227,6 +227,30 @@ fn a_goal_is_met_and_a_run_is_not_cut_needlessly() {
     assert_eq!((after.reserved, after.free_blocks), (0, before.free_blocks - 50));
 }
 
+/// The commit that gives freed blocks back may be anybody's, and come before the question.
+#[test]
+fn a_retry_is_worth_it_when_blocks_have_come_back_since() {
+    if !judges_present() {
+        return;
+    }
+    let image = format("-t ext4 -b 1024", "16M");
+    let rig = Rig::open(&image.path);
+    let runs = exhaust(&rig, u32::MAX, Depth::Pool);
+    let alloc = &rig.alloc;
+    let mut retry = alloc.retry();
+    assert!(!alloc.should_retry(&mut retry).unwrap());
+    free(&rig, runs[0].start.0, runs[0].len);
+    rig.commit();
+    assert!(alloc.should_retry(&mut retry).unwrap(), "somebody has committed");
+    assert!(!alloc.should_retry(&mut retry).unwrap(), "nothing has come back since");
+    let mut retry = alloc.retry();
+    free(&rig, runs[1].start.0, runs[1].len);
+    assert!(alloc.should_retry(&mut retry).unwrap(), "a commit is needed, and made");
+    let tx = handle(&rig, ALLOC_CREDITS);
+    let run = alloc.alloc_blocks(&tx, BlockRequest::one(runs[1].start, Depth::Pool)).unwrap();
+    assert_eq!(run.start, runs[1].start);
+}
+
 #[test]
 fn a_trim_spares_what_is_used_or_freed_lately() {
     if !judges_present() {

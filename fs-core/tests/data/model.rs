@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use blockdev::sim::{Dice, MemDevice};
 use ext4_format::Ino;
-use fs_core::ops::FallocateMode;
 use fs_core::ops::SeekWhence;
 use fs_core::ops::WriteMode;
+use fs_core::ops::{FallocateMode, OpenFlags};
 use fs_core::types::{Caller, SetAttr};
 use fs_core::{Error, Filesystem};
 
@@ -372,6 +372,36 @@ fn the_last_block_is_given_out() {
         drop(fs);
         e2fsck(&dev.snapshot(), &format!("{args:?} {mode:?} full"));
     }
+}
+
+/// close(2), unlink(2), fallocate(2): the kernel tells of the close, and then of the end of the file, whenever it
+/// likes.
+#[test]
+fn space_of_a_file_that_is_being_closed_is_waited_for() {
+    let fs = mount(Arc::new(MemDevice::from_image(mke2fs(&["-t", "ext4", "-b", "4096"]))), manual());
+    let root = Caller::root();
+    let all = FallocateMode::Allocate { keep_size: false };
+    let size = fs.statfs().unwrap().blocks_available * 4096 * 3 / 4;
+    for round in 0..3 {
+        let name = round.to_string();
+        let ino = file(&fs, &name);
+        fs.open(ino, OpenFlags { write: true, ..OpenFlags::default() }).unwrap();
+        fs.fallocate(&root, ino, 0, size, all).unwrap();
+        fs.unlink(Ino::ROOT, name.as_bytes()).unwrap();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                std::thread::sleep(std::time::Duration::from_millis(20));
+                fs.release(ino);
+                fs.forget(ino, 1);
+            });
+            let next = file(&fs, "next");
+            fs.fallocate(&root, next, 0, size, all).unwrap();
+            set_size(&fs, next, 0).unwrap();
+            fs.unlink(Ino::ROOT, b"next").unwrap();
+            fs.forget(next, 1);
+        });
+    }
+    fs.unmount().unwrap();
 }
 
 #[test]
