@@ -196,7 +196,8 @@ pub fn take(
     // The longer a file has grown already, the more it is likely to grow by.
     let ahead = at.0.clamp(MIN_AHEAD, MAX_AHEAD).min(ctx.vol.geo.blocks_per_group / 8);
     let stream = (appends && at.0 > 0).then_some(Stream { owner: ctx.ino, ahead });
-    let request = BlockRequest { goal, want, continues, stream, depth: how.depth, reserved: how.reserved };
+    let request =
+        BlockRequest { goal, want, continues, at, stream, depth: how.depth, reserved: how.reserved };
     let run = ctx.alloc.alloc_blocks(handle, request)?;
     if !root.extents && run.start.0 + u64::from(run.len) > u64::from(u32::MAX) {
         ctx.alloc.free_blocks(handle, run.start, run.len)?;

@@ -27,6 +27,7 @@ mod semantics;
 mod space;
 mod stalls;
 mod storm;
+mod stripes;
 mod suites;
 mod times;
 mod transports;
