@@ -123,6 +123,7 @@ impl Filesystem {
     pub(super) fn touch(&self, handle: &Handle<'_>, inode: &Inode, core: &mut Core, now: Time) -> Result<()> {
         core.disk.ctime = now;
         core.disk.version = core.disk.version.wrapping_add(1);
+        self.make_room_for_extra(handle, inode, core)?;
         self.inodes.store(handle, inode, core)
     }
 

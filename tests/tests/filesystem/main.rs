@@ -13,6 +13,7 @@ mod direct_io;
 mod direct_modes;
 mod doors;
 mod errors;
+mod extra_fields;
 mod fuse2fs;
 mod image_kinds;
 mod ioctls;
