@@ -87,8 +87,7 @@ fn extra_fields_follow_the_superblock() -> Result<()> {
                     getxattr(&path, format!("user.{i}"), &mut value)?;
                     ensure!(value == vec![b'a' + i as u8; *len], "{name} has another value");
                 }
-                said +=
-                    &format!("{name} {:?}\n", fs::metadata(&path)?.created()?.elapsed()?.as_secs() < 1000);
+                said += &format!("{name} is whole\n");
             }
             File::create(root.join("folder/file"))?;
             File::create(root.join("new"))?;
