@@ -164,7 +164,7 @@ impl Filesystem {
     /// Those of [`Dir::rename`].
     pub fn rename(self: &Arc<Self>, from: impl AsRef<Path>, to: impl AsRef<Path>) -> Result<()> {
         let ((dir, name), (new_dir, new_name)) = (self.parent(from.as_ref())?, self.parent(to.as_ref())?);
-        dir.rename(name, &new_dir, new_name, RenameFlags::default())
+        dir.rename(name, &new_dir, new_name, RenameFlags::default()).map(drop)
     }
 
     /// Makes `link` one more name of the file at `original`; a symbolic link there is not followed.
@@ -200,7 +200,7 @@ impl Filesystem {
     /// Those of [`Dir::unlink`].
     pub fn remove_file(self: &Arc<Self>, path: impl AsRef<Path>) -> Result<()> {
         let (dir, name) = self.parent(path.as_ref())?;
-        dir.unlink(name)
+        dir.unlink(name).map(drop)
     }
 
     /// Removes an empty directory.
@@ -209,7 +209,7 @@ impl Filesystem {
     /// Those of [`Dir::rmdir`].
     pub fn remove_dir(self: &Arc<Self>, path: impl AsRef<Path>) -> Result<()> {
         let (dir, name) = self.parent(path.as_ref())?;
-        dir.rmdir(name)
+        dir.rmdir(name).map(drop)
     }
 
     /// Removes a directory and all that it holds. Symbolic links are removed, not followed.
@@ -235,7 +235,7 @@ impl Filesystem {
                 }
                 // Somebody else was faster.
                 Err(Error::Posix(Posix::NotFound)) => {}
-                removed => removed?,
+                removed => drop(removed?),
             }
         }
         Ok(())

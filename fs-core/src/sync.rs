@@ -220,6 +220,12 @@ impl<T> RankedRwLock<T> {
         Guard { guard: self.lock.write(), _held: held }
     }
 
+    /// The same as [`RankedRwLock::write_ordered`] until `deadline` at most.
+    pub fn write_ordered_until(&self, deadline: Instant) -> Option<WriteGuard<'_, T>> {
+        let held = enter(self.rank, self.key, true);
+        Some(Guard { guard: self.lock.try_write_until(deadline)?, _held: held })
+    }
+
     /// Takes the lock exclusively where the caller follows an order of its own among locks of
     /// this rank (ancestors before descendants).
     pub fn write_ordered(&self) -> WriteGuard<'_, T> {

@@ -211,6 +211,8 @@ pub struct MountOptions {
     pub minix_df: bool,
     /// Largest size of a directory, in bytes.
     pub max_dir_size: Option<u64>,
+    /// Blocks of a RAID's stripe, instead of what the superblock says.
+    pub stripe: Option<u32>,
     /// New files take the group of their directory, whether it has set-group-id or not.
     pub bsd_groups: bool,
     /// Where the volume appears, for the record in its superblock (`s_last_mounted`); empty: not known.
@@ -236,6 +238,7 @@ impl Default for MountOptions {
             auto_da_alloc: true,
             minix_df: false,
             max_dir_size: None,
+            stripe: None,
             bsd_groups: false,
             mount_point: Vec::new(),
         }

@@ -8,9 +8,10 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use fs_core::{Dir, Filesystem, Ino, Node, OpenFile};
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 
 use crate::service::{Answer, Sender, refuse};
 
@@ -18,6 +19,10 @@ use crate::service::{Answer, Sender, refuse};
 pub const ROOT_NODE: u64 = 1;
 
 const SHARDS: usize = 64;
+
+/// How long a file that has lost its last name is taken for one that was closed before: the kernel tells of a
+/// close by a RELEASE, and of the end by a FORGET, which nobody waits for.
+const CLOSING: Duration = Duration::from_millis(100);
 
 /// The node number that stands for an inode.
 #[must_use]
@@ -27,9 +32,30 @@ pub fn node_of(ino: Ino) -> u64 {
 
 /// A node that the kernel has references to.
 pub struct Known {
-    handle: Handle,
+    /// Taken by the drop only.
+    handle: Option<Handle>,
+    closing: Arc<Closing>,
     /// What the kernel's page cache may hold of it.
     pub pages: Mutex<Pages>,
+}
+
+/// Nodes that have lost their last name lately, by number, and when.
+#[derive(Default)]
+struct Closing {
+    nodes: Mutex<HashMap<u64, Instant>>,
+    gone: Condvar,
+}
+
+impl Closing {
+    /// Waits until they are gone, or have been there for too long.
+    fn wait(&self) {
+        let mut nodes = self.nodes.lock();
+        loop {
+            nodes.retain(|_, since| since.elapsed() < CLOSING);
+            let Some(oldest) = nodes.values().min().copied() else { return };
+            self.gone.wait_until(&mut nodes, oldest + CLOSING);
+        }
+    }
 }
 
 enum Handle {
@@ -59,15 +85,19 @@ pub struct Writers {
 }
 
 impl Known {
-    fn new(node: Node) -> Known {
+    fn new(node: Node, closing: Arc<Closing>) -> Known {
         let handle = Dir::try_from(node).map_or_else(Handle::Other, Handle::Dir);
-        Known { handle, pages: Mutex::default() }
+        Known { handle: Some(handle), closing, pages: Mutex::default() }
+    }
+
+    fn handle(&self) -> &Handle {
+        self.handle.as_ref().expect("there until the drop")
     }
 
     /// The node.
     #[must_use]
     pub fn node(&self) -> &Node {
-        match &self.handle {
+        match self.handle() {
             Handle::Dir(dir) => dir,
             Handle::Other(node) => node,
         }
@@ -78,9 +108,20 @@ impl Known {
     /// # Errors
     /// ENOTDIR.
     pub fn dir(&self) -> Answer<&Dir> {
-        match &self.handle {
+        match self.handle() {
             Handle::Dir(dir) => Ok(dir),
             Handle::Other(_) => Err(libc::ENOTDIR),
+        }
+    }
+}
+
+impl Drop for Known {
+    fn drop(&mut self) {
+        let number = node_of(self.node().ino());
+        // The last handle of a file without a name deletes it; then whoever waits for that goes on.
+        drop(self.handle.take());
+        if self.closing.nodes.lock().remove(&number).is_some() {
+            self.closing.gone.notify_all();
         }
     }
 }
@@ -104,14 +145,15 @@ pub struct Nodes {
     nodes: Vec<Mutex<HashMap<u64, Entry>>>,
     files: Vec<Mutex<HashMap<u64, Arc<Opened>>>>,
     next_file: AtomicU64,
+    closing: Arc<Closing>,
 }
 
 impl Nodes {
     /// Of a mount that begins.
     #[must_use]
     pub fn new(fs: Arc<Filesystem>) -> Nodes {
-        let (nodes, files) = (shards(), shards());
-        Nodes { fs, nodes, files, next_file: AtomicU64::new(1) }
+        let (nodes, files, closing) = (shards(), shards(), Arc::default());
+        Nodes { fs, nodes, files, next_file: AtomicU64::new(1), closing }
     }
 
     /// The node of a request.
@@ -128,7 +170,7 @@ impl Nodes {
         // The kernel's reference to the root comes with the mount, and is never forgotten.
         let root = self.fs.root().map_err(refuse)?;
         let mut shard = self.shard(number).lock();
-        let known = || Entry { known: Arc::new(Known::new(root.into())), lookups: 1 };
+        let known = || self.first(root.into());
         Ok(shard.entry(number).or_insert_with(known).known.clone())
     }
 
@@ -142,7 +184,7 @@ impl Nodes {
                 Some(node)
             }
             None => {
-                shard.insert(number, Entry { known: Arc::new(Known::new(node)), lookups: 1 });
+                shard.insert(number, self.first(node));
                 None
             }
         };
@@ -163,6 +205,28 @@ impl Nodes {
         drop(shard);
         // Not under the lock: the last handle of a file without a name deletes it.
         drop(gone);
+    }
+
+    fn first(&self, node: Node) -> Entry {
+        Entry { known: Arc::new(Known::new(node, self.closing.clone())), lookups: 1 }
+    }
+
+    /// A name of `node` was removed.
+    pub fn unlinked(&self, node: &Node) {
+        let number = node_of(node.ino());
+        let is_unlinked = node.attributes().is_ok_and(|attr| attr.links == 0);
+        // Under the shard's lock: a node that is known is not forgotten meanwhile.
+        let shard = self.shard(number).lock();
+        if is_unlinked && shard.contains_key(&number) {
+            self.closing.nodes.lock().insert(number, Instant::now());
+        }
+    }
+
+    /// Returns a wait for those files that have lost their last name a moment ago, and whose end the kernel may have
+    /// yet to tell of.
+    pub fn wait_for_closing(&self) -> impl Fn() + Send + Sync + use<> {
+        let closing = self.closing.clone();
+        move || closing.wait()
     }
 
     /// The numbers of all nodes for which `is_wanted` holds.

@@ -199,7 +199,6 @@ const HARMLESS: &[&str] = &[
 /// Options with a value that change nothing here.
 const HARMLESS_VALUED: &[&str] = &[
     "inode_readahead_blks",
-    "stripe",
     "journal_ioprio",
     "max_batch_time",
     "min_batch_time",
@@ -299,6 +298,7 @@ impl Options {
                 let kib: u64 = number(name, v)?;
                 vol.max_dir_size = (kib > 0).then_some(kib.saturating_mul(1024));
             }
+            ("stripe", Some(v)) => vol.stripe = Some(number(name, v)?),
             ("offset", Some(v)) => {
                 self.offset = size(name, v)?;
                 if !self.offset.is_multiple_of(512) {

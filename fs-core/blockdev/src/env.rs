@@ -2,7 +2,8 @@
 //! and who runs the background work.
 
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+
+use rustix::time::{ClockId, clock_gettime};
 
 /// A point in time: seconds since 1970 and nanoseconds below a second.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
@@ -57,12 +58,10 @@ struct SystemClock;
 
 impl Clock for SystemClock {
     fn now(&self) -> Timestamp {
-        match SystemTime::now().duration_since(UNIX_EPOCH) {
-            Ok(d) => {
-                Timestamp { sec: i64::try_from(d.as_secs()).unwrap_or(i64::MAX), nsec: d.subsec_nanos() }
-            }
-            Err(_) => Timestamp::default(),
-        }
+        // The clock of the kernel's own timestamps: with a finer one, what the kernel stamps after us would
+        // seem to have come before.
+        let now = clock_gettime(ClockId::RealtimeCoarse);
+        Timestamp { sec: now.tv_sec, nsec: now.tv_nsec as u32 }
     }
 }
 

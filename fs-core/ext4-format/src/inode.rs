@@ -594,6 +594,12 @@ impl Inode {
         self.block[4..8].copy_from_slice(&second.to_le_bytes());
     }
 
+    /// Whether the extra fields in use reach far enough for the time of creation.
+    #[must_use]
+    pub fn has_room_for_crtime(&self) -> bool {
+        usize::from(self.extra_isize) >= offset_of!(RawExtra, crtime) + 4
+    }
+
     /// Where the attributes kept inside the record lie (they start with a four-byte magic), or `None` when
     /// there is no room for them.
     #[must_use]

@@ -216,6 +216,35 @@ pub fn check(region: &[u8], home: Home) -> Result<(), Corruption> {
     }
 }
 
+/// Moves the entries of a region in an inode `by` bytes on; their values stay. What is in front of them then is
+/// no attribute any more. False, and no change, when there is no such gap, or a damaged entry.
+#[must_use]
+pub fn shift(region: &mut [u8], by: usize) -> bool {
+    let (mut names, mut values) = (INODE_HEADER, region.len());
+    let mut moved = Vec::new();
+    for entry in entries(region, Home::Inode) {
+        let Ok(entry) = entry else { return false };
+        names = entry.offset + entry_size(entry.name.len());
+        if let Value::Here(value) = entry.value
+            && !value.is_empty()
+        {
+            values = values.min(value.as_ptr().addr() - region.as_ptr().addr());
+            moved.push(entry.offset + 2);
+        }
+    }
+    // Four zero bytes end the list.
+    let names = names + 4;
+    if names.saturating_add(by) > values {
+        return false;
+    }
+    for at in moved {
+        let offset = u16::from_le_bytes([region[at], region[at + 1]]);
+        region[at..at + 2].copy_from_slice(&offset.wrapping_sub(by as u16).to_le_bytes());
+    }
+    region.copy_within(..names, by);
+    true
+}
+
 /// Iterator over the entries of a region.
 #[derive(Clone, Debug)]
 pub struct Entries<'a> {

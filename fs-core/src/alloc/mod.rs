@@ -24,6 +24,7 @@ mod orlov;
 mod release;
 mod runs;
 mod space;
+mod stripe;
 mod trim;
 mod windows;
 mod zone;
@@ -105,6 +106,10 @@ pub struct Allocator {
     overhead: u64,
     /// Groups that have blocks waiting for a transaction, oldest transaction first.
     waiting: RankedMutex<VecDeque<release::Waiting>>,
+    /// Blocks of a stripe, on a striped volume.
+    stripe: Option<u32>,
+    /// Transactions whose freed blocks were given back.
+    released: AtomicU64,
     /// Files that have blocks kept for them, the longest unused first.
     windows: RankedMutex<windows::Windows>,
     /// Groups that have a bitmap in memory, in the order of loading.
@@ -179,6 +184,8 @@ impl Allocator {
             overhead: u64::from(geo.first_data_block) + zone.blocks() - u64::from(sb.mmp_block().is_some()),
             zone,
             waiting: RankedMutex::new(Rank::Leaf, VecDeque::new()),
+            stripe: stripe::stripe_of(&sb, vol.opts.stripe),
+            released: AtomicU64::new(0),
             windows: RankedMutex::new(Rank::Leaf, VecDeque::new()),
             loaded: RankedMutex::new(Rank::Leaf, VecDeque::new()),
             written: RankedMutex::new(Rank::Leaf, (sb.free_blocks(), sb.free_inodes())),

@@ -19,10 +19,12 @@ pub struct Reclaim {
 
 #[derive(Default)]
 struct State {
-    /// Deletions begun so far.
+    /// Deletions begun so far, those included that find nothing to delete.
     begun: u64,
     /// The numbers of those under way.
     running: BTreeSet<u64>,
+    /// Inodes deleted so far.
+    ended: u64,
     /// Inodes that wait for the work pending on them.
     waiting: BTreeMap<Ino, Waiting>,
     /// How often one was added or taken off.
@@ -65,9 +67,14 @@ impl Reclaim {
         Deletion { reclaim: self, number: self.state.lock().begin() }
     }
 
-    /// Deletions begun so far.
-    pub fn begun(&self) -> u64 {
-        self.state.lock().begun
+    /// Inodes deleted so far.
+    pub fn ended(&self) -> u64 {
+        self.state.lock().ended
+    }
+
+    /// One more was deleted.
+    pub fn count(&self) {
+        self.state.lock().ended += 1;
     }
 
     /// The inode `ino` waits for the work pending on it; gives its ticket.
@@ -99,15 +106,14 @@ impl Reclaim {
         }
     }
 
-    /// Waits until the deletions under way have ended; whether there were any. They need nobody else for that,
-    /// so there is no limit. The caller has no journal handle: they start their own.
-    pub fn wait_for_deletions(&self) -> bool {
+    /// Waits until the deletions under way have ended. They need nobody else for that, so there is no limit. The
+    /// caller has no journal handle: they start their own.
+    pub fn wait_for_deletions(&self) {
         let mut state = self.state.lock();
-        let (any, begun) = (!state.running.is_empty(), state.begun);
+        let begun = state.begun;
         while state.running.first().is_some_and(|number| *number < begun) {
             self.changed.wait(&mut state);
         }
-        any
     }
 
     /// Counts what could matter to [`Reclaim::wait_for_change`].
@@ -149,15 +155,17 @@ mod tests {
     #[test]
     fn deletions_that_have_begun_are_waited_for() {
         let all = Arc::new(Reclaim::default());
-        assert!(!all.wait_for_deletions());
+        all.wait_for_deletions();
         let (first, (tell, hear), waiter) = (all.begin(), channel(), all.clone());
-        let thread =
-            Thread::spawn("waiter", move || tell.send(waiter.wait_for_deletions()).unwrap()).unwrap();
+        let body = move || {
+            waiter.wait_for_deletions();
+            tell.send(()).unwrap();
+        };
+        let thread = Thread::spawn("waiter", body).unwrap();
         assert!(hear.recv_timeout(Duration::from_millis(50)).is_err());
         drop(first);
-        assert!(hear.recv().unwrap());
+        hear.recv().unwrap();
         thread.join();
-        assert!(!all.wait_for_deletions());
     }
 
     #[test]

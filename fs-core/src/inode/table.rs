@@ -13,7 +13,8 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use ext4_format::inode::{FileType, Inode as DiskInode};
+use ext4_format::expand::expand_extra;
+use ext4_format::inode::{BASE_SIZE, FileType, Inode as DiskInode, flag};
 use ext4_format::{BlockNo, Corruption, Ino, What};
 use jbd2::Handle;
 use jbd2::mutants::{Mutant, is};
@@ -75,6 +76,8 @@ pub struct Table {
     alloc: Arc<Allocator>,
     shards: Vec<RankedMutex<Shard>>,
     chain: RankedMutex<Vec<Ino>>,
+    /// Bytes of extra fields that an inode that changes shall have, and those it shall have at least.
+    extra: [u16; 2],
 }
 
 impl Table {
@@ -82,7 +85,11 @@ impl Table {
     #[must_use]
     pub fn new(vol: Arc<Volume>, alloc: Arc<Allocator>) -> Table {
         let shards = (0..SHARDS).map(|_| RankedMutex::new(Rank::Leaf, Shard::default())).collect();
-        Table { vol, alloc, shards, chain: RankedMutex::new(Rank::Leaf, Vec::new()) }
+        let extra = {
+            let sb = vol.sb.lock();
+            [sb.want_extra_isize(), sb.min_extra_isize() & !3]
+        };
+        Table { vol, alloc, shards, chain: RankedMutex::new(Rank::Leaf, Vec::new()), extra }
     }
 
     /// A handle of the inode `ino`, which has a name or handles already.
@@ -164,8 +171,26 @@ impl Table {
             if core.orphan == Some(OrphanSlot::Chain) {
                 core.disk.dtime = self.older_orphan(inode.ino);
             }
-            core.disk.encode_into(bytes, &self.vol.inode_layout);
+            let layout = &self.vol.inode_layout;
+            if self.lacks_extra(core) {
+                let disk = &mut core.disk;
+                let _ = self.extra.iter().any(|want| expand_extra(bytes, disk, layout, *want));
+            }
+            core.disk.encode_into(bytes, layout);
         })
+    }
+
+    /// Whether an inode that changes should have more extra fields than it has. [`Table::store`] sees to it where
+    /// the attributes in the record leave room.
+    #[must_use]
+    pub fn lacks_extra(&self, core: &Core) -> bool {
+        core.disk.extra_isize < self.extra[0] && core.disk.links > 0 && !core.disk.has(flag::EA_INODE)
+    }
+
+    /// Bytes for attributes in a record with as many extra fields as it should have.
+    #[must_use]
+    pub fn room_behind_extra(&self) -> usize {
+        usize::from(self.vol.inode_layout.inode_size) - BASE_SIZE - usize::from(self.extra[0])
     }
 
     /// The chain of orphans that starts in the superblock, newest last. Only [`super::Orphans`]

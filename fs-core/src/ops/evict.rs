@@ -29,11 +29,15 @@ impl Filesystem {
     /// for those of inodes that the background work still deals with. Returns whether there were any. A file
     /// that was removed is deleted when its last handle is dropped, in the thread that drops it.
     pub fn wait_for_reclaim(&self) -> bool {
-        let before = self.reclaim.begun();
+        self.wait_for_reclaim_since(self.reclaim.ended())
+    }
+
+    /// The same; whether any has ended since there were `before` of them.
+    fn wait_for_reclaim_since(&self, before: u64) -> bool {
         if let Some(hint) = self.hint.get() {
             hint();
         }
-        let mut any = self.reclaim.wait_for_deletions();
+        self.reclaim.wait_for_deletions();
         let deadline = Instant::now() + EVICT_TIMEOUT;
         loop {
             let seen = self.reclaim.changes();
@@ -43,14 +47,15 @@ impl Filesystem {
                 break;
             }
         }
-        any |= self.reclaim.begun() > before;
-        self.reclaim.wait_for_deletions() || any
+        self.reclaim.wait_for_deletions();
+        self.reclaim.ended() > before
     }
 
     /// Tries again when there was no space but a deletion under way has made some.
     pub(super) fn after_reclaim<T>(&self, mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
+        let before = self.reclaim.ended();
         match attempt() {
-            Err(Error::NoSpace) if self.wait_for_reclaim() => attempt(),
+            Err(Error::NoSpace) if self.wait_for_reclaim_since(before) => attempt(),
             done => done,
         }
     }
@@ -126,23 +131,39 @@ impl Filesystem {
         if inode.core.read().disk.links > 0 || matches!(self.vol.alive(), Err(Error::ShutDown)) {
             return;
         }
-        if let Err(error) = self.delete(inode) {
-            tracing::error!(ino = %inode.ino, %error, "an inode could not be deleted; recovery or fsck will");
+        self.delete_or_log(inode);
+    }
+
+    fn delete_or_log(&self, inode: &Arc<Inode>) {
+        match self.delete(inode) {
+            Ok(()) => self.reclaim.count(),
+            Err(error) => {
+                tracing::error!(ino = %inode.ino, %error, "an inode could not be deleted; recovery or fsck will");
+            }
         }
     }
 
-    /// Deletes the inodes that have no name, although there are handles of them, when the volume is closed.
-    pub(crate) fn delete_unlinked(&self) {
-        for inode in self.inodes.unlinked() {
-            let deleted = {
-                let _lock = inode.lock.write();
-                self.delete(&inode)
-            };
-            if let Err(error) = deleted {
-                tracing::error!(ino = %inode.ino, %error, "an inode could not be deleted; recovery or fsck will");
+    /// Closes the journal with `close` after the inodes without a name are deleted, handles or not. Whoever is in
+    /// the middle of something with one of these is waited for, for a while, and with the next step has to wait
+    /// until `close` has returned, when nothing can be changed any more. What stays in use that long is left to
+    /// recovery.
+    pub(crate) fn delete_unlinked_and(&self, close: impl FnOnce() -> Result<()>) -> Result<()> {
+        self.reap();
+        self.reclaim.wait_for_deletions();
+        let mut unlinked = self.inodes.unlinked();
+        // The order of all locks of inodes that are no ancestors of each other.
+        unlinked.sort_unstable_by_key(|inode| (!inode.is_dir(), inode.ino));
+        let deadline = Instant::now() + EVICT_TIMEOUT;
+        let locks: Vec<_> = unlinked.iter().map(|inode| inode.lock.write_ordered_until(deadline)).collect();
+        for (inode, lock) in unlinked.iter().zip(&locks) {
+            if lock.is_some() {
+                self.delete_or_log(inode);
             }
-            self.inodes.unhold(inode);
         }
+        let closed = close();
+        drop(locks);
+        unlinked.into_iter().for_each(|inode| self.inodes.unhold(inode));
+        closed
     }
 
     /// Frees everything that belongs to `inode`, which is an orphan that nobody can reach.

@@ -190,7 +190,7 @@ impl Filesystem {
     ) -> Result<()> {
         let bs = u64::from(self.vol.block_size());
         let mut at = blocks.start;
-        let mut tries = 0;
+        let mut retry = self.alloc.retry();
         while at < blocks.end {
             let credits = 1 + extent::allocate_credits(&inode.core.read().map, 4);
             let per_run = extent::allocate_credits(&inode.core.read().map, 1);
@@ -226,7 +226,7 @@ impl Filesystem {
                 self.wait_for_reclaim();
             }
             match outcome {
-                Err(Error::NoSpace) if self.alloc.retry_after_commit(&mut tries)? => {}
+                Err(Error::NoSpace) if self.alloc.should_retry(&mut retry)? => {}
                 outcome => outcome?,
             }
         }

@@ -19,7 +19,7 @@ use crate::dir::{Dir, Found, Room};
 use crate::error::{Posix, Result};
 use crate::fs::Filesystem;
 use crate::inode::Inode;
-use crate::node::{Dir as DirNode, Held, Hold};
+use crate::node::{Dir as DirNode, Held, Hold, Node};
 use crate::sync::WriteGuard;
 use crate::tx;
 use crate::types::Credentials;
@@ -48,8 +48,14 @@ impl RenameFlags {
 /// The deepest that a directory can lie: what is longer is a loop.
 const MAX_DEPTH: usize = 1 << 20;
 
-/// Handles of what was moved and replaced, to be dropped when no lock is held any more.
-type Handles<'a> = SmallVec<[Hold<'a>; 3]>;
+/// Handles that are to be dropped when no lock is held any more.
+#[derive(Default)]
+struct Moved<'a> {
+    /// What was replaced.
+    replaced: Option<Hold<'a>>,
+    /// What has moved, and a whiteout.
+    _others: SmallVec<[Hold<'a>; 2]>,
+}
 
 /// One of the two names.
 struct End<'a> {
@@ -60,7 +66,7 @@ struct End<'a> {
 
 impl DirNode {
     /// Makes what is `name` here the child `new_name` of `new_parent`, replacing what is there as rename(2)
-    /// demands.
+    /// demands; gives what was replaced.
     ///
     /// # Errors
     /// Those of [`crate::Dir::rename_as`].
@@ -70,7 +76,7 @@ impl DirNode {
         new_parent: &DirNode,
         new_name: impl AsRef<[u8]>,
         flags: RenameFlags,
-    ) -> Result<()> {
+    ) -> Result<Option<Node>> {
         self.rename_as(&Credentials::root(), name, new_parent, new_name, flags)
     }
 
@@ -88,10 +94,11 @@ impl DirNode {
         new_parent: &DirNode,
         new_name: impl AsRef<[u8]>,
         flags: RenameFlags,
-    ) -> Result<()> {
+    ) -> Result<Option<Node>> {
         self.same_filesystem(new_parent)?;
         let (from, to) = ((self.inode(), name.as_ref()), (new_parent.inode(), new_name.as_ref()));
-        self.filesystem().move_name(caller, from, to, flags)
+        let replaced = self.filesystem().move_name(caller, from, to, flags)?;
+        Ok(replaced.map(|replaced| replaced.keep(self.filesystem())))
     }
 }
 
@@ -102,7 +109,7 @@ impl Filesystem {
         (parent, name): (&Arc<Inode>, &[u8]),
         (new_parent, new_name): (&Arc<Inode>, &[u8]),
         flags: RenameFlags,
-    ) -> Result<()> {
+    ) -> Result<Option<Hold<'_>>> {
         self.vol.writable()?;
         check_name(name)?;
         check_name(new_name)?;
@@ -112,15 +119,14 @@ impl Filesystem {
         if self.vol.opts.auto_da_alloc && !flags.exchange {
             self.settle_replacement((parent, name), (new_parent, new_name))?;
         }
-        let handles = self.with_retry(|| {
+        let moved = self.with_retry(|| {
             let _topology = (parent.ino != new_parent.ino).then(|| self.renaming.lock());
             let _locks = self.lock_parents(parent, new_parent)?;
             let from = End { parent, dir: self.dir(parent, caller), name };
             let to = End { parent: new_parent, dir: self.dir(new_parent, caller), name: new_name };
             if flags.exchange { self.exchange(&from, &to) } else { self.replace(caller, &from, &to, flags) }
         })?;
-        drop(handles);
-        Ok(())
+        Ok(moved.replaced)
     }
 
     /// Writes out the data of a file that is about to replace another: whoever writes a new
@@ -151,7 +157,7 @@ impl Filesystem {
         from: &End<'_>,
         to: &End<'_>,
         flags: RenameFlags,
-    ) -> Result<Handles<'_>> {
+    ) -> Result<Moved<'_>> {
         self.alive(from.parent)?;
         self.alive(to.parent)?;
         let found = from.dir.find(from.name)?.ok_or(Posix::NotFound)?;
@@ -163,7 +169,7 @@ impl Filesystem {
         let target = old.as_ref().map(|old| self.child_or_parent(to.parent, from.parent, old)).transpose()?;
         self.refuse_loops(from, to, &source, target.as_ref().map(|target| &***target), Posix::NotEmpty)?;
         if target.as_ref().is_some_and(|target| target.ino == source.ino) {
-            return Ok(Handles::new());
+            return Ok(Moved::default());
         }
         self.may_remove(from.parent, &source)?;
         let crosses = from.parent.ino != to.parent.ino;
@@ -239,10 +245,10 @@ impl Filesystem {
         }
         self.finish_names(tx, &[from.parent, to.parent])?;
         drop(locks);
-        Ok([Some(source), target, left_behind].into_iter().flatten().collect())
+        Ok(Moved { replaced: target, _others: [Some(source), left_behind].into_iter().flatten().collect() })
     }
 
-    fn exchange(&self, from: &End<'_>, to: &End<'_>) -> Result<Handles<'_>> {
+    fn exchange(&self, from: &End<'_>, to: &End<'_>) -> Result<Moved<'_>> {
         self.alive(from.parent)?;
         self.alive(to.parent)?;
         let first = from.dir.find(from.name)?.ok_or(Posix::NotFound)?;
@@ -251,7 +257,7 @@ impl Filesystem {
         let target = self.child_or_parent(to.parent, from.parent, &second)?;
         self.refuse_loops(from, to, &source, Some(&target), Posix::Invalid)?;
         if source.ino == target.ino {
-            return Ok(Handles::new());
+            return Ok(Moved::default());
         }
         self.may_remove(from.parent, &source)?;
         self.may_remove(to.parent, &target)?;
@@ -281,7 +287,7 @@ impl Filesystem {
         }
         self.finish_names(tx, &[from.parent, to.parent])?;
         drop(locks);
-        Ok(Handles::from_iter([source, target]))
+        Ok(Moved { replaced: None, _others: [source, target].into_iter().collect() })
     }
 
     fn reparent(&self, handle: &Handle<'_>, child: &Inode, parent: &Inode) -> Result<()> {

@@ -6,20 +6,19 @@ use super::names::{DROP_LINK_CREDITS, check_name};
 use crate::error::{Posix, Result};
 use crate::fs::Filesystem;
 use crate::inode::Inode;
-use crate::node::{Dir, Hold};
+use crate::node::{Dir, Hold, Node};
 use crate::tx;
 
 impl Dir {
-    /// Removes the empty directory `name`.
+    /// Removes the empty directory `name`, and gives it.
     ///
     /// # Errors
     /// `NotFound`, `NotDirectory`, `NotEmpty`, `NotPermitted` when inode flags forbid it.
-    pub fn rmdir(&self, name: impl AsRef<[u8]>) -> Result<()> {
+    pub fn rmdir(&self, name: impl AsRef<[u8]>) -> Result<Node> {
         let (fs, name) = (self.filesystem(), name.as_ref());
         fs.vol.writable()?;
         check_name(name)?;
-        // What was removed is given up without the directory's lock.
-        fs.rmdir_in(self.inode(), name).map(drop)
+        Ok(fs.rmdir_in(self.inode(), name)?.keep(fs))
     }
 }
 

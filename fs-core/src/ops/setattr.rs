@@ -86,6 +86,7 @@ impl Filesystem {
         if change.kill_privileges.is_some() {
             self.drop_capabilities(handle, inode, &mut core, left)?;
         }
+        self.make_room_for_extra(handle, inode, &mut core)?;
         self.inodes.store(handle, inode, &mut core)?;
         Ok(inode.attr(&core))
     }

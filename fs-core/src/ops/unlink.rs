@@ -6,20 +6,20 @@ use super::names::{DROP_LINK_CREDITS, check_name};
 use crate::error::{Posix, Result};
 use crate::fs::Filesystem;
 use crate::inode::Inode;
-use crate::node::{Dir, Hold};
+use crate::node::{Dir, Hold, Node};
 use crate::tx;
 
 impl Dir {
-    /// Removes `name`. A file that loses its last name lives on, as an orphan, while there are handles of it.
+    /// Removes `name` and gives the file that had it. One that has lost its last name lives on, as an orphan, while
+    /// there are handles of it.
     ///
     /// # Errors
     /// `NotFound`, `IsDirectory`, `NotPermitted` when inode flags forbid it.
-    pub fn unlink(&self, name: impl AsRef<[u8]>) -> Result<()> {
+    pub fn unlink(&self, name: impl AsRef<[u8]>) -> Result<Node> {
         let (fs, name) = (self.filesystem(), name.as_ref());
         fs.vol.writable()?;
         check_name(name)?;
-        // What was removed is given up without the directory's lock.
-        fs.unlink_in(self.inode(), name).map(drop)
+        Ok(fs.unlink_in(self.inode(), name)?.keep(fs))
     }
 }
 

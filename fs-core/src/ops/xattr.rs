@@ -7,7 +7,7 @@ use jbd2::{Credits, Handle};
 use smallvec::SmallVec;
 
 use crate::alloc::Depth;
-use crate::error::{Posix, Result};
+use crate::error::{Error, Posix, Result};
 use crate::fs::Filesystem;
 use crate::inode::{Core, Inode};
 use crate::node::{Hold, Node};
@@ -325,6 +325,27 @@ impl Filesystem {
             freed.and_then(|()| self.inodes.store(&tx, inode, &mut core))
         };
         self.finish_change(tx, change, done)
+    }
+
+    /// Moves attributes out of the record of an inode that is about to be stored where they keep its extra fields
+    /// from growing, as far as there are space and credits for it.
+    pub(super) fn make_room_for_extra(
+        &self,
+        handle: &Handle<'_>,
+        inode: &Inode,
+        core: &mut Core,
+    ) -> Result<()> {
+        let (xattrs, room) = (self.xattrs_of(inode, Depth::Ordinary), self.inodes.room_behind_extra());
+        if !self.inodes.lacks_extra(core)
+            || !xattrs.exceed(core, room)?
+            || !handle.extend(set_credits(&self.vol, 0))?
+        {
+            return Ok(());
+        }
+        match xattrs.move_out(handle, core, room) {
+            Err(Error::NoSpace) => Ok(()),
+            moved => moved,
+        }
     }
 
     fn read_acl(&self, inode: &Inode, core: &Core, key: Key<'_>) -> Result<Option<Acl>> {

@@ -370,8 +370,7 @@ fn an_indirect_run_may_cross_pointer_blocks() {
             let goal = BlockNo(500);
             let take = |want, goal| {
                 let depth = Depth::Ordinary;
-                let request =
-                    BlockRequest { goal, want, continues: true, stream: None, depth, reserved: None };
+                let request = BlockRequest { want, continues: true, ..BlockRequest::one(goal, depth) };
                 ctx.alloc.alloc_blocks(tx, request)
             };
             let run = take(400, goal)?;

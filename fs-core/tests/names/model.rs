@@ -215,8 +215,8 @@ impl Pair {
                 }
                 None => return,
             },
-            6 | 7 => (in_a.unlink(&name), self.model.remove(a, &name, false)),
-            8 => (in_a.rmdir(&name), self.model.remove(a, &name, true)),
+            6 | 7 => (in_a.unlink(&name).map(drop), self.model.remove(a, &name, false)),
+            8 => (in_a.rmdir(&name).map(drop), self.model.remove(a, &name, true)),
             _ => {
                 let mut flags = RenameFlags::default();
                 match dice.below(5) {
@@ -224,7 +224,7 @@ impl Pair {
                     1 => flags.exchange = true,
                     _ => {}
                 }
-                let got = in_a.rename(&name, &in_b, &other, flags);
+                let got = in_a.rename(&name, &in_b, &other, flags).map(drop);
                 (got, self.model.rename((a, &name), (b, &other), flags))
             }
         };

@@ -48,8 +48,13 @@ impl Rig {
 
     /// Unmounts and lets e2fsck judge.
     pub fn unmount(&mut self) {
-        self.fs.take().expect("mounted").close().expect("a clean end");
+        self.end();
         fsck(&self.image());
+    }
+
+    /// Unmounts.
+    pub fn end(&mut self) {
+        self.fs.take().expect("mounted").close().expect("a clean end");
     }
 
     pub fn remount(&mut self) {

@@ -10,7 +10,7 @@ mod ioctl;
 mod names;
 mod stats;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use fs_core::{Attr, Credentials, Error, FileType, Filesystem, Node, flag};
@@ -47,10 +47,15 @@ pub struct Sender {
     pub gid: u32,
 }
 
+/// Returns when every FORGET that was sent before has been heard, or begun to be.
+type Arrival = Box<dyn Fn() + Send + Sync>;
+
 /// The filesystem behind the doors.
 pub struct Service {
     fs: Arc<Filesystem>,
     nodes: Nodes,
+    /// See [`Service::forgets_arrive_by`].
+    arrival: Arc<OnceLock<Arrival>>,
     fake_root: bool,
     shows_stats: bool,
 }
@@ -60,13 +65,21 @@ impl Service {
     #[must_use]
     pub fn new(fs: Arc<Filesystem>, options: &Options) -> Service {
         let nodes = Nodes::new(fs.clone());
-        Service { fs, nodes, fake_root: options.fake_root, shows_stats: options.stats }
+        let arrival: Arc<OnceLock<Arrival>> = Arc::default();
+        let (closing, arrives) = (nodes.wait_for_closing(), arrival.clone());
+        fs.before_no_space(move || {
+            closing();
+            if let Some(arrives) = arrives.get() {
+                arrives();
+            }
+        });
+        Service { fs, nodes, arrival, fake_root: options.fake_root, shows_stats: options.stats }
     }
 
     /// For a door that brings FORGET by another way than the rest: `arrival` returns when all that was sent before
     /// has been heard. Deleted files end with them, so whoever finds no space waits for that.
     pub fn forgets_arrive_by(&self, arrival: impl Fn() + Send + Sync + 'static) {
-        self.fs.before_no_space(arrival);
+        let _ = self.arrival.set(Box::new(arrival));
     }
 
     /// Counts the reference that the kernel gets with a reply, and gives the attributes that go there.

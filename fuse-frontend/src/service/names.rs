@@ -69,12 +69,16 @@ impl Service {
 
     /// UNLINK.
     pub fn unlink(&self, parent: u64, name: &[u8]) -> Answer<()> {
-        self.nodes.get(parent)?.dir()?.unlink(name).map_err(refuse)
+        let removed = self.nodes.get(parent)?.dir()?.unlink(name).map_err(refuse)?;
+        self.nodes.unlinked(&removed);
+        Ok(())
     }
 
     /// RMDIR.
     pub fn rmdir(&self, parent: u64, name: &[u8]) -> Answer<()> {
-        self.nodes.get(parent)?.dir()?.rmdir(name).map_err(refuse)
+        let removed = self.nodes.get(parent)?.dir()?.rmdir(name).map_err(refuse)?;
+        self.nodes.unlinked(&removed);
+        Ok(())
     }
 
     /// RENAME2, with the flags of renameat2(2).
@@ -89,6 +93,10 @@ impl Service {
         };
         let caller = self.caller(sender, 0);
         let (source, target) = (self.nodes.get(from.0)?, self.nodes.get(to.0)?);
-        source.dir()?.rename_as(&caller, from.1, target.dir()?, to.1, flags).map_err(refuse)
+        let replaced = source.dir()?.rename_as(&caller, from.1, target.dir()?, to.1, flags);
+        if let Some(replaced) = replaced.map_err(refuse)? {
+            self.nodes.unlinked(&replaced);
+        }
+        Ok(())
     }
 }

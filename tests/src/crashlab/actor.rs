@@ -50,8 +50,8 @@ impl Actor {
             Op::Symlink(name, len) => {
                 self.parent(name)?.symlink(leaf(name), symlink_target(len)).map(drop)?;
             }
-            Op::Rmdir(name) => self.parent(name)?.rmdir(leaf(name))?,
-            Op::Unlink(name) => self.parent(name)?.unlink(leaf(name))?,
+            Op::Rmdir(name) => drop(self.parent(name)?.rmdir(leaf(name))?),
+            Op::Unlink(name) => drop(self.parent(name)?.unlink(leaf(name))?),
             Op::UnlinkOpen(name) => {
                 let open = self.find(name)?.open(OpenFlags::default())?;
                 self.removed.lock().push(open);
@@ -98,7 +98,7 @@ impl Actor {
     }
 
     fn rename(&self, from: &str, to: &str, flags: RenameFlags) -> Result<()> {
-        Ok(self.parent(from)?.rename(leaf(from), &self.parent(to)?, leaf(to), flags)?)
+        Ok(self.parent(from)?.rename(leaf(from), &self.parent(to)?, leaf(to), flags).map(drop)?)
     }
 
     /// Makes durable what `what` says after `op`; `data_only` decides whether a directory is fsynced or

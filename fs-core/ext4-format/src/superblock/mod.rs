@@ -13,6 +13,7 @@ use zerocopy::{FromBytes, IntoBytes};
 use crate::corruption::{Corruption, What};
 use crate::crc::crc32c;
 use crate::features::{self, Access, Compat, Incompat, RoCompat};
+use crate::inode::{BASE_SIZE, FULL_EXTRA_ISIZE};
 use crate::num::{BlockNo, Ino};
 
 pub use flags::{DefaultMountOpts, Flags, OnError, State};
@@ -368,12 +369,23 @@ impl SuperBlock {
         if self.incompat().has(Incompat::BIT64) { usize::from(self.raw.desc_size.get()) } else { 32 }
     }
 
-    /// Bytes after the first 128 that new inodes use, 0 when inodes are that small.
+    /// Bytes after the first 128 that inodes use, new ones and those that change, as the kernel reads
+    /// `s_want_extra_isize`: at least all fields known today; 0 when inodes are that small.
     #[must_use]
     pub fn want_extra_isize(&self) -> u16 {
-        let room = self.inode_size() as u16 - 128;
-        let want = if self.raw.want_extra_isize.get() > 0 { self.raw.want_extra_isize.get() } else { 32 };
+        let room = self.inode_size() as u16 - BASE_SIZE as u16;
+        let want = self.raw.want_extra_isize.get().max(self.min_extra_isize());
+        let want = match self.ro_compat().has(RoCompat::EXTRA_ISIZE) {
+            true if want <= room => want.max(FULL_EXTRA_ISIZE),
+            _ => FULL_EXTRA_ISIZE,
+        };
         if room == 0 { 0 } else { want.min(room) & !3 }
+    }
+
+    /// Bytes after the first 128 that an inode uses at least where there is not room for what is wanted.
+    #[must_use]
+    pub fn min_extra_isize(&self) -> u16 {
+        self.raw.min_extra_isize.get()
     }
 
     /// The volume's UUID.
