@@ -95,7 +95,7 @@ impl SuperBlock {
             }
             let sum = checksum(bytes);
             if raw.checksum.get() != sum {
-                return Err(wrong("checksum", raw.checksum.get(), sum));
+                return Err(Corruption::checksum(What::SuperBlock, raw.checksum.get(), sum));
             }
         }
         SuperBlock::from_raw(raw)
