@@ -248,7 +248,7 @@ fn judge(
         Access::ReadWrite => {}
         Access::ReadOnly { because } => {
             if !opts.read_only {
-                warn!(features = because.join(" "), "mounting read-only because of these features");
+                warn!("mounting read-only: volumes with {} are not written to", because.join(" "));
             }
             opts.read_only = true;
         }

@@ -43,7 +43,9 @@ impl Dir<'_> {
     pub fn list(&self, position: u64, emit: &mut dyn FnMut(&Item<'_>) -> ControlFlow<()>) -> Result<()> {
         let hashed = {
             let core = self.inode.core.read();
-            self.settings.indexed && (core.disk.has(flag::INDEX) || self.block_count(&core) <= 1)
+            self.settings.indexed
+                && !self.folds(&core)
+                && (core.disk.has(flag::INDEX) || self.block_count(&core) <= 1)
         };
         if !hashed || (position > cookie::FIRST && position < HASHED) {
             return self.list_linear(position, emit);
