@@ -24,7 +24,9 @@ pub fn locate(dev: &dyn BlockDevice, sb: &SuperBlock) -> Result<Option<LogLocati
     let inode = locate::inode(sb, ino, &mut read)?;
     let runs = locate::runs(sb, &inode, Some(ino), &mut read)?;
     let extents = runs.iter().map(|r| LogExtent { first: r.first.0, len: r.len, start: r.start }).collect();
-    Ok(Some(LogLocation { extents }))
+    let log = LogLocation { extents };
+    log.check(dev, sb.block_size())?;
+    Ok(Some(log))
 }
 
 /// Judges what a replay would leave: `sb` is the superblock then, `block_size` the volume's until now. The

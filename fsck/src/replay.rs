@@ -13,12 +13,13 @@ use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::journal::{Outcome, extents_of};
 use crate::problem::{Code, Problem};
+use crate::volume;
 
 /// Replays a log that `device` holds, which is the volume or more.
 ///
 /// # Errors
-/// [`Error::Journal`] for a log that cannot be replayed, or that contradicts the volume; then nothing was
-/// written.
+/// [`Error::Journal`] for a log that cannot be replayed, or that contradicts the volume, and
+/// [`Error::Unusable`] for one that would make it a volume that cannot be checked; then nothing was written.
 pub fn run(
     ctx: &Context,
     judge: &mut Judge<'_>,
@@ -66,6 +67,7 @@ fn confine(ctx: &Context, replayed: &Overlay, location: &LogLocation) -> Result<
         let raw = RawSuperBlock::read_from_bytes(&bytes[..]).map_err(|_| refused("superblock".to_owned()))?;
         sb = SuperBlock::from_raw(raw).map_err(|c| refused(format!("the superblock in it: {}", c.field)))?;
     }
+    volume::refuse_unknown(&sb)?;
     let bytes = sb.blocks_count().0.saturating_mul(sb.block_size().into());
     if u64::from(sb.block_size()) != block_size || bytes > ctx.disk.size() {
         return Err(refused("the superblock in it is another volume's".to_owned()));

@@ -11,6 +11,7 @@ use crate::indirect;
 use crate::inode::{Inode, InodeLayout, flag};
 use crate::num::{BlockNo, FileBlock, Ino};
 use crate::superblock::SuperBlock;
+use crate::verify;
 
 /// Blocks of a file that follow each other in the file and on the device.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -117,11 +118,10 @@ where
 }
 
 /// Refuses runs of blocks that touch the volume's own metadata: superblocks, descriptors and the blocks
-/// reserved for more of them, bitmaps, inode tables, the multi-mount block. Descriptors are believed as they
-/// stand, since a log may hold newer ones.
+/// reserved for more of them, bitmaps, inode tables, the multi-mount block.
 ///
 /// # Errors
-/// The first block that both claim, a descriptor that cannot be decoded, or what `read` returns.
+/// The first block that both claim, a damaged descriptor, or what `read` returns.
 pub fn apart_from_metadata<B, E>(
     sb: &SuperBlock,
     runs: &[Run],
@@ -131,7 +131,7 @@ where
     B: AsRef<[u8]>,
     E: From<Corruption>,
 {
-    let geo = Geometry::new(sb);
+    let (geo, csum) = (Geometry::new(sb), Csum::new(sb));
     let mut taken: Vec<(u64, u64)> =
         runs.iter().map(|run| (run.start.0, run.start.0.saturating_add(run.len.into()))).collect();
     taken.sort_unstable();
@@ -157,9 +157,8 @@ where
             Some((at, bytes)) if *at == block => bytes,
             _ => &descriptors.insert((block, read(block)?)).1,
         };
-        let lost =
-            || Corruption::new(What::GroupDesc, "length", byte as u64, geo.desc_size as u64).in_group(group);
-        let desc = GroupDesc::decode(bytes.as_ref().get(byte..byte + geo.desc_size).ok_or_else(lost)?)?;
+        let bytes = bytes.as_ref().get(byte..byte + geo.desc_size).unwrap_or_default();
+        let desc = verify::group_desc(bytes, &csum, &geo, group)?;
         for (place, len) in [(desc.block_bitmap, 1), (desc.inode_bitmap, 1), (desc.inode_table, table)] {
             refuse(place.0, place.0.saturating_add(len)).map_err(|c| c.in_group(group))?;
         }

@@ -14,6 +14,7 @@ mod direct_modes;
 mod doors;
 mod errors;
 mod fuse2fs;
+mod hostile_journal;
 mod image_kinds;
 mod ioctls;
 mod memory;
