@@ -24,6 +24,7 @@ mod options;
 mod rootless;
 mod round_trip;
 mod semantics;
+mod shared_maps;
 mod space;
 mod stalls;
 mod storm;
