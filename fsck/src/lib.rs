@@ -31,6 +31,7 @@ mod problem;
 mod quota;
 mod rehash;
 mod relocate;
+mod replay;
 mod report;
 mod scratch;
 mod undo;

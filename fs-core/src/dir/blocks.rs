@@ -30,7 +30,8 @@ impl Dir<'_> {
 
     /// Number of blocks.
     pub(super) fn block_count(&self, core: &Core) -> u32 {
-        u32::try_from(core.size / u64::from(self.vol.block_size())).unwrap_or(u32::MAX)
+        let blocks = (core.size / u64::from(self.vol.block_size())).min(self.vol.geo.blocks_count);
+        u32::try_from(blocks).unwrap_or(u32::MAX)
     }
 
     pub(super) fn map_ctx(&self) -> MapCtx<'_> {

@@ -40,7 +40,9 @@ impl Dir<'_> {
     pub fn list(&self, position: u64, emit: &mut dyn FnMut(&Item<'_>) -> ControlFlow<()>) -> Result<()> {
         let hashed = {
             let core = self.inode.core.read();
-            self.settings.indexed && (core.disk.has(flag::INDEX) || self.block_count(&core) <= 1)
+            self.settings.indexed
+                && !self.folds(&core)
+                && (core.disk.has(flag::INDEX) || self.block_count(&core) <= 1)
         };
         // Byte offsets lie below every major hash but the first.
         let index_is_bad = || position > cookie::FIRST && self.inode.dir.index_is_bad();
