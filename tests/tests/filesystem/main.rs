@@ -23,6 +23,8 @@ mod mounting;
 mod opcodes;
 mod options;
 mod positions;
+mod processors;
+mod rights;
 mod rootless;
 mod round_trip;
 mod semantics;
