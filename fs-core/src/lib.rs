@@ -30,3 +30,4 @@ pub use fs::Filesystem;
 pub use mount::MountError;
 pub use ops::{FallocateMode, OpenFlags, RenameFlags, SeekWhence, SetXattr, Shutdown, WriteMode};
 pub use types::{Atime, Attr, Caller, Entry, ErrorPolicy, MountOptions, OpenId, SetAttr, SetTime, StatFs};
+pub use volume::VOLUME_EVENTS;

@@ -25,7 +25,7 @@ use crate::inode::{Orphans, Table};
 use crate::mmp::{self, Claim};
 use crate::sync::{Rank, RankedMutex};
 use crate::types::MountOptions;
-use crate::volume::Volume;
+use crate::volume::{VOLUME_EVENTS, Volume};
 use crate::xattr::XattrCache;
 
 /// Why a volume could not be mounted.
@@ -114,7 +114,10 @@ impl Filesystem {
         {
             warn!(%error, "the next mount has to wait: the claim on the volume could not be given up");
         }
-        mounted
+        let fs = mounted?;
+        let how = if fs.is_writable() { "r/w" } else { "ro" };
+        info!(target: VOLUME_EVENTS, "mounted filesystem {} {how} with ordered data mode", fs.vol.uuid());
+        Ok(fs)
     }
 
     fn mount_claimed(
@@ -137,7 +140,7 @@ impl Filesystem {
                 dev = Arc::new(jbd2::recovery::Overlay::new(dev, sb.block_size(), replay));
             } else if !opts.read_only {
                 let done = jbd2::recovery::recover(dev.as_ref(), sb.block_size(), log)?;
-                info!(?done, "journal replayed");
+                info!(target: VOLUME_EVENTS, "recovery complete");
                 if done.errno != 0 {
                     take_over_error(dev.as_ref(), &opts, log)?;
                 }
@@ -179,6 +182,7 @@ impl Filesystem {
     /// # Errors
     /// When something could not be written: the volume then still says that it needs recovery.
     pub fn unmount(&self) -> Result<()> {
+        info!(target: VOLUME_EVENTS, "unmounting filesystem {}", self.vol.uuid());
         self.background.stop();
         let ended = self.end_writing();
         let released = self.claim.as_ref().map_or(Ok(()), |claim| claim.release());
@@ -279,9 +283,9 @@ fn judge(
 fn recommend_check(sb: &SuperBlock) {
     let state = sb.state();
     if !state.has(State::VALID) {
-        warn!("mounting an unchecked volume: running fsck.rext4 is recommended");
+        warn!("mounting unchecked fs, running fsck.rext4 is recommended");
     } else if state.has(State::ERROR) {
-        warn!("mounting a volume with recorded errors: running fsck.rext4 is recommended");
+        warn!("mounting fs with errors, running fsck.rext4 is recommended");
     }
 }
 

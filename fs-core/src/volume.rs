@@ -11,11 +11,14 @@ use ext4_format::inode::{InodeLayout, Time};
 use ext4_format::superblock::{ErrorEntry, OnError, SUPERBLOCK_LEN, SUPERBLOCK_OFFSET, SuperBlock};
 use ext4_format::{BlockNo, Corruption};
 use jbd2::{Buffer, Handle, Journal};
-use tracing::error;
+use tracing::{error, warn};
 
 use crate::error::{Error, Result};
 use crate::sync::{Rank, RankedMutex};
 use crate::types::{ErrorPolicy, MountOptions};
+
+/// Target of the messages about the volume as a whole, which the kernel's ext4 logs in the same words.
+pub const VOLUME_EVENTS: &str = "rext4-fs";
 
 /// ext4's numbers, in its error record: for a wrong checksum, and for what contradicts the format otherwise.
 const EFSBADCRC: u8 = 4;
@@ -75,6 +78,13 @@ impl Volume {
             sb: RankedMutex::new(Rank::Leaf, sb),
             mode: AtomicU8::new(mode as u8),
         }
+    }
+
+    /// The volume's UUID as it is written.
+    #[must_use]
+    pub fn uuid(&self) -> String {
+        let hex: String = self.sb.lock().uuid().iter().map(|byte| format!("{byte:02x}")).collect();
+        [0..8, 8..12, 12..16, 16..20, 20..32].map(|part| &hex[part]).join("-")
     }
 
     /// Bytes of a block.
@@ -190,11 +200,11 @@ impl Volume {
     /// Takes note of damage: logs it, records it in the superblock, and stops what the error
     /// policy says. Returns the error to hand up.
     pub fn corrupt(&self, corruption: Corruption) -> Error {
-        error!(%corruption, "the volume is damaged");
+        error!("{}", in_kernel_words(&corruption));
         let policy = self.opts.errors.unwrap_or_else(|| match self.sb.lock().on_error() {
             OnError::Continue => ErrorPolicy::Continue,
-            OnError::ReadOnly => ErrorPolicy::RemountReadOnly,
-            OnError::Panic => ErrorPolicy::Panic,
+            // To end the server is for whoever mounts to ask for, not for the image.
+            OnError::ReadOnly | OnError::Panic => ErrorPolicy::RemountReadOnly,
         });
         if self.writable().is_ok() {
             let entry = ErrorEntry {
@@ -213,7 +223,7 @@ impl Volume {
         match policy {
             ErrorPolicy::Continue => {}
             ErrorPolicy::RemountReadOnly => {
-                error!("remounting read-only; run fsck.rext4 on the unmounted volume");
+                warn!(target: VOLUME_EVENTS, "Remounting filesystem read-only");
                 // First: an fsync that finds the volume read-only asks the journal why.
                 self.journal.abort(jbd2::Error::Corrupt(corruption.clone()));
                 self.make_read_only();
@@ -225,4 +235,13 @@ impl Volume {
         }
         Error::Corrupt(corruption)
     }
+}
+
+/// `inode #12: block 33: ...`, as the kernel begins its lines.
+fn in_kernel_words(corruption: &Corruption) -> String {
+    let place = &corruption.place;
+    let inode = place.ino.map(|ino| format!("inode #{ino}: ")).unwrap_or_default();
+    let block = place.block.map(|block| format!("block {block}: ")).unwrap_or_default();
+    let what = Corruption { place: Default::default(), ..corruption.clone() };
+    format!("{inode}{block}{what}; run fsck.rext4 on the unmounted volume")
 }

@@ -23,6 +23,7 @@ const USAGE: u8 = 16;
 const CANCELLED: u8 = 32;
 
 fn main() -> ExitCode {
+    blockdev::file_size_limit_is_an_error();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
@@ -33,7 +34,7 @@ fn main() -> ExitCode {
     match run(&cli) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
-            eprintln!("fsck.rext4: {error:#}");
+            eprintln!("fsck.rext4: {}", blockdev::in_one_line(error.as_ref()));
             let cause = error.downcast_ref::<Error>();
             ExitCode::from(match cause {
                 Some(Error::Unexpected) => 4,

@@ -5,6 +5,8 @@
 
 pub mod background;
 pub mod doors;
+pub mod log;
+pub mod memory;
 mod mountpoint;
 pub mod options;
 pub mod server;

@@ -17,7 +17,7 @@ use tracing::{info, warn};
 use crate::doors::Ended;
 use crate::options::Options;
 use crate::session::Preparation;
-use crate::{background, mountpoint};
+use crate::{background, log, mountpoint};
 
 /// How long requests that are under way may take to end after a signal.
 const GRACE: Duration = Duration::from_secs(5);
@@ -54,6 +54,7 @@ pub fn serve(device: &Path, dir: &Path, options: &Options) -> Result<()> {
     mountpoint::check(dir)?;
     let dir = dir.canonicalize().with_context(|| format!("mount point {}", dir.display()))?;
     let device = device.canonicalize().with_context(|| format!("{}", device.display()))?;
+    log::name_volume(&device);
     let signals = block_signals()?;
     let mut how = OpenOptions {
         read_only: options.volume.read_only,

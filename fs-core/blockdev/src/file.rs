@@ -140,7 +140,7 @@ impl FileDevice {
             let at = offset + done as u64;
             let skip = (at % align) as usize;
             let len = (buf.len() - done).min(BOUNCE - skip);
-            let mut bounce = PooledBuf::take((skip + len).next_multiple_of(align as usize));
+            let mut bounce = PooledBuf::try_take((skip + len).next_multiple_of(align as usize))?;
             self.pread(at - skip as u64, &mut bounce)?;
             buf[done..done + len].copy_from_slice(&bounce[skip..skip + len]);
             done += len;
@@ -175,7 +175,7 @@ impl FileDevice {
             let skip = (at % align) as usize;
             let len = ((end - at) as usize).min(BOUNCE - skip);
             let span = (skip + len).next_multiple_of(align as usize);
-            let mut bounce = PooledBuf::take(span);
+            let mut bounce = PooledBuf::take_waiting(span)?;
             let first = at - skip as u64;
             let sector = align as usize;
             let tail_is_partial = skip + len < span;
