@@ -13,7 +13,7 @@ use crate::deletions::Deletions;
 use crate::dir;
 use crate::extent::MapCtx;
 use crate::inode::{Inode, Orphans, Table};
-use crate::mmp::Claim;
+use crate::mmp::MmpGuard;
 use crate::sync::RankedMutex;
 use crate::volume::Volume;
 use crate::xattr::XattrCache;
@@ -36,7 +36,7 @@ pub struct Filesystem {
     pub(crate) deletions: Deletions,
     pub(crate) background: Background,
     /// The claim on a volume with multi-mount protection, while it is mounted for writing.
-    pub(crate) claim: Option<Arc<Claim>>,
+    pub(crate) claim: Option<Arc<MmpGuard>>,
 }
 
 impl Filesystem {

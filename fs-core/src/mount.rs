@@ -22,7 +22,7 @@ use crate::error::{Error, Result};
 use crate::extent::MapCtx;
 use crate::fs::{Filesystem, Observer};
 use crate::inode::{Orphans, Table};
-use crate::mmp::{self, Claim};
+use crate::mmp::{self, MmpGuard};
 use crate::sync::{Rank, RankedMutex};
 use crate::types::MountOptions;
 use crate::volume::{VOLUME_EVENTS, Volume};
@@ -106,7 +106,8 @@ impl Filesystem {
     ) -> std::result::Result<Arc<Filesystem>, MountError> {
         let sb = read_superblock(dev.as_ref(), &opts)?;
         judge(&sb, dev.as_ref(), &mut opts)?;
-        let claim = if opts.read_only { None } else { mmp::claim(&dev, &sb, &env)?.map(Arc::new) };
+        let claim = if opts.read_only { None } else { mmp::acquire(&dev, &sb, &env)?.map(Arc::new) };
+        let dev = claim.as_ref().map_or(dev, |claim| claim.guarded());
         let mounted = Self::mount_claimed(dev, sb, opts, env, claim.clone());
         if mounted.is_err()
             && let Some(claim) = claim
@@ -125,7 +126,7 @@ impl Filesystem {
         mut sb: SuperBlock,
         opts: MountOptions,
         env: Env,
-        claim: Option<Arc<Claim>>,
+        claim: Option<Arc<MmpGuard>>,
     ) -> std::result::Result<Arc<Filesystem>, MountError> {
         let log = locate_journal(dev.as_ref(), &sb)?;
         if let Some(log) = &log
@@ -322,7 +323,10 @@ fn mark_mounted(vol: &Volume) -> Result<()> {
     })
 }
 
-fn assemble(vol: Arc<Volume>, claim: Option<Arc<Claim>>) -> std::result::Result<Arc<Filesystem>, MountError> {
+fn assemble(
+    vol: Arc<Volume>,
+    claim: Option<Arc<MmpGuard>>,
+) -> std::result::Result<Arc<Filesystem>, MountError> {
     let alloc = Arc::new(Allocator::open(vol.clone())?);
     let inodes = Arc::new(Table::new(vol.clone(), alloc.clone()));
     let map = MapCtx { vol: &vol, alloc: &alloc, ino: Ino::ROOT, generation: 0 };

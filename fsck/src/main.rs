@@ -51,7 +51,7 @@ const REBOOT: u8 = 2;
 
 fn run(cli: &Cli) -> anyhow::Result<u8> {
     let interrupt = Interrupt::listen()?;
-    let options = Options { cancel: Some(Arc::clone(&interrupt.0)), ..cli.options()? };
+    let mut options = Options { cancel: Some(Arc::clone(&interrupt.0)), ..cli.options()? };
     let name = cli.device.display().to_string();
     let read_only = options.mode == Mode::CheckOnly;
     let mount = blockdev::mounted(&cli.device);
@@ -72,7 +72,10 @@ fn run(cli: &Cli) -> anyhow::Result<u8> {
     )?;
     let started = std::time::Instant::now();
     let mut terminal = Terminal::new(cli, interrupt)?;
-    let report = fsck::check_with(device, &options, &mut terminal).map_err(anyhow::Error::new)?;
+    let (device, protection) = fsck::protect(device, &mut options, &mut terminal)?;
+    let checked = fsck::check_with(device, &options, &mut terminal);
+    protection.release(&options)?;
+    let report = checked?;
     terminal.finish();
     let mut text = if cli.json { report.json() + "\n" } else { told(cli, &name, &report) };
     if cli.timing {
