@@ -56,20 +56,26 @@ fn run(cli: &Cli) -> anyhow::Result<u8> {
     let read_only = options.mode == Mode::CheckOnly;
     let mount = blockdev::mounted(&cli.device);
     // A root that is mounted read-only may be repaired, and with -f whatever is; the claim refuses the rest.
-    let underneath = mount.as_ref().is_some_and(|mount| mount.read_only && (mount.root || cli.force));
+    let underneath =
+        mount.as_ref().is_some_and(|mount| mount.read_only && !mount.fuse && (mount.root || cli.force));
     if mount.as_ref().is_some_and(|mount| read_only || underneath && !mount.root) && !cli.json {
         println!("Warning!  {name} is mounted.");
     }
-    let device = blockdev::open(
-        &cli.device,
-        &blockdev::OpenOptions {
-            read_only,
-            offset: 0,
-            direct: blockdev::Direct::Never,
-            exclusive: !read_only && !underneath,
-            mounted: underneath,
-        },
-    )?;
+    let how = blockdev::OpenOptions {
+        read_only,
+        offset: 0,
+        direct: blockdev::Direct::Never,
+        exclusive: !underneath,
+        mounted: underneath,
+    };
+    let wait = |text: &str| eprintln!("fsck.rext4: {text}");
+    let device = match blockdev::open_when_free(&cli.device, &how, wait) {
+        // Who only looks may look at what others use, and keeps nobody out.
+        Ok(_) | Err(blockdev::OpenError::InUse { .. }) if read_only => {
+            blockdev::open(&cli.device, &blockdev::OpenOptions { exclusive: false, ..how })
+        }
+        done => done,
+    }?;
     let started = std::time::Instant::now();
     let mut terminal = Terminal::new(cli, interrupt)?;
     let (device, protection) = fsck::protect(device, &mut options, &mut terminal)?;

@@ -1,5 +1,6 @@
 //! One mount from beginning to end: open, recover, mount, serve, unmount.
 
+use std::io::Write as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 use std::sync::Arc;
@@ -65,7 +66,7 @@ pub fn serve(device: &Path, dir: &Path, options: &Options) -> Result<()> {
     };
     let mut preparation = Preparation::new(&device, &dir, options, &how)?;
     how.mounted = preparation.has_claimed();
-    let dev = blockdev::open(&device, &how)?;
+    let dev = blockdev::open_when_free(&device, &how, say)?;
     log_choice(&device, &dev, options.dio);
     if dev.is_direct() {
         preparation.expect_waiting();
@@ -79,6 +80,11 @@ pub fn serve(device: &Path, dir: &Path, options: &Options) -> Result<()> {
 pub fn serve_device(dev: Arc<dyn BlockDevice>, name: &Path, dir: &Path, options: &Options) -> Result<()> {
     let signals = block_signals()?;
     run(dev, Box::new(|| ()), Preparation::of_file(name, dir, options), dir, options, &signals)
+}
+
+/// Tells whoever waits for the mount.
+pub fn say(text: &str) {
+    let _ = writeln!(std::io::stderr(), "mount.rext4: {text}");
 }
 
 /// Mounts, serves and unmounts. `unlock` lets others have the device.

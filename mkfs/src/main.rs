@@ -55,7 +55,8 @@ fn run(job: &Job) -> Result<()> {
         exclusive: !job.dry_run,
         ..OpenOptions::default()
     };
-    let device = blockdev::open(path, &how)?;
+    let wait = |text: &str| eprintln!("mkfs.rext4: {text}");
+    let device = blockdev::open_when_free(path, &how, wait)?;
     let geometry = device.geometry();
     let shape = Shape::new(&job.options, geometry.size, geometry.logical_sector)?;
     if job.dry_run {

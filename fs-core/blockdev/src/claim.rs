@@ -16,6 +16,7 @@ use rustix::fs::{FlockOperation, flock, major, minor};
 use rustix::io::Errno;
 
 use crate::file::Kind;
+use crate::mount_table::{fuse_mounts, is_of};
 
 /// Who uses a device. Its text says what to do.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -101,11 +102,16 @@ pub struct Mount {
     pub read_only: bool,
     /// Whether it is this process's root.
     pub root: bool,
+    /// Whether a FUSE server, and not the kernel, has it mounted.
+    pub fuse: bool,
 }
 
-/// Where a block device is mounted, or the loop device over an image file.
+/// Where a block device or an image file is mounted, or the loop device over an image file.
 #[must_use]
 pub fn mounted(path: &Path) -> Option<Mount> {
+    if let Some(mount) = fuse_mounts("self").into_iter().find(|mount| is_of(mount, path)) {
+        return Some(Mount { at: mount.at, read_only: mount.read_only, root: false, fuse: true });
+    }
     if let Some(rdev) = device_number(path) {
         return mount_of(rdev);
     }
@@ -270,6 +276,7 @@ fn mount_of(rdev: u64) -> Option<Mount> {
             at: PathBuf::from(unescape(at)),
             read_only,
             root,
+            fuse: false,
         })
     })
 }

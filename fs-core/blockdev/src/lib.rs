@@ -14,7 +14,9 @@ mod lease;
 mod limits;
 mod map;
 mod message;
+mod mount_table;
 mod open;
+mod patience;
 pub mod sim;
 mod uncached;
 
@@ -28,4 +30,6 @@ pub use lease::{Lease, Leased};
 pub use limits::{file_size_limit, file_size_limit_is_an_error};
 pub use map::ReadOnlyMap;
 pub use message::in_one_line;
+pub use mount_table::{MountUser, mounted_elsewhere};
 pub use open::{Direct, OpenError, OpenOptions, open};
+pub use patience::open_when_free;
