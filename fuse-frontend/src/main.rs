@@ -52,13 +52,7 @@ struct Args {
 fn main() -> ExitCode {
     blockdev::file_size_limit_is_an_error();
     if called().starts_with("umount.") {
-        return match unmounter::run(&unmounter::Args::parse()) {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(error) => {
-                eprintln!("umount.fuse.rext4: {}", blockdev::in_one_line(error.as_ref()));
-                ExitCode::from(MOUNT_FAILURE)
-            }
-        };
+        return unmounter::run(&std::env::args_os().skip(1).collect::<Vec<_>>());
     }
     let args = Args::parse();
     let default_level = match (args.debug, args.verbose) {

@@ -1,133 +1,157 @@
-//! The kernel's tables of mounts, as bytes (proc(5), `/proc/PID/mountinfo`), of this process and of others.
+//! The kernel's table of mounts (`/proc/PID/mountinfo`, see proc(5)).
+//!
+//! Whoever may mount, an ordinary user with a FUSE filesystem among them, chooses the words of his line: they
+//! are bytes of any kind, and the paths lead wherever he likes. So a line is read and compared here, and
+//! no path in it is followed.
 
 use std::ffi::OsString;
-use std::fs;
-use std::os::unix::ffi::OsStringExt;
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::io;
+use std::os::unix::ffi::OsStringExt as _;
+use std::path::PathBuf;
 
-/// A mount of a FUSE filesystem.
-pub(crate) struct FuseMount {
-    /// `major:minor` of the filesystem.
-    pub device: Vec<u8>,
-    /// Where it is.
-    pub at: PathBuf,
-    /// What is mounted, as the one who mounted it says.
+/// A line of the table.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct MountEntry {
+    /// The mount's own number.
+    pub id: u64,
+    /// Device number of the filesystem, major and minor.
+    pub device: (u32, u32),
+    /// The mount point.
+    pub point: PathBuf,
+    /// Options of this mount.
+    pub options: OsString,
+    /// The filesystem's type, a subtype behind a dot.
+    pub fs_type: OsString,
+    /// What is mounted, in the words of whoever mounted it.
     pub source: PathBuf,
-    /// Whether the filesystem, and not only this mount of it, is read-only.
-    pub read_only: bool,
+    /// Options of the filesystem, whichever mount shows it.
+    pub fs_options: OsString,
 }
 
-/// The FUSE mounts that the process `pid` sees (`self` for this one).
-pub(crate) fn fuse_mounts(pid: &str) -> Vec<FuseMount> {
-    let table = fs::read(format!("/proc/{pid}/mountinfo")).unwrap_or_default();
-    table.split(|&byte| byte == b'\n').filter_map(parse).collect()
+impl MountEntry {
+    /// `36 35 98:0 /root /point options optional... - type source options`
+    fn parse(line: &[u8]) -> Option<MountEntry> {
+        let at = line.windows(3).position(|word| word == b" - ")?;
+        let mut front = line[..at].split(|byte| *byte == b' ');
+        let mut back = line[at + 3..].split(|byte| *byte == b' ');
+        let (id, _parent, device, _root) = (front.next()?, front.next()?, front.next()?, front.next()?);
+        let (major, minor) = text(device)?.split_once(':')?;
+        Some(MountEntry {
+            id: text(id)?.parse().ok()?,
+            device: (major.parse().ok()?, minor.parse().ok()?),
+            point: unescape(front.next()?).into(),
+            options: unescape(front.next()?),
+            fs_type: unescape(back.next()?),
+            source: unescape(back.next()?).into(),
+            fs_options: unescape(back.next()?),
+        })
+    }
+
+    /// Whether this mount, which others of the same filesystem need not be, is read-only.
+    #[must_use]
+    pub fn is_read_only(&self) -> bool {
+        has_option(&self.options, b"ro")
+    }
+
+    /// Whether the filesystem is read-only in all its mounts.
+    #[must_use]
+    pub fn fs_is_read_only(&self) -> bool {
+        has_option(&self.fs_options, b"ro")
+    }
 }
 
-/// `36 35 98:0 /root /point options optional... - type source options`
-fn parse(line: &[u8]) -> Option<FuseMount> {
-    let mut fields = line.split(|&byte| byte == b' ').skip(2);
-    let (device, _root, at) = (fields.next()?, fields.next()?, fields.next()?);
-    let mut fields = fields.skip_while(|field| *field != b"-").skip(1);
-    let (fs_type, source, options) = (fields.next()?, fields.next()?, fields.next()?);
-    fs_type.starts_with(b"fuse").then(|| FuseMount {
-        device: device.to_vec(),
-        at: unescape(at),
-        source: unescape(source),
-        read_only: options.split(|&byte| byte == b',').any(|option| option == b"ro"),
-    })
+/// The mounts that this process sees, in the table's order: the newest of those on one point comes last.
+/// What is no line of this form is left out.
+///
+/// # Errors
+/// Those of reading the table.
+pub fn mount_table() -> io::Result<Vec<MountEntry>> {
+    Ok(parse(&std::fs::read("/proc/self/mountinfo")?))
 }
 
-/// Undoes the octal escapes (`\040`).
-fn unescape(field: &[u8]) -> PathBuf {
+/// The mounts that the process or thread `pid` sees.
+///
+/// # Errors
+/// Those of reading its table, which needs the right to trace it.
+pub fn mount_table_of(pid: u32) -> io::Result<Vec<MountEntry>> {
+    Ok(parse(&std::fs::read(format!("/proc/{pid}/mountinfo"))?))
+}
+
+fn parse(table: &[u8]) -> Vec<MountEntry> {
+    table.split(|byte| *byte == b'\n').filter_map(MountEntry::parse).collect()
+}
+
+fn has_option(all: &OsString, wanted: &[u8]) -> bool {
+    all.as_encoded_bytes().split(|byte| *byte == b',').any(|option| option == wanted)
+}
+
+fn text(field: &[u8]) -> Option<&str> {
+    std::str::from_utf8(field).ok()
+}
+
+/// Undoes the escapes of the kernel's tables, a backslash and three octal digits, which stand for space, tab,
+/// newline, backslash and number sign.
+pub(crate) fn unescape(field: &[u8]) -> OsString {
     let mut bytes = Vec::with_capacity(field.len());
     let mut rest = field;
-    while let Some((&byte, after)) = rest.split_first() {
-        let code = match (byte, after.get(..3)) {
-            (b'\\', Some(digits)) if digits.iter().all(|digit| (b'0'..b'8').contains(digit)) => {
-                digits.iter().try_fold(0u8, |code, digit| code.checked_mul(8)?.checked_add(digit - b'0'))
-            }
-            _ => None,
-        };
-        bytes.push(code.unwrap_or(byte));
-        rest = if code.is_some() { &after[3..] } else { after };
+    while let Some((&first, others)) = rest.split_first() {
+        let octal = if first == b'\\' { others.get(..3).and_then(octal) } else { None };
+        bytes.push(octal.unwrap_or(first));
+        rest = if octal.is_some() { &others[3..] } else { others };
     }
-    OsString::from_vec(bytes).into()
+    OsString::from_vec(bytes)
 }
 
-/// Whether `source` names the same file or device as `path`.
-pub(crate) fn is_of(mount: &FuseMount, path: &Path) -> bool {
-    if !mount.source.is_absolute() {
-        return false;
-    }
-    if mount.source == path {
-        return true;
-    }
-    match (mount.source.metadata(), path.metadata()) {
-        (Ok(a), Ok(b)) if a.rdev() != 0 || b.rdev() != 0 => a.rdev() == b.rdev(),
-        (Ok(a), Ok(b)) => (a.dev(), a.ino()) == (b.dev(), b.ino()),
-        _ => false,
-    }
-}
-
-/// A process that has a mount in a tree of mounts of its own.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct MountUser {
-    /// Its number.
-    pub pid: u32,
-    /// Its command name.
-    pub name: String,
-    /// Where the mount is in its tree.
-    pub at: PathBuf,
-}
-
-impl std::fmt::Display for MountUser {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "process {} ({}) on {}", self.pid, self.name, self.at.display())
-    }
-}
-
-/// One process of each other tree of mounts (a container, `unshare -m`) where the FUSE filesystem on `path`, or
-/// the one with the number `device` (`major:minor`), is still mounted. Needs the right to look into other
-/// processes.
-#[must_use]
-pub fn mounted_elsewhere(path: &Path, device: Option<&str>) -> Vec<MountUser> {
-    let own = fs::read_link("/proc/self/ns/mnt").ok();
-    let mut seen = Vec::from_iter(own);
-    let mut found = Vec::new();
-    let pids = fs::read_dir("/proc").into_iter().flatten().flatten();
-    for pid in pids.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok()) {
-        let Ok(space) = fs::read_link(format!("/proc/{pid}/ns/mnt")) else { continue };
-        if seen.contains(&space) {
-            continue;
-        }
-        seen.push(space);
-        let mounts = fuse_mounts(&pid.to_string());
-        let wanted = |mount: &&FuseMount| match device {
-            Some(device) => mount.device == device.as_bytes(),
-            None => is_of(mount, path),
-        };
-        if let Some(mount) = mounts.iter().find(wanted) {
-            let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-            found.push(MountUser { pid, name: name.trim_end().to_owned(), at: mount.at.clone() });
-        }
-    }
-    found
+fn octal(digits: &[u8]) -> Option<u8> {
+    let value = digits.iter().try_fold(0u32, |value, digit| match digit {
+        b'0'..=b'7' => Some(value * 8 + u32::from(digit - b'0')),
+        _ => None,
+    })?;
+    value.try_into().ok()
 }
 
 #[cfg(test)]
 mod tests {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt as _;
+    use std::path::Path;
+
     use super::*;
 
     #[test]
-    fn lines_are_bytes() {
-        let line = b"40 26 0:36 / /mnt/a\\040\xff rw shared:7 - fuse.rext4 /images/x\\134y ro,user_id=0";
-        let mount = parse(line).unwrap();
-        assert_eq!(mount.at.as_os_str().as_encoded_bytes(), b"/mnt/a \xff");
-        assert_eq!(mount.source.as_os_str().as_encoded_bytes(), b"/images/x\\y");
-        assert!(mount.read_only && mount.device == b"0:36");
-        assert!(parse(b"40 26 8:1 / / rw - ext4 /dev/sda1 rw").is_none());
-        assert!(parse(b"").is_none() && parse(b"no such line").is_none());
-        assert_eq!(unescape(b"a\\777\\04").as_os_str().as_encoded_bytes(), b"a\\777\\04");
+    fn escapes_are_undone_and_all_else_stays() {
+        for (field, plain) in [
+            (&b"/mnt/a\\040b\\134c"[..], &b"/mnt/a b\\c"[..]),
+            (b"/plain", b"/plain"),
+            (b"\xff\xfe\\011", b"\xff\xfe\t"),
+            (b"\\0", b"\\0"),
+            (b"\\400\\9", b"\\400\\9"),
+            (b"\\\\040", b"\\ "),
+        ] {
+            assert_eq!(unescape(field), OsStr::from_bytes(plain));
+        }
+    }
+
+    #[test]
+    fn a_line_is_read_whatever_its_bytes() {
+        let line = b"40 26 0:36 / /mnt/a\\040\xff rw,noatime shared:7 master:1 - fuse.rext4 /images/\xfe ro,user_id=0";
+        let entry = MountEntry::parse(line).unwrap();
+        assert_eq!((entry.id, entry.device), (40, (0, 36)));
+        assert_eq!(entry.point, Path::new(OsStr::from_bytes(b"/mnt/a \xff")));
+        assert_eq!(entry.source, Path::new(OsStr::from_bytes(b"/images/\xfe")));
+        assert_eq!(entry.fs_type, "fuse.rext4");
+        assert!(!entry.is_read_only() && entry.fs_is_read_only());
+    }
+
+    #[test]
+    fn a_line_that_is_none_hides_no_other() {
+        let table = b"nonsense\n1 2 x:y / /p rw - a b rw\n\n40 26 0:36 / /p rw - t s rw\n41 26 0:3";
+        let points: Vec<_> = parse(table).into_iter().map(|entry| entry.id).collect();
+        assert_eq!(points, [40]);
+    }
+
+    #[test]
+    fn the_table_of_this_process_has_a_root() {
+        assert!(mount_table().unwrap().iter().any(|entry| entry.point == Path::new("/")));
     }
 }

@@ -7,7 +7,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::claim::Holder;
-use crate::mount_table::{fuse_mounts, is_of, mounted_elsewhere};
+use crate::mount_table::mount_table_of;
+use crate::mount_users::{is_fuse_of, mounted_elsewhere};
 use crate::{FileDevice, OpenError, OpenOptions, open};
 
 /// How long a user that writes everything out may take.
@@ -57,7 +58,9 @@ fn waiting_for(path: &Path, holder: &Holder) -> String {
         Holder::Process { pid, name } => format!("process {pid} ({name})"),
         _ => "its user".into(),
     };
-    let elsewhere: Vec<_> = mounted_elsewhere(path, None).iter().map(ToString::to_string).collect();
+    let canonical = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    let users = mounted_elsewhere(|entry| is_fuse_of(entry, &canonical));
+    let elsewhere: Vec<_> = users.iter().map(ToString::to_string).collect();
     let path = path.display();
     match elsewhere.as_slice() {
         [] => format!("waiting for {who}, which is writing {path} out"),
@@ -75,5 +78,6 @@ fn is_server(name: &str) -> bool {
 
 /// Whether the process `pid` sees the volume mounted.
 fn serves(pid: u32, path: &Path) -> bool {
-    fuse_mounts(&pid.to_string()).iter().any(|mount| is_of(mount, path))
+    let canonical = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    mount_table_of(pid).is_ok_and(|table| table.iter().any(|entry| is_fuse_of(entry, &canonical)))
 }
