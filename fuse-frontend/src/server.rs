@@ -15,7 +15,9 @@ use nix::sys::signal::{SigSet, Signal};
 use parking_lot::Mutex;
 use tracing::{info, warn};
 
+use crate::auto_unmount::Watcher;
 use crate::doors::Ended;
+use crate::lock_file::LockFile;
 use crate::options::Options;
 use crate::session::Preparation;
 use crate::{background, log, mountpoint};
@@ -52,8 +54,8 @@ impl Volume {
 
 /// Serves the volume on `device` at `dir` until it is unmounted or the process is told to end.
 pub fn serve(device: &Path, dir: &Path, options: &Options) -> Result<()> {
-    mountpoint::check(dir)?;
-    let dir = dir.canonicalize().with_context(|| format!("mount point {}", dir.display()))?;
+    let dir = mountpoint::prepare(dir)?;
+    let _lock_file = options.lock_file.as_deref().map(LockFile::create).transpose()?;
     let device = device.canonicalize().with_context(|| format!("{}", device.display()))?;
     log::name_volume(&device);
     let signals = block_signals()?;
@@ -137,6 +139,7 @@ fn serve_mounted(
         let _ = tell.send(Event::SessionEnded(ended));
     };
     let mut session = preparation.start(volume, options, Arc::new(on_end))?;
+    let _watcher = options.auto_unmount.then(|| Watcher::start(dir)).transpose().context("auto_unmount")?;
     mountpoint::raise_read_ahead(dir, READ_AHEAD_KIB);
     if background::is_server() {
         background::report_ready()?;

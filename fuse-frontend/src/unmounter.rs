@@ -73,7 +73,9 @@ pub fn run(words: &[OsString]) -> ExitCode {
         }
         Err(_) => return pass_on(words),
     };
-    let Some(entry) = mountpoint::entry_of(&args.dir).filter(is_ours) else { return pass_on(words) };
+    let Some(entry) = mountpoint::entry_of(&args.dir).filter(mountpoint::is_ours) else {
+        return pass_on(words);
+    };
     match unmount_ours(&args, &entry) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -81,11 +83,6 @@ pub fn run(words: &[OsString]) -> ExitCode {
             ExitCode::from(UMOUNT_FAILURE)
         }
     }
-}
-
-/// Whether a server of ours has mounted it, by the name that it has given it.
-fn is_ours(entry: &MountEntry) -> bool {
-    ["fuse.rext4", "fuseblk.rext4"].iter().any(|ours| entry.fs_type == *ours)
 }
 
 fn unmount_ours(args: &Args, entry: &MountEntry) -> Result<()> {
