@@ -23,6 +23,8 @@ pub fn prepare(dir: &Path) -> Result<PathBuf> {
             Ok(meta) if meta.is_dir() => return dir.canonicalize().with_context(named),
             Ok(_) => bail!("mount point {} is not a directory", dir.display()),
             Err(error) if is_dead(&error) => take_away_dead(dir)?,
+            // The server ended while it was asked; the next one who asks hears that.
+            Err(error) if error.raw_os_error() == Some(libc::ECANCELED) => {}
             Err(error) => return Err(error).with_context(named),
         }
     }
