@@ -47,19 +47,34 @@ impl Deletions {
         let _ = self.arrival.set(arrival);
     }
 
-    /// Waits for those that have begun; says whether there were any. Not inside a handle: they start
-    /// their own.
-    pub fn wait(&self) -> bool {
-        let before = self.running.lock().next;
+    /// How many have ended so far.
+    pub fn ended(&self) -> u64 {
+        self.running.lock().ended()
+    }
+
+    /// Waits for those that have begun, and for those on their way; says whether any has ended since there
+    /// were `before` of them. Not inside a handle: they start their own.
+    pub fn wait(&self, before: u64) -> bool {
         if let Some(arrival) = self.arrival.get() {
             arrival();
         }
+        self.wait_for_running(before)
+    }
+
+    /// The same without those on their way.
+    pub fn wait_for_running(&self, before: u64) -> bool {
         let mut running = self.running.lock();
-        let (any, later) = (!running.numbers.is_empty() || running.next > before, running.next);
+        let later = running.next;
         while running.numbers.first().is_some_and(|number| *number < later) {
             self.ended.wait(&mut running);
         }
-        any
+        running.ended() > before
+    }
+}
+
+impl Running {
+    fn ended(&self) -> u64 {
+        self.next - self.numbers.len() as u64
     }
 }
 
@@ -82,14 +97,16 @@ mod tests {
     #[test]
     fn those_that_have_begun_are_waited_for() {
         let all = Arc::new(Deletions::default());
-        assert!(!all.wait());
+        assert!(!all.wait(0));
         let (first, (tell, hear), waiter) = (all.begin(), channel(), all.clone());
-        let thread = Thread::spawn("waiter", move || tell.send(waiter.wait()).unwrap()).unwrap();
+        let thread = Thread::spawn("waiter", move || tell.send(waiter.wait(0)).unwrap()).unwrap();
         assert!(hear.recv_timeout(Duration::from_millis(50)).is_err());
         drop(first);
         assert!(hear.recv().unwrap());
         thread.join();
-        assert!(!all.wait());
+        // One that ended between an attempt and the wait counts; one from before the attempt does not.
+        assert!(all.wait(0));
+        assert!(!all.wait(all.ended()));
     }
 
     #[test]
@@ -97,6 +114,6 @@ mod tests {
         let all = Arc::new(Deletions::default());
         let weak = Arc::downgrade(&all);
         all.arrive_by(Box::new(move || drop(weak.upgrade().unwrap().begin())));
-        assert!(all.wait());
+        assert!(all.wait(0));
     }
 }

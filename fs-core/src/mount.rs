@@ -202,19 +202,27 @@ impl Filesystem {
         }
         self.inodes.forget_all();
         let drained = self.sync_all();
-        for ino in self.inodes.live() {
-            self.let_go(ino);
-        }
-        self.reap();
+        self.let_all_go();
         let closed = drained.and_then(|()| Ok(self.vol.journal.close()?));
+        let settled = self.vol.journal.seal();
         self.vol.shut_down();
         closed?;
+        // Nothing changes any more. What is still an orphan the next mount, or a check, has to find.
+        let clean = settled && !self.orphans.any();
+        if !clean {
+            warn!("inodes without a name were still in use; the next mount or fsck.rext4 frees them");
+        }
         let now = self.vol.now();
         self.vol.write_super_directly(|sb| {
             sb.set_write_time(now.sec.max(0) as u64);
-            sb.set_needs_recovery(false);
-            sb.set_orphan_present(false);
-            sb.set_state(sb.state().with(State::VALID));
+            if clean {
+                sb.set_needs_recovery(false);
+                sb.set_orphan_present(false);
+                // A volume that wanted a check when it was mounted still does.
+                if self.vol.was_valid {
+                    sb.set_state(sb.state().with(State::VALID));
+                }
+            }
         })
     }
 }

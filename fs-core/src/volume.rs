@@ -8,7 +8,7 @@ use blockdev::{BlockDevice, Env};
 use ext4_format::csum::Csum;
 use ext4_format::geometry::Geometry;
 use ext4_format::inode::{InodeLayout, Time};
-use ext4_format::superblock::{ErrorEntry, OnError, SUPERBLOCK_LEN, SUPERBLOCK_OFFSET, SuperBlock};
+use ext4_format::superblock::{ErrorEntry, OnError, SUPERBLOCK_LEN, SUPERBLOCK_OFFSET, State, SuperBlock};
 use ext4_format::{BlockNo, Corruption};
 use jbd2::{Buffer, Handle, Journal};
 use tracing::{error, warn};
@@ -51,6 +51,8 @@ pub struct Volume {
     pub opts: MountOptions,
     /// Time, chance, threads.
     pub env: Env,
+    /// Whether it was marked clean, or needed no more than its journal, when it was mounted.
+    pub was_valid: bool,
     /// The superblock. Guarded by its own leaf lock; written through [`Volume::edit_super`].
     pub sb: RankedMutex<SuperBlock>,
     mode: AtomicU8,
@@ -75,6 +77,7 @@ impl Volume {
             inode_layout: InodeLayout::new(&sb),
             opts,
             env,
+            was_valid: sb.state().has(State::VALID),
             sb: RankedMutex::new(Rank::Leaf, sb),
             mode: AtomicU8::new(mode as u8),
         }

@@ -2,7 +2,7 @@
 //! and who runs the background work.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
 
@@ -65,12 +65,10 @@ struct SystemClock;
 
 impl Clock for SystemClock {
     fn now(&self) -> Timestamp {
-        match SystemTime::now().duration_since(UNIX_EPOCH) {
-            Ok(d) => {
-                Timestamp { sec: i64::try_from(d.as_secs()).unwrap_or(i64::MAX), nsec: d.subsec_nanos() }
-            }
-            Err(_) => Timestamp::default(),
-        }
+        // The clock of the kernel's own timestamps: with a finer one, what the kernel stamps after us would
+        // seem to have come before.
+        let now = clock_gettime(ClockId::RealtimeCoarse);
+        Timestamp { sec: now.tv_sec, nsec: now.tv_nsec as u32 }
     }
 }
 

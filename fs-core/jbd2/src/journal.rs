@@ -281,12 +281,7 @@ impl Journal {
             if core.aborted.is_some() {
                 return;
             }
-            core.aborted = Some(cause.clone());
-            self.dead.store(true, Ordering::Release);
-            self.handles_gone.notify_all();
-            self.admission.notify_all();
-            self.commit_ended.notify_all();
-            self.landed.notify_all();
+            self.end(&mut core, cause.clone());
             std::mem::take(&mut core.callbacks)
         };
         tracing::error!(%cause, "journal aborted");
@@ -298,6 +293,29 @@ impl Journal {
         for (_, callback) in callbacks {
             callback(Err(Error::Aborted(cause.clone())));
         }
+    }
+
+    /// Refuses handles and commits from here on; the last call, after [`Journal::close`]. Gives whether
+    /// everything is written back: no handle open, nothing to commit, nothing in the log.
+    pub fn seal(&self) -> bool {
+        let mut core = self.core.lock();
+        if core.aborted.is_some() {
+            return false;
+        }
+        let idle = core.running.as_ref().is_none_or(|r| r.handles == 0 && r.tx.work.lock().is_empty());
+        let settled = idle && core.leading.is_none() && core.space.logged.is_empty();
+        self.end(&mut core, Arc::new(Error::ShutDown));
+        settled
+    }
+
+    /// Fails every later call, and whoever waits, with `cause`.
+    fn end(&self, core: &mut Core, cause: Arc<Error>) {
+        core.aborted = Some(cause);
+        self.dead.store(true, Ordering::Release);
+        self.handles_gone.notify_all();
+        self.admission.notify_all();
+        self.commit_ended.notify_all();
+        self.landed.notify_all();
     }
 
     /// Leaves the cause in the journal superblock, where the next mount and e2fsck look for it.

@@ -63,7 +63,7 @@ impl Allocator {
     ///
     /// # Errors
     /// [`Error::NoSpace`] when the caller may not have a single block, or when the only free ones
-    /// wait for a commit ([`Allocator::retry_after_commit`]).
+    /// wait for a commit ([`Allocator::should_retry`]).
     pub fn alloc_blocks(&self, handle: &Handle<'_>, mut request: BlockRequest<'_>) -> Result<Run> {
         let want = u64::from(request.want.max(1));
         let promised = request.reserved.as_mut().map_or(0, |r| r.redeem(want));

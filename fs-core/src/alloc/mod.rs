@@ -48,6 +48,7 @@ use zone::{Collector, SystemZone};
 
 pub use blocks::{BlockRequest, Run};
 pub use inodes::InodeKind;
+pub use release::Retry;
 pub use space::{Depth, Reservation};
 pub use trim::TrimRange;
 pub use windows::Stream;
@@ -107,6 +108,8 @@ pub struct Allocator {
     overhead: u64,
     /// Groups that have blocks waiting for a transaction, oldest transaction first.
     waiting: RankedMutex<VecDeque<release::Waiting>>,
+    /// Transactions whose freed blocks were given back.
+    released: AtomicU64,
     /// Files that have blocks kept for them, the longest unused first.
     windows: RankedMutex<windows::Windows>,
     /// Groups that have a bitmap in memory, in the order of loading.
@@ -181,6 +184,7 @@ impl Allocator {
             overhead: u64::from(geo.first_data_block) + zone.blocks() - u64::from(sb.mmp_block().is_some()),
             zone,
             waiting: RankedMutex::new(Rank::Leaf, VecDeque::new()),
+            released: AtomicU64::new(0),
             windows: RankedMutex::new(Rank::Leaf, VecDeque::new()),
             loaded: RankedMutex::new(Rank::Leaf, VecDeque::new()),
             written: RankedMutex::new(Rank::Leaf, (sb.free_blocks(), sb.free_inodes())),

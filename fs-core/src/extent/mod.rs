@@ -14,6 +14,7 @@
 //! 3. Every data block named by a map is checked against the volume's own metadata before use.
 
 mod indirect;
+mod migrate;
 mod path;
 mod range;
 mod tree;
@@ -24,6 +25,8 @@ use jbd2::{Credits, Handle};
 use crate::alloc::{ALLOC_CREDITS, Allocator, BlockRequest, Depth, Reservation, Run, Stream};
 use crate::error::{Error, Posix, Result};
 use crate::volume::Volume;
+
+pub use migrate::to_pointers;
 
 /// What the functions of this module need to know of the volume and the file.
 #[derive(Clone, Copy)]

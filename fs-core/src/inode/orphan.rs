@@ -85,6 +85,14 @@ impl Orphans {
         self.table.store(handle, inode, core)
     }
 
+    /// Whether the volume records any orphan.
+    #[must_use]
+    pub fn any(&self) -> bool {
+        let entries = codec::per_block(self.vol.block_size() as usize);
+        let in_file = |file: &OrphanFile| file.free.iter().any(|free| free.lock().len() < entries);
+        !self.table.chain().lock().is_empty() || self.file.as_ref().is_some_and(in_file)
+    }
+
     /// Takes `inode` off the record within `handle` ([`CREDITS`]). The caller stores the inode.
     pub fn remove(&self, handle: &Handle<'_>, inode: &Inode, core: &mut Core) -> Result<()> {
         match core.orphan {

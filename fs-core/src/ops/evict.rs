@@ -34,16 +34,18 @@ impl Filesystem {
 
     /// Tries again when there was no space but a deletion under way has made some.
     pub(super) fn after_deletions<T>(&self, mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
+        let ended = self.deletions.ended();
         match attempt() {
-            Err(Error::NoSpace) if self.wait_for_deletions() => attempt(),
+            Err(Error::NoSpace) if self.wait_for_deletions(ended) => attempt(),
             done => done,
         }
     }
 
     /// Waits for the deletions under way, and a while for those of inodes that somebody still holds. Says
-    /// whether there were any. The caller has no handle and holds no inode that is being deleted.
-    pub(super) fn wait_for_deletions(&self) -> bool {
-        let any = self.deletions.wait();
+    /// whether any has ended since there were `ended` of them. The caller has no handle and holds no inode
+    /// that is being deleted.
+    pub(super) fn wait_for_deletions(&self, ended: u64) -> bool {
+        let any = self.deletions.wait(ended);
         let deadline = Instant::now() + PATIENCE;
         let mut held = false;
         while self.leaving.lock().values().any(|nameless| *nameless) {
@@ -53,7 +55,7 @@ impl Filesystem {
             }
             threads::sleep(MOMENT);
         }
-        any | (held && self.deletions.wait())
+        any | (held && self.deletions.wait(ended))
     }
 
     /// Lets `ino` leave the table, now or, when it is busy, at a later [`Filesystem::reap`].
@@ -76,11 +78,12 @@ impl Filesystem {
 
     /// Lets `ino` leave the table and deletes it if it has no name. False when it is busy.
     fn depart(&self, ino: Ino) -> bool {
+        // From before it leaves the table: there, or among the deletions, an unmount finds it.
+        let _running = self.deletions.begin();
         match self.inodes.depart(ino) {
             Departure::Busy => return false,
             Departure::Gone => {}
             Departure::Delete(inode) => {
-                let _running = self.deletions.begin();
                 if let Err(error) = self.delete(&inode) {
                     tracing::error!(%ino, %error, "an inode could not be deleted; recovery or fsck will");
                 }
@@ -95,6 +98,24 @@ impl Filesystem {
         let leaving = std::mem::take(&mut *self.leaving.lock());
         for ino in leaving.into_keys() {
             self.let_go(ino);
+        }
+    }
+
+    /// Lets every inode leave, once the kernel has forgotten them all. Waits for the deletions under way, and a
+    /// while for whoever still holds an inode without a name.
+    pub(crate) fn let_all_go(&self) {
+        for ino in self.inodes.live() {
+            self.let_go(ino);
+        }
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            self.reap();
+            self.deletions.wait_for_running(0);
+            let held = self.leaving.lock().values().any(|nameless| *nameless);
+            if !held || Instant::now() > deadline {
+                return;
+            }
+            threads::sleep(MOMENT);
         }
     }
 

@@ -171,7 +171,7 @@ impl Filesystem {
     ) -> Result<()> {
         let bs = u64::from(self.vol.block_size());
         let mut at = blocks.start;
-        let mut tries = 0;
+        let mut retry = self.alloc.retry();
         while at < blocks.end {
             let credits = 1 + extent::allocate_credits(&inode.core.read().map, 4);
             let per_run = extent::allocate_credits(&inode.core.read().map, 1);
@@ -204,10 +204,10 @@ impl Filesystem {
             });
             if matches!(outcome, Err(Error::NoSpace)) {
                 // What they free waits for the commit.
-                self.wait_for_deletions();
+                self.wait_for_deletions(self.deletions.ended());
             }
             match outcome {
-                Err(Error::NoSpace) if self.alloc.retry_after_commit(&mut tries)? => {}
+                Err(Error::NoSpace) if self.alloc.should_retry(&mut retry)? => {}
                 outcome => outcome?,
             }
         }

@@ -49,7 +49,7 @@ impl Filesystem {
 
     /// Space and inodes of the volume, once the deletions under way have ended.
     pub fn statfs(&self) -> Result<StatFs> {
-        self.wait_for_deletions();
+        self.wait_for_deletions(self.deletions.ended());
         let counts = self.alloc.counts();
         let sb = self.vol.sb.lock();
         let overhead = if self.vol.opts.minix_df { 0 } else { counts.overhead };

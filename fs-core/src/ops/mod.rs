@@ -9,6 +9,7 @@ mod fallocate;
 mod flags;
 mod fsync;
 mod getattr;
+mod label;
 mod link;
 mod lookup;
 mod mkdir;

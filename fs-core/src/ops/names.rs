@@ -54,13 +54,13 @@ impl Filesystem {
         Depth::of(self.may_use_reserve(caller))
     }
 
-    /// Tries again when there was no space: after the deletions under way, and after a commit if freed
-    /// blocks are waiting for one.
+    /// Tries again when there was no space: after the deletions under way, and when freed blocks have become
+    /// available.
     pub(super) fn with_retry<T>(&self, mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
-        let mut tries = 0;
+        let mut retry = self.alloc.retry();
         loop {
             match self.after_deletions(&mut attempt) {
-                Err(Error::NoSpace) if self.alloc.retry_after_commit(&mut tries)? => {}
+                Err(Error::NoSpace) if self.alloc.should_retry(&mut retry)? => {}
                 other => return other,
             }
         }

@@ -7,7 +7,7 @@ use ext4_format::inode::flag;
 use jbd2::Credits;
 
 use super::setattr::without_privileges;
-use crate::data::Failed;
+use crate::data::{Failed, Place, wait_clear};
 use crate::error::{Error, Posix, Result};
 use crate::fs::Filesystem;
 use crate::inode::Inode;
@@ -30,8 +30,8 @@ pub enum WriteMode {
 }
 
 impl Filesystem {
-    /// Writes `data` at byte `offset`; gives the number of bytes written, fewer only when the
-    /// largest file size or the end of the space is in the way.
+    /// Writes `data` at byte `offset`; gives the number of bytes written, fewer only when the largest file
+    /// size is in the way or, but for direct writes, the end of the space.
     ///
     /// # Errors
     /// `FileTooBig`, `NoSpace`, `NotPermitted` on an immutable file, the device's for direct
@@ -72,10 +72,13 @@ impl Filesystem {
             let place = |at, part: &[u8]| {
                 let before = inode.core.read().size;
                 let written = self.data.write_direct(&inode, at, part, privileged);
-                written.map_err(|failed| self.take_back(&inode, before, failed))
+                written.map_err(|failed| self.take_back(&inode, before, at, failed))?;
+                Ok(part.len())
             };
+            // The kernel sends the parts of one asynchronous direct write side by side, and makes a short
+            // count of any of them an EIO.
             let written = match self.after_deletions(|| place(offset, data)) {
-                Err(Error::NoSpace) if !has_extents => self.write_what_fits(offset, data, place),
+                Err(Error::NoSpace) if mode != WriteMode::Direct => self.write_what_fits(offset, data, place),
                 written => written,
             };
             if mode == WriteMode::Writeback && written.is_err() {
@@ -96,16 +99,33 @@ impl Filesystem {
         }
     }
 
-    /// Takes the growth of a file by a write that failed back, unless others have moved its end since.
-    fn take_back(&self, inode: &Arc<Inode>, before: u64, failed: Failed) -> Error {
+    /// Takes the growth of a file by a write at `at` that failed back, unless others have moved its end since.
+    /// What they have written between the end it had `before` and `at` stays.
+    fn take_back(&self, inode: &Arc<Inode>, before: u64, at: u64, failed: Failed) -> Error {
+        wait_clear(inode, &(0..u64::MAX));
         let size = inode.core.read().size;
-        if size > before
+        let keep = if before < at && self.has_data(inode, before, at) { at } else { before };
+        if size > keep
             && size == failed.reached
-            && let Err(error) = self.truncate(inode, before)
+            && let Err(error) = self.truncate(inode, keep)
         {
             tracing::warn!(ino = %inode.ino, %error, "a failed write has left the file longer");
         }
         failed.error
+    }
+
+    /// Whether there are data in the blocks between two bytes of a file.
+    fn has_data(&self, inode: &Inode, from: u64, to: u64) -> bool {
+        let bs = u64::from(self.vol.block_size());
+        let (mut at, end) = (from.div_ceil(bs), to.div_ceil(bs));
+        let core = inode.core.read();
+        while at < end {
+            match self.data.find(inode, &core, at, end - at) {
+                Ok((Place::Hole | Place::Unwritten(_), len)) => at += len,
+                Ok((Place::Data(_), _)) | Err(_) => return true,
+            }
+        }
+        false
     }
 
     /// Has `write` take as much of `data` as there is space for, to the last block.

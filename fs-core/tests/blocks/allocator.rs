@@ -510,7 +510,7 @@ fn live(rig: &Rig, everybody: &Mutex<BTreeSet<u64>>, mut dice: Dice) {
                     }
                     Err(Error::NoSpace) => {
                         drop(tx);
-                        let _ = alloc.retry_after_commit(&mut 0).unwrap();
+                        let _ = alloc.should_retry(&mut alloc.retry()).unwrap();
                     }
                     Err(e) => panic!("{e}"),
                 }

@@ -7,3 +7,4 @@ mod kernel;
 mod model;
 mod rig;
 mod storm;
+mod unmounting;

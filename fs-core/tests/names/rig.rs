@@ -53,8 +53,13 @@ impl Rig {
 
     /// Unmounts and lets e2fsck judge.
     pub fn unmount(&mut self) {
-        self.fs.take().expect("mounted").unmount().expect("a clean unmount");
+        self.end();
         fsck(&self.image());
+    }
+
+    /// Unmounts.
+    pub fn end(&mut self) {
+        self.fs.take().expect("mounted").unmount().expect("a clean unmount");
     }
 
     pub fn remount(&mut self) {

@@ -65,3 +65,45 @@ fn space_is_there_although_a_worker_holds_the_file() -> Result<()> {
     drop(fs);
     e2fsck_is_clean(&image)
 }
+
+/// A thread has taken the file out of the table of inodes and waits for a block of its map while the unmount
+/// begins.
+#[test]
+fn a_deletion_under_way_ends_before_the_volume_is_clean() -> Result<()> {
+    let folder = tempfile::tempdir_in(scratch())?;
+    let image = folder.path().join("image");
+    System::under_test().mkfs(&image, 64 << 20, &[])?;
+    let gate = Arc::new(Gate::default());
+    let mount = || -> Result<_> {
+        let device = Gated { inner: blockdev::open(&image, &OpenOptions::default())?, gate: gate.clone() };
+        Ok(Filesystem::mount(Arc::new(device), MountOptions::default(), Env::system())?)
+    };
+    let (fs, root) = (mount()?, Caller::root());
+    let free = fs.statfs()?.files_free;
+    let file = fs.mknod(&root, Ino::ROOT, b"file", 0o100_644, (0, 0))?.ino;
+    // More extents than the inode holds itself.
+    for hole in 0..20 {
+        fs.write(&root, file, hole << 16, &[7; 4096], WriteMode::Direct)?;
+    }
+    fs.unmount()?;
+    drop(fs);
+    let fs = mount()?;
+    fs.lookup(Ino::ROOT, b"file")?;
+    fs.unlink(Ino::ROOT, b"file")?;
+    gate.close(Op::Read);
+    let opening = Opening(&gate);
+    std::thread::scope(|scope| -> Result<()> {
+        scope.spawn(|| fs.forget(file, 1));
+        ensure!(gate.holds(1, Duration::from_secs(60)), "the deletion reads nothing");
+        scope.spawn(move || {
+            std::thread::sleep(WHILE);
+            drop(opening);
+        });
+        Ok(fs.unmount()?)
+    })?;
+    drop(fs);
+    e2fsck_is_clean(&image)?;
+    let fs = mount()?;
+    ensure!(fs.statfs()?.files_free == free, "the inode is lost");
+    Ok(fs.unmount()?)
+}
