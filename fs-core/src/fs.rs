@@ -14,6 +14,7 @@ use crate::dir;
 use crate::extent::MapCtx;
 use crate::inode::{Inode, Orphans, Table};
 use crate::mmp::MmpGuard;
+use crate::remount;
 use crate::sync::RankedMutex;
 use crate::volume::Volume;
 use crate::xattr::XattrCache;
@@ -89,6 +90,10 @@ impl CommitObserver for Observer {
         if let Some(data) = self.data.upgrade() {
             data.committed(tid);
         }
+    }
+
+    fn resuming(&self) -> jbd2::Result<()> {
+        self.vol.upgrade().map_or(Ok(()), |vol| remount::resuming(&vol))
     }
 
     fn aborted(&self, cause: &jbd2::Error) {

@@ -135,11 +135,11 @@ impl Filesystem {
             if opts.no_recovery && !opts.read_only {
                 return Err(MountError::Options("norecovery needs ro: the journal holds changes"));
             }
-            if opts.read_only && !opts.no_recovery {
+            if opts.read_only && !opts.no_recovery && !opts.recover_on_device {
                 let replay = jbd2::recovery::scan(dev.as_ref(), sb.block_size(), log)?;
                 info!("the journal's contents are shown from memory; the device is not written to");
                 dev = Arc::new(jbd2::recovery::Overlay::new(dev, sb.block_size(), replay));
-            } else if !opts.read_only {
+            } else if !opts.read_only || opts.recover_on_device {
                 let done = jbd2::recovery::recover(dev.as_ref(), sb.block_size(), log)?;
                 info!(target: VOLUME_EVENTS, "recovery complete");
                 if done.errno != 0 {
@@ -166,12 +166,18 @@ impl Filesystem {
             ..jbd2::Options::default()
         };
         let journal = match log {
-            _ if opts.read_only => Journal::read_only(dev.clone(), sb.block_size(), journal_opts),
+            _ if opts.read_only && !opts.recover_on_device => {
+                Journal::read_only(dev.clone(), sb.block_size(), journal_opts)
+            }
             Some(log) => Journal::open(dev.clone(), sb.block_size(), log, journal_opts)?,
             None => Journal::without_log(dev.clone(), sb.block_size(), journal_opts),
         };
+        if opts.recover_on_device && !sb.incompat().has(Incompat::RECOVER) {
+            // Nothing is written before something has to change.
+            journal.suspend(|| Ok(true))?;
+        }
         let vol = Arc::new(Volume::new(dev, journal, sb, opts, env));
-        if vol.writable().is_ok() {
+        if vol.is_active() {
             mark_mounted(&vol)?;
         }
         assemble(vol, claim)
@@ -191,7 +197,7 @@ impl Filesystem {
     }
 
     fn end_writing(&self) -> Result<()> {
-        if self.vol.writable().is_err() {
+        if self.vol.changeable().is_err() {
             self.vol.shut_down();
             return match self.vol.journal.is_aborted() {
                 // That was asked for.
@@ -204,6 +210,11 @@ impl Filesystem {
         let drained = self.sync_all();
         self.let_all_go();
         let closed = drained.and_then(|()| Ok(self.vol.journal.close()?));
+        if self.vol.journal.is_suspended() {
+            // The volume is marked clean, and nothing has changed since.
+            self.vol.shut_down();
+            return closed;
+        }
         let settled = self.vol.journal.seal();
         self.vol.shut_down();
         closed?;
@@ -212,18 +223,12 @@ impl Filesystem {
         if !clean {
             warn!("inodes without a name were still in use; the next mount or fsck.rext4 frees them");
         }
-        let now = self.vol.now();
-        self.vol.write_super_directly(|sb| {
-            sb.set_write_time(now.sec.max(0) as u64);
-            if clean {
-                sb.set_needs_recovery(false);
-                sb.set_orphan_present(false);
-                // A volume that wanted a check when it was mounted still does.
-                if self.vol.was_valid {
-                    sb.set_state(sb.state().with(State::VALID));
-                }
-            }
-        })
+        if clean {
+            mark_clean(&self.vol)
+        } else {
+            let now = self.vol.now();
+            self.vol.write_super_directly(|sb| sb.set_write_time(now.sec.max(0) as u64))
+        }
     }
 }
 
@@ -269,6 +274,7 @@ fn judge(
     match sb.access() {
         Access::ReadWrite => {}
         Access::ReadOnly { because } => {
+            opts.recover_on_device = false;
             if !opts.read_only {
                 warn!(features = because.join(" "), "mounting read-only because of these features");
             }
@@ -276,6 +282,12 @@ fn judge(
         }
         Access::Refused { names } => return Err(MountError::Features { names }),
     }
+    // Other hosts are told of a volume that is mounted for writing only.
+    opts.recover_on_device &= opts.read_only
+        && !opts.no_recovery
+        && opts.superblock.is_none()
+        && !dev.geometry().read_only
+        && !sb.incompat().has(Incompat::MMP);
     let device = dev.geometry().size;
     let volume = sb.blocks_count().0.saturating_mul(sb.block_size().into());
     if volume > device {
@@ -311,8 +323,22 @@ fn take_over_error(
     Ok(jbd2::recovery::clear_errno(dev, sb.block_size(), log)?)
 }
 
+/// Tells the disk that everything is written and nobody writes any more.
+pub(crate) fn mark_clean(vol: &Volume) -> Result<()> {
+    let now = vol.now();
+    vol.write_super_directly(|sb| {
+        sb.set_write_time(now.sec.max(0) as u64);
+        sb.set_needs_recovery(false);
+        sb.set_orphan_present(false);
+        // A volume that wanted a check when it was mounted still does.
+        if vol.was_valid {
+            sb.set_state(sb.state().with(State::VALID));
+        }
+    })
+}
+
 /// Tells the disk that a writer is here, before anything else is written.
-fn mark_mounted(vol: &Volume) -> Result<()> {
+pub(crate) fn mark_mounted(vol: &Volume) -> Result<()> {
     let now = vol.now();
     vol.write_super_directly(|sb| {
         sb.set_mount_time(now.sec.max(0) as u64);
@@ -369,8 +395,11 @@ fn assemble(
         let c = Corruption::new(ext4_format::What::Inode, "i_mode", 0, 0o040_000).in_inode(Ino::ROOT);
         return Err(fs.vol.corrupt(c).into());
     }
-    if fs.vol.writable().is_ok() {
+    if fs.vol.changeable().is_ok() {
         fs.recover_orphans(found)?;
+        if fs.vol.opts.recover_on_device {
+            fs.suspend()?;
+        }
         let rounds: Arc<dyn Rounds> = fs.clone();
         fs.background.start(Arc::downgrade(&rounds), fs.vol.env.workers, fs.vol.opts.commit_interval);
     }

@@ -1,8 +1,8 @@
 //! The mounted volume as every part above sees it: device, journal, geometry, checksums, the
 //! superblock and whether writing is still allowed. It knows no inode and allocates nothing.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use blockdev::{BlockDevice, Env};
 use ext4_format::csum::Csum;
@@ -31,9 +31,14 @@ const I_ATIME_EXTRA_END: u16 = 144;
 #[repr(u8)]
 enum Mode {
     Writable,
+    /// The caller's mount is read-only for now; the volume says that it is clean.
+    Suspended,
     ReadOnly,
     ShutDown,
 }
+
+/// Says whether a suspended volume may be written again.
+pub type MayResume = Box<dyn Fn() -> bool + Send + Sync>;
 
 /// A mounted volume.
 pub struct Volume {
@@ -56,6 +61,7 @@ pub struct Volume {
     /// The superblock. Guarded by its own leaf lock; written through [`Volume::edit_super`].
     pub sb: RankedMutex<SuperBlock>,
     mode: AtomicU8,
+    may_resume: OnceLock<MayResume>,
 }
 
 impl Volume {
@@ -68,7 +74,11 @@ impl Volume {
         opts: MountOptions,
         env: Env,
     ) -> Volume {
-        let mode = if opts.read_only { Mode::ReadOnly } else { Mode::Writable };
+        let mode = match (opts.read_only, opts.recover_on_device) {
+            (false, _) => Mode::Writable,
+            (true, true) => Mode::Suspended,
+            (true, false) => Mode::ReadOnly,
+        };
         Volume {
             dev,
             journal,
@@ -80,6 +90,7 @@ impl Volume {
             was_valid: sb.state().has(State::VALID),
             sb: RankedMutex::new(Rank::Leaf, sb),
             mode: AtomicU8::new(mode as u8),
+            may_resume: OnceLock::new(),
         }
     }
 
@@ -126,9 +137,47 @@ impl Volume {
     pub fn writable(&self) -> Result<()> {
         match self.mode.load(Ordering::Acquire) {
             m if m == Mode::Writable as u8 => Ok(()),
-            m if m == Mode::ReadOnly as u8 => Err(Error::ReadOnly),
-            _ => Err(Error::ShutDown),
+            m if m == Mode::Suspended as u8 && self.may_resume.get().is_some_and(|may| may()) => {
+                self.change_mode(Mode::Suspended, Mode::Writable);
+                self.writable()
+            }
+            m if m == Mode::ShutDown as u8 => Err(Error::ShutDown),
+            _ => Err(Error::ReadOnly),
         }
+    }
+
+    /// Refuses when nothing at all may be changed, not even to end what was begun before a suspension.
+    pub fn changeable(&self) -> Result<()> {
+        match self.mode.load(Ordering::Acquire) {
+            m if m == Mode::Writable as u8 || m == Mode::Suspended as u8 => Ok(()),
+            m if m == Mode::ShutDown as u8 => Err(Error::ShutDown),
+            _ => Err(Error::ReadOnly),
+        }
+    }
+
+    /// Whether the volume is writable at this time; a suspended one is not.
+    #[must_use]
+    pub fn is_active(&self) -> bool {
+        self.mode.load(Ordering::Acquire) == Mode::Writable as u8
+    }
+
+    /// Has a suspended volume ask `may_resume` before it refuses a change. Takes effect once.
+    pub fn set_may_resume(&self, may_resume: MayResume) {
+        let _ = self.may_resume.set(may_resume);
+    }
+
+    /// Refuses changes until the volume may be written again.
+    pub fn suspend(&self) {
+        self.change_mode(Mode::Writable, Mode::Suspended);
+    }
+
+    /// Allows changes of a suspended volume again.
+    pub fn resume(&self) {
+        self.change_mode(Mode::Suspended, Mode::Writable);
+    }
+
+    fn change_mode(&self, from: Mode, to: Mode) {
+        let _ = self.mode.compare_exchange(from as u8, to as u8, Ordering::AcqRel, Ordering::Acquire);
     }
 
     /// Refuses after a shutdown, when not even reading is allowed.
@@ -141,12 +190,8 @@ impl Volume {
 
     /// Refuses every change from here on.
     pub fn make_read_only(&self) {
-        let _ = self.mode.compare_exchange(
-            Mode::Writable as u8,
-            Mode::ReadOnly as u8,
-            Ordering::AcqRel,
-            Ordering::Acquire,
-        );
+        self.change_mode(Mode::Writable, Mode::ReadOnly);
+        self.change_mode(Mode::Suspended, Mode::ReadOnly);
     }
 
     /// Refuses everything from here on.
