@@ -11,6 +11,7 @@ pub mod log;
 pub mod memory;
 mod mountpoint;
 pub mod options;
+pub mod remount;
 pub mod server;
 pub mod service;
 mod session;

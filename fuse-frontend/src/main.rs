@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use fuse_frontend::options::Options;
-use fuse_frontend::{background, log, memory, server, unmounter};
+use fuse_frontend::{background, log, memory, remount, server, unmounter};
 
 /// mount(8)'s exit status for a failed mount.
 const MOUNT_FAILURE: u8 = 32;
@@ -82,9 +82,14 @@ fn called() -> String {
 }
 
 fn run(args: &Args) -> anyhow::Result<()> {
+    let words: Vec<&str> = args.options.iter().flat_map(|items| items.split(',')).collect();
+    if words.contains(&"remount") {
+        return remount::run(&args.dir, &words);
+    }
     let mut options = Options::default();
     args.options.iter().try_for_each(|items| options.apply(items))?;
     options.volume.read_only |= args.read_only && !args.writable;
+    options.must_write = args.writable;
     // fuse2fs takes one for the other.
     options.volume.read_only |= options.volume.no_recovery && called() == "fuse2fs";
     if args.foreground || args.debug || background::is_server() {

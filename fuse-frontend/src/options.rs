@@ -37,6 +37,8 @@ pub struct Options {
     pub fake_root: bool,
     /// Mount flags that FUSE itself understands.
     pub flags: Vec<Flag>,
+    /// Refuse a write-protected device instead of mounting it read-only.
+    pub must_write: bool,
     /// Have the mount taken away when the server ends, however it ends.
     pub auto_unmount: bool,
     /// A file that is there as long as the server uses the volume, as fuse2fs has it.
@@ -117,6 +119,7 @@ impl Default for Options {
             pinned: true,
             fake_root: false,
             flags: Vec::new(),
+            must_write: false,
             auto_unmount: false,
             lock_file: None,
         }

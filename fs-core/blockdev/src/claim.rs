@@ -149,6 +149,20 @@ pub(crate) fn claim(file: &File, kind: Kind, read_only: bool) -> Result<Option<F
     }
 }
 
+/// Whether a device or an image cannot be written by this process: the kernel has marked it read-only, its
+/// filesystem is, or its mode says so.
+#[must_use]
+pub fn is_write_protected(path: &Path) -> bool {
+    let is_device_or_image =
+        path.metadata().is_ok_and(|meta| meta.is_file() || meta.file_type().is_block_device());
+    let refuses = |error: io::Error| {
+        matches!(error.kind(), io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied)
+    };
+    is_device_or_image
+        && (is_read_only(path) || File::options().write(true).open(path).is_err_and(refuses))
+        && File::open(path).is_ok()
+}
+
 /// Whether the kernel has marked a block device read-only.
 pub(crate) fn is_read_only(path: &Path) -> bool {
     device_number(path).and_then(|rdev| sysfs_value(rdev, "ro")).is_some_and(|ro| ro == "1")

@@ -22,7 +22,7 @@ pub mod sim;
 mod uncached;
 
 pub use aligned::{AlignedBuf, PAGE, POOL_BYTES, PooledBuf, fill_pool};
-pub use claim::{Holder, Mount, mounted};
+pub use claim::{Holder, Mount, is_write_protected, mounted};
 pub use device::{BlockDevice, DeviceGeometry, Error, Op, Result};
 pub use env::{Chance, Clock, Env, Timestamp, Workers, host_name};
 pub use file::FileDevice;
