@@ -77,6 +77,9 @@ pub enum Posix {
     /// ENOTTY
     #[error("inappropriate ioctl")]
     NotTty,
+    /// ENOMEM
+    #[error("cannot allocate memory")]
+    NoMemory,
 }
 
 /// Any failure of an operation of the core.
@@ -174,8 +177,12 @@ impl Error {
                 Posix::TryAgain => e::EAGAIN,
                 Posix::TextBusy => e::ETXTBSY,
                 Posix::NotTty => e::ENOTTY,
+                Posix::NoMemory => e::ENOMEM,
             },
             Error::NoSpace => e::ENOSPC,
+            Error::Io(cause) if cause.source.kind() == std::io::ErrorKind::OutOfMemory => e::ENOMEM,
+            // The server's limit on the size of files, below the size of its image.
+            Error::Io(cause) if cause.source.raw_os_error() == Some(e::EFBIG) => e::EFBIG,
             Error::Io(_) | Error::ShutDown => e::EIO,
             // EFSBADCRC and EFSCORRUPTED, as Linux spells them.
             Error::Corrupt(c) => match c.fault {

@@ -22,11 +22,11 @@ use crate::dir;
 use crate::error::{Error, Result};
 use crate::fs::{Filesystem, Observer};
 use crate::inode::{Orphans, Table};
-use crate::mmp::{self, Claim};
+use crate::mmp::{self, MmpGuard};
 use crate::recovery;
 use crate::sync::{Rank, RankedMutex};
 use crate::types::MountOptions;
-use crate::volume::Volume;
+use crate::volume::{VOLUME_EVENTS, Volume};
 use crate::xattr::XattrCache;
 
 /// Why a volume could not be mounted.
@@ -107,7 +107,8 @@ impl Filesystem {
     ) -> std::result::Result<Arc<Filesystem>, MountError> {
         let sb = read_superblock(dev.as_ref(), &opts)?;
         judge(&sb, dev.as_ref(), &mut opts)?;
-        let claim = if opts.read_only { None } else { mmp::claim(&dev, &sb, &env)?.map(Arc::new) };
+        let claim = if opts.read_only { None } else { mmp::acquire(&dev, &sb, &env)?.map(Arc::new) };
+        let dev = claim.as_ref().map_or(dev, |claim| claim.guarded());
         let mounted = Self::mount_claimed(dev, sb, opts, env, claim.clone());
         if mounted.is_err()
             && let Some(claim) = claim
@@ -115,7 +116,10 @@ impl Filesystem {
         {
             warn!(%error, "the next mount has to wait: the claim on the volume could not be given up");
         }
-        mounted
+        let fs = mounted?;
+        let how = if fs.is_writable() { "r/w" } else { "ro" };
+        info!(target: VOLUME_EVENTS, "mounted filesystem {} {how} with ordered data mode", fs.vol.uuid());
+        Ok(fs)
     }
 
     fn mount_claimed(
@@ -123,7 +127,7 @@ impl Filesystem {
         mut sb: SuperBlock,
         mut opts: MountOptions,
         env: Env,
-        claim: Option<Arc<Claim>>,
+        claim: Option<Arc<MmpGuard>>,
     ) -> std::result::Result<Arc<Filesystem>, MountError> {
         let log = recovery::locate(dev.as_ref(), &sb)?;
         let needs_recovery = sb.incompat().has(Incompat::RECOVER);
@@ -138,12 +142,12 @@ impl Filesystem {
                 sb = read_superblock(&replayed, &opts)?;
                 judge(&sb, dev.as_ref(), &mut opts)?;
                 recovery::judge(&replayed, block_size, &sb, log)?;
-                if opts.read_only {
+                if opts.read_only && !opts.recover_on_device {
                     info!("the journal's contents are shown from memory; the device is not written to");
                     dev = Arc::new(replayed);
                 } else {
                     let done = replayed.replay().apply(dev.as_ref(), block_size, log)?;
-                    info!(?done, "journal replayed");
+                    info!(target: VOLUME_EVENTS, "recovery complete");
                     if done.errno != 0 {
                         take_over_error(dev.as_ref(), &opts, log)?;
                         sb = read_superblock(dev.as_ref(), &opts)?;
@@ -172,12 +176,18 @@ impl Filesystem {
             ..jbd2::Options::default()
         };
         let journal = match log {
-            _ if opts.read_only => Journal::read_only(dev.clone(), sb.block_size(), journal_opts),
+            _ if opts.read_only && !opts.recover_on_device => {
+                Journal::read_only(dev.clone(), sb.block_size(), journal_opts)
+            }
             Some(log) => Journal::open(dev.clone(), sb.block_size(), log, journal_opts)?,
             None => Journal::without_log(dev.clone(), sb.block_size(), journal_opts),
         };
+        if opts.recover_on_device && !sb.incompat().has(Incompat::RECOVER) {
+            // Nothing is written before something has to change.
+            journal.suspend(|| Ok(true))?;
+        }
         let vol = Arc::new(Volume::new(dev, journal, sb, opts, env));
-        if vol.writable().is_ok() {
+        if vol.is_active() {
             mark_mounted(&vol)?;
         }
         assemble(vol, claim)
@@ -189,6 +199,7 @@ impl Filesystem {
     /// # Errors
     /// When something could not be written: the volume then still says that it needs recovery.
     pub fn unmount(&self) -> Result<()> {
+        info!(target: VOLUME_EVENTS, "unmounting filesystem {}", self.vol.uuid());
         self.background.stop();
         let ended = self.end_writing();
         let released = self.claim.as_ref().map_or(Ok(()), |claim| claim.release());
@@ -196,7 +207,7 @@ impl Filesystem {
     }
 
     fn end_writing(&self) -> Result<()> {
-        if self.vol.writable().is_err() {
+        if self.vol.changeable().is_err() {
             self.vol.shut_down();
             return match self.vol.journal.is_aborted() {
                 // That was asked for.
@@ -209,6 +220,11 @@ impl Filesystem {
         let drained = self.sync_all();
         self.let_all_go();
         let closed = drained.and_then(|()| Ok(self.vol.journal.close()?));
+        if self.vol.journal.is_suspended() {
+            // The volume is marked clean, and nothing has changed since.
+            self.vol.shut_down();
+            return closed;
+        }
         let settled = self.vol.journal.seal();
         self.vol.shut_down();
         closed?;
@@ -217,18 +233,12 @@ impl Filesystem {
         if !clean {
             warn!("inodes without a name were still in use; the next mount or fsck.rext4 frees them");
         }
-        let now = self.vol.now();
-        self.vol.write_super_directly(|sb| {
-            sb.set_write_time(now.sec.max(0) as u64);
-            if clean {
-                sb.set_needs_recovery(false);
-                sb.set_orphan_present(false);
-                // A volume that wanted a check when it was mounted still does.
-                if self.vol.was_valid {
-                    sb.set_state(sb.state().with(State::VALID));
-                }
-            }
-        })
+        if clean {
+            mark_clean(&self.vol)
+        } else {
+            let now = self.vol.now();
+            self.vol.write_super_directly(|sb| sb.set_write_time(now.sec.max(0) as u64))
+        }
     }
 }
 
@@ -255,6 +265,7 @@ fn judge(
     match sb.access() {
         Access::ReadWrite => {}
         Access::ReadOnly { because } => {
+            opts.recover_on_device = false;
             if !opts.read_only {
                 warn!("mounting read-only: volumes with {} are not written to", because.join(" "));
             }
@@ -262,6 +273,12 @@ fn judge(
         }
         Access::Refused { names } => return Err(MountError::Features { names }),
     }
+    // Other hosts are told of a volume that is mounted for writing only.
+    opts.recover_on_device &= opts.read_only
+        && !opts.no_recovery
+        && opts.superblock.is_none()
+        && !dev.geometry().read_only
+        && !sb.incompat().has(Incompat::MMP);
     let device = dev.geometry().size;
     let volume = sb.blocks_count().0.saturating_mul(sb.block_size().into());
     if volume > device {
@@ -278,9 +295,9 @@ fn judge(
 fn recommend_check(sb: &SuperBlock) {
     let state = sb.state();
     if !state.has(State::VALID) {
-        warn!("mounting an unchecked volume: running fsck.rext4 is recommended");
+        warn!("mounting unchecked fs, running fsck.rext4 is recommended");
     } else if state.has(State::ERROR) {
-        warn!("mounting a volume with recorded errors: running fsck.rext4 is recommended");
+        warn!("mounting fs with errors, running fsck.rext4 is recommended");
     }
 }
 
@@ -297,8 +314,22 @@ fn take_over_error(
     Ok(jbd2::recovery::clear_errno(dev, sb.block_size(), log)?)
 }
 
+/// Tells the disk that everything is written and nobody writes any more.
+pub(crate) fn mark_clean(vol: &Volume) -> Result<()> {
+    let now = vol.now();
+    vol.write_super_directly(|sb| {
+        sb.set_write_time(now.sec.max(0) as u64);
+        sb.set_needs_recovery(false);
+        sb.set_orphan_present(false);
+        // A volume that wanted a check when it was mounted still does.
+        if vol.was_valid {
+            sb.set_state(sb.state().with(State::VALID));
+        }
+    })
+}
+
 /// Tells the disk that a writer is here, before anything else is written.
-fn mark_mounted(vol: &Volume) -> Result<()> {
+pub(crate) fn mark_mounted(vol: &Volume) -> Result<()> {
     let now = vol.now();
     vol.write_super_directly(|sb| {
         sb.set_mount_time(now.sec.max(0) as u64);
@@ -317,7 +348,10 @@ fn mark_mounted(vol: &Volume) -> Result<()> {
     })
 }
 
-fn assemble(vol: Arc<Volume>, claim: Option<Arc<Claim>>) -> std::result::Result<Arc<Filesystem>, MountError> {
+fn assemble(
+    vol: Arc<Volume>,
+    claim: Option<Arc<MmpGuard>>,
+) -> std::result::Result<Arc<Filesystem>, MountError> {
     let alloc = Arc::new(Allocator::open(vol.clone())?);
     let inodes = Arc::new(Table::new(vol.clone(), alloc.clone()));
     let (orphans, found) = Orphans::open(vol.clone(), inodes.clone(), &alloc)?;
@@ -352,8 +386,11 @@ fn assemble(vol: Arc<Volume>, claim: Option<Arc<Claim>>) -> std::result::Result<
         let c = Corruption::new(ext4_format::What::Inode, "i_mode", 0, 0o040_000).in_inode(Ino::ROOT);
         return Err(fs.vol.corrupt(c).into());
     }
-    if fs.vol.writable().is_ok() {
+    if fs.vol.changeable().is_ok() {
         fs.recover_orphans(found)?;
+        if fs.vol.opts.recover_on_device {
+            fs.suspend()?;
+        }
         let rounds: Arc<dyn Rounds> = fs.clone();
         fs.background.start(Arc::downgrade(&rounds), fs.vol.env.workers, fs.vol.opts.commit_interval);
     }

@@ -1,6 +1,7 @@
 //! The `-o` options: which are ours, which are the kernel's mount flags, which are harmless, and
 //! which are refused with the reason. Spelled as the kernel's ext4 and fuse2fs spell them.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use blockdev::Direct;
@@ -36,6 +37,12 @@ pub struct Options {
     pub fake_root: bool,
     /// Mount flags that FUSE itself understands.
     pub flags: Vec<Flag>,
+    /// Refuse a write-protected device instead of mounting it read-only.
+    pub must_write: bool,
+    /// Have the mount taken away when the server ends, however it ends.
+    pub auto_unmount: bool,
+    /// A file that is there as long as the server uses the volume, as fuse2fs has it.
+    pub lock_file: Option<PathBuf>,
 }
 
 /// Ways for requests to come.
@@ -115,6 +122,9 @@ impl Default for Options {
             pinned: true,
             fake_root: false,
             flags: Vec::new(),
+            must_write: false,
+            auto_unmount: false,
+            lock_file: None,
         }
     }
 }
@@ -189,7 +199,6 @@ const HARMLESS: &[&str] = &[
     "usrjquota=",
     "grpjquota=",
     "fuse2fs_debug",
-    "auto_unmount",
     "blkdev",
     "kernel_cache",
     "auto_cache",
@@ -212,7 +221,6 @@ const HARMLESS_VALUED: &[&str] = &[
     "comment",
     "mb_optimize_scan",
     "max_read",
-    "lockfile",
     "entry_timeout",
     "attr_timeout",
     "negative_timeout",
@@ -346,6 +354,9 @@ impl Options {
                 self.allow_other = Some(true);
                 self.flags.extend([Flag::Dev, Flag::Suid]);
             }
+            ("auto_unmount", None) => self.auto_unmount = true,
+            ("noauto_unmount", None) => self.auto_unmount = false,
+            ("lockfile", Some(v)) if !v.is_empty() => self.lock_file = Some(v.into()),
             ("dev", None) => self.flags.push(Flag::Dev),
             ("nodev", None) => self.flags.push(Flag::NoDev),
             ("suid", None) => self.flags.push(Flag::Suid),

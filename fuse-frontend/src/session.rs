@@ -26,7 +26,7 @@ use crate::doors::ring::{Layout, Rings, possible_processors};
 use crate::doors::wire::abi::init;
 use crate::doors::{self, Ended, Part};
 use crate::options::{Flag, Options, Transport};
-use crate::server::Volume;
+use crate::server::{self, Volume};
 use crate::service::Service;
 
 /// How many requests a device shall have at once, if there are threads for them.
@@ -69,7 +69,7 @@ impl Preparation {
         let mut preparation = Preparation::of_file(device, dir, options);
         let is_block = device.metadata().is_ok_and(|m| m.file_type().is_block_device());
         if is_block && preparation.transport != Transport::Fuser && rustix::process::geteuid().is_root() {
-            drop(blockdev::open(device, how)?);
+            drop(blockdev::open_when_free(device, how, server::say)?);
             match Mount::block_device(dir, &preparation.wish(options, options.volume.read_only)) {
                 Ok(mount) => preparation.mount = Some(mount),
                 // Not every kernel has this type; without it umount(8) does not wait.

@@ -38,7 +38,9 @@ const UMOUNT_FAILURE: u8 = 32;
 /// Where programs are looked for first, whatever the caller's environment says.
 const SYSTEM_PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
 /// The last transaction of a slow disk takes less. A mount that another namespace keeps has no end.
-const PATIENCE: Timespec = Timespec { tv_sec: 120, tv_nsec: 0 };
+const PATIENCE: Timespec = Timespec { tv_sec: 119, tv_nsec: 0 };
+/// After this it is said what is waited for.
+const SILENCE: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 
 /// Unmounts a volume and waits until its server has written everything and has ended.
 ///
@@ -71,26 +73,25 @@ pub fn run(words: &[OsString]) -> ExitCode {
         }
         Err(_) => return pass_on(words),
     };
-    let Some(entry) = mountpoint::entry_of(&args.dir).filter(is_ours) else { return pass_on(words) };
+    let Some(entry) = mountpoint::entry_of(&args.dir).filter(mountpoint::is_ours) else {
+        return pass_on(words);
+    };
     match unmount_ours(&args, &entry) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("umount.fuse.rext4: {error:#}");
+            eprintln!("umount.fuse.rext4: {}", blockdev::in_one_line(error.as_ref()));
             ExitCode::from(UMOUNT_FAILURE)
         }
     }
-}
-
-/// Whether a server of ours has mounted it, by the name that it has given it.
-fn is_ours(entry: &MountEntry) -> bool {
-    ["fuse.rext4", "fuseblk.rext4"].iter().any(|ours| entry.fs_type == *ours)
 }
 
 fn unmount_ours(args: &Args, entry: &MountEntry) -> Result<()> {
     let server = server_of(entry);
     take_away(&args.dir, args.lazy, args.force)?;
     match server {
-        Some((server, pid)) if !args.lazy && !mountpoint::is_mounted(entry.device) => wait_for(&server, pid),
+        Some((server, pid)) if !args.lazy && !mountpoint::is_mounted(entry.device) => {
+            wait_for(&server, pid, entry)
+        }
         _ => Ok(()),
     }
 }
@@ -178,14 +179,39 @@ fn take_away(dir: &Path, lazy: bool, force: bool) -> Result<()> {
     }
 }
 
-fn wait_for(server: &OwnedFd, pid: u32) -> Result<()> {
+fn wait_for(server: &OwnedFd, pid: u32, entry: &MountEntry) -> Result<()> {
+    if ends_within(server, &SILENCE)? {
+        return Ok(());
+    }
+    let elsewhere = || {
+        let users = blockdev::mounted_elsewhere(|other| other.device == entry.device);
+        users.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+    };
+    let users = elsewhere();
+    if users.is_empty() {
+        eprintln!("umount.fuse.rext4: waiting for process {pid}, which is writing the volume out");
+    } else {
+        eprintln!(
+            "umount.fuse.rext4: unmounted here; waiting for other mount namespaces, where it is still mounted: \
+             {users}"
+        );
+    }
+    if ends_within(server, &PATIENCE)? {
+        return Ok(());
+    }
+    match elsewhere() {
+        users if users.is_empty() => bail!("unmounted, but process {pid} still writes the volume out"),
+        users => bail!(
+            "unmounted here, but process {pid} still serves the volume in other mount namespaces: {users}"
+        ),
+    }
+}
+
+fn ends_within(server: &OwnedFd, time: &Timespec) -> Result<bool> {
     loop {
-        match poll(&mut [PollFd::new(server, PollFlags::IN)], Some(&PATIENCE)) {
+        match poll(&mut [PollFd::new(server, PollFlags::IN)], Some(time)) {
             Err(Errno::INTR) => {}
-            Ok(0) => {
-                bail!("unmounted here, but process {pid} still serves the volume; is it mounted elsewhere?")
-            }
-            ended => return ended.map(drop).context("waiting for the server"),
+            ended => return Ok(ended.context("waiting for the server")? > 0),
         }
     }
 }

@@ -19,6 +19,7 @@ use rustix::io::Errno;
 
 use crate::file::Kind;
 use crate::mount_table::{MountEntry, mount_table, unescape};
+use crate::mount_users::is_fuse_of;
 
 /// Who uses a device. Its text says what to do.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -104,15 +105,22 @@ pub struct Mount {
     pub read_only: bool,
     /// Whether it is this process's root.
     pub root: bool,
+    /// Whether a FUSE server, and not the kernel, has it mounted.
+    pub fuse: bool,
 }
 
-/// Where a block device is mounted, or the loop device over an image file.
+/// Where a block device or an image file is mounted, or the loop device over an image file.
 #[must_use]
 pub fn mounted(path: &Path) -> Option<Mount> {
     if let Some(rdev) = device_number(path) {
         return mount_of(rdev);
     }
     let image = path.metadata().ok().filter(fs::Metadata::is_file)?;
+    let canonical = path.canonicalize().ok()?;
+    let served = mount_table().ok()?.into_iter().find(|entry| is_fuse_of(entry, &canonical));
+    if let Some(entry) = served {
+        return Some(Mount { read_only: entry.fs_is_read_only(), at: entry.point, root: false, fuse: true });
+    }
     loops_over(&image).find_map(|device| mount_of(device_number(&device)?))
 }
 
@@ -139,6 +147,20 @@ pub(crate) fn claim(file: &File, kind: Kind, read_only: bool) -> Result<Option<F
             }
         }
     }
+}
+
+/// Whether a device or an image cannot be written by this process: the kernel has marked it read-only, its
+/// filesystem is, or its mode says so.
+#[must_use]
+pub fn is_write_protected(path: &Path) -> bool {
+    let is_device_or_image =
+        path.metadata().is_ok_and(|meta| meta.is_file() || meta.file_type().is_block_device());
+    let refuses = |error: io::Error| {
+        matches!(error.kind(), io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied)
+    };
+    is_device_or_image
+        && (is_read_only(path) || File::options().write(true).open(path).is_err_and(refuses))
+        && File::open(path).is_ok()
 }
 
 /// Whether the kernel has marked a block device read-only.
@@ -266,6 +288,7 @@ fn mount_of(rdev: u64) -> Option<Mount> {
             || entry.fs_type.as_bytes().starts_with(b"fuseblk") && device_number(&entry.source) == Some(rdev)
     };
     let entry = mount_table().ok()?.into_iter().find(is_of_device)?;
+    let fuse = entry.fs_type.as_bytes().starts_with(b"fuse");
     let root = fs::metadata("/").is_ok_and(|root| root.dev() == rdev);
-    Some(Mount { read_only: entry.fs_is_read_only(), at: entry.point, root })
+    Some(Mount { read_only: entry.fs_is_read_only(), at: entry.point, root, fuse })
 }

@@ -65,6 +65,12 @@ pub trait CommitObserver: Send + Sync {
     /// any waiter of the commit wakes. Must not wait for a commit; should be short.
     fn committed(&self, tid: Tid);
 
+    /// The journal rested ([`Journal::suspend`]) and a handle is about to start: what was said of the volume then
+    /// is taken back. Must not start a handle.
+    fn resuming(&self) -> Result<()> {
+        Ok(())
+    }
+
     /// The journal was aborted: nothing will be written from here on. Called once.
     fn aborted(&self, cause: &Error);
 }
@@ -96,6 +102,8 @@ pub(crate) struct Core {
     pub space: Space,
     /// The first cause of an abort.
     pub aborted: Option<Arc<Error>>,
+    /// The journal rests ([`Journal::suspend`]).
+    pub suspended: bool,
 }
 
 /// A cache of metadata blocks whose changes reach the device in transactions.
@@ -118,6 +126,8 @@ pub struct Journal {
     pub(crate) landed: Condvar,
     /// Whose turn it is to write home; taken before anything else of this crate.
     pub(crate) checkpointing: Mutex<()>,
+    /// Who suspends or resumes; taken before anything else of this crate.
+    pub(crate) suspending: Mutex<()>,
     /// Set with `Core::aborted`, for a look without the lock.
     dead: AtomicBool,
     pub(crate) observer: RwLock<Option<Arc<dyn CommitObserver>>>,
@@ -174,12 +184,14 @@ impl Journal {
                 callbacks: Vec::new(),
                 space,
                 aborted: None,
+                suspended: false,
             }),
             handles_gone: Condvar::new(),
             admission: Condvar::new(),
             commit_ended: Condvar::new(),
             landed: Condvar::new(),
             checkpointing: Mutex::new(()),
+            suspending: Mutex::new(()),
             dead: AtomicBool::new(false),
             observer: RwLock::new(None),
             counters: Counters::default(),
@@ -305,8 +317,7 @@ impl Journal {
         if core.aborted.is_some() {
             return false;
         }
-        let idle = core.running.as_ref().is_none_or(|r| r.handles == 0 && r.tx.work.lock().is_empty());
-        let settled = idle && core.leading.is_none() && core.space.logged.is_empty();
+        let settled = core.is_settled();
         self.end(&mut core, Arc::new(Error::ShutDown));
         settled
     }

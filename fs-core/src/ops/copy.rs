@@ -29,7 +29,7 @@ impl Filesystem {
         if len > 0 {
             self.kill_privileges_for(caller, to)?;
         }
-        let mut buf = PooledBuf::take(len.min(CHUNK) as usize);
+        let mut buf = PooledBuf::try_take(len.min(CHUNK) as usize).map_err(|_| Posix::NoMemory)?;
         let mut copied = 0;
         while copied < len {
             let want = (len - copied).min(CHUNK) as usize;

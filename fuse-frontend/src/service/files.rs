@@ -141,7 +141,9 @@ impl Service {
         from_cache: bool,
         reply: impl FnOnce(Answer<&[u8]>) -> T,
     ) -> T {
-        let mut buf = PooledBuf::take(size.min(MAX_READ) as usize);
+        let Ok(mut buf) = PooledBuf::try_take(size.min(MAX_READ) as usize) else {
+            return reply(Err(libc::ENOMEM));
+        };
         match self.read_into(node, offset, &mut buf, from_cache) {
             Ok(n) => reply(Ok(&buf[..n])),
             Err(errno) => reply(Err(errno)),
