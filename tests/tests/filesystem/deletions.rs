@@ -11,7 +11,7 @@ use fs_core::ops::WriteMode;
 use fs_core::types::{Caller, MountOptions};
 use tests::gate::{Gate, Gated, Opening};
 use tests::oracle::e2fsck_is_clean;
-use tests::scale::scratch;
+use tests::scale::{Need, can_run, scratch};
 use tests::system::System;
 
 /// Much shorter than anybody's patience, on a busy machine as well.
@@ -106,4 +106,35 @@ fn a_deletion_under_way_ends_before_the_volume_is_clean() -> Result<()> {
     let fs = mount()?;
     ensure!(fs.statfs()?.files_free == free, "the inode is lost");
     Ok(fs.unmount()?)
+}
+
+/// rm -rf of several trees at once, and an unmount that waits for nothing.
+#[test]
+fn an_unmount_right_behind_a_storm_of_deletions_loses_nothing() -> Result<()> {
+    let needs = [Need::Root, Need::Loop, Need::Fuse];
+    if !can_run("an_unmount_right_behind_a_storm_of_deletions_loses_nothing", &needs) {
+        return Ok(());
+    }
+    let folder = tempfile::tempdir_in(scratch())?;
+    let image = folder.path().join("image");
+    System::under_test().mkfs(&image, 128 << 20, &["-N", "8000"])?;
+    for _ in 0..3 {
+        let mounted = System::under_test().mount(&image)?;
+        for tree in 0..4 {
+            let tree = mounted.path().join(tree.to_string());
+            std::fs::create_dir(&tree)?;
+            for i in 0..300 {
+                std::fs::write(tree.join(i.to_string()), [7; 9000])?;
+            }
+        }
+        std::thread::scope(|scope| {
+            for tree in 0..4 {
+                let tree = mounted.path().join(tree.to_string());
+                scope.spawn(move || std::fs::remove_dir_all(tree));
+            }
+        });
+        mounted.unmount()?;
+        e2fsck_is_clean(&image)?;
+    }
+    Ok(())
 }
