@@ -10,7 +10,7 @@ use blockdev::BlockDevice;
 use blockdev::sim::{Fill, MemDevice};
 use ext4_format::bitmap::Bits;
 use ext4_format::csum::Csum;
-use ext4_format::extent::{Extent, Index, NodeMut};
+use ext4_format::extent::{Extent, Index, Node, NodeMut};
 use ext4_format::geometry::Geometry;
 use ext4_format::group_desc::{GroupDesc, GroupFlags};
 use ext4_format::inode::{Inode, InodeLayout, flag};
@@ -98,7 +98,8 @@ impl Forge {
         Ok((block.0, bytes))
     }
 
-    fn inode_place(&self, ino: Ino) -> Result<(u64, usize)> {
+    /// Block and byte of an inode's record.
+    pub fn inode_place(&self, ino: Ino) -> Result<(u64, usize)> {
         let place = self.geo.inode_location(ino).context("inode number")?;
         Ok((self.group(place.group)?.inode_table.0 + u64::from(place.table_block), place.byte))
     }
@@ -133,6 +134,13 @@ impl Forge {
                 Ok(self.block(b.0))
             })?;
         Ok(runs.iter().flat_map(|run| run.start.0..run.start.0 + u64::from(run.len)).collect())
+    }
+
+    /// The first block of an inode's extent tree.
+    pub fn tree_block(&self, ino: Ino) -> Result<u64> {
+        let root = self.inode(ino)?.block;
+        let index = Node::parse(&root)?.index(0).context("the tree fits into the inode")?;
+        Ok(index.child.0)
     }
 
     /// Blocks that nothing uses.

@@ -53,8 +53,7 @@ where
     let records = read(at)?;
     let record =
         records.as_ref().get(place.byte..place.byte + geo.inode_size).ok_or_else(|| lost("record"))?;
-    csum.verify_inode(record, ino)?;
-    Ok(Inode::decode(record, &InodeLayout::new(sb))?)
+    Ok(verify::inode(record, &csum, &InodeLayout::new(sb), ino)?)
 }
 
 /// The blocks of a file in file order, neighbours merged; unwritten ones are left out. With the inode's number

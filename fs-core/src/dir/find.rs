@@ -3,7 +3,7 @@
 use ext4_format::casefold;
 use ext4_format::dirent::{DirBlock, DirBlockMut, DirEntry, DirFormat};
 use ext4_format::inode::FileType;
-use ext4_format::{FileBlock, Ino, What};
+use ext4_format::{Corruption, Fault, FileBlock, Ino, What};
 use jbd2::{Buffer, Handle};
 
 use super::blocks::Role;
@@ -23,8 +23,8 @@ impl Dir<'_> {
             .probe(&core, name)
             .and_then(|(hash, mut path)| self.find_below(&core, &mut path, hash.major, name));
         match found {
-            // A bad index leaves the entries themselves readable.
-            Err(Error::Corrupt(c)) if c.what == What::HtreeBlock => self.find_linear(&core, name),
+            // An index that makes no sense leaves the entries themselves readable.
+            Err(Error::Corrupt(c)) if is_bad_index(&c) => self.find_linear(&core, name),
             other => other,
         }
     }
@@ -155,6 +155,11 @@ impl Dir<'_> {
         };
         found.ok_or_else(|| self.damaged(What::DirBlock, "no ..", 0, 0))
     }
+}
+
+/// Whether it is the index that is no index. One that only fails its checksum is an error, as in the kernel.
+pub(super) fn is_bad_index(c: &Corruption) -> bool {
+    c.what == What::HtreeBlock && c.fault == Fault::Structure
 }
 
 impl Found {

@@ -150,7 +150,7 @@ pub fn remove(
     metadata: bool,
 ) -> Result<Progress> {
     let size = ctx.vol.block_size();
-    let mut removal = Removal { ctx, handle, range, metadata, nodes: HashSet::new() };
+    let removal = Removal { ctx, handle, range, metadata };
     for levels in (1..=3).rev() {
         let slot = DIRECT + levels as u32 - 1;
         let first = u64::from(DIRECT) + (1..levels).map(|l| codec::span(size, l)).sum::<u64>();
@@ -198,20 +198,19 @@ fn last_in(
     Ok(None)
 }
 
+/// A map that leads to a block twice is found out by the second freeing of it.
 struct Removal<'a> {
     ctx: &'a MapCtx<'a>,
     handle: &'a Handle<'a>,
     range: BlockRange,
     metadata: bool,
-    /// Indirect blocks seen.
-    nodes: HashSet<BlockNo>,
 }
 
 impl Removal<'_> {
     /// Clears what the range has of the subtree under `slot` of `holder`, which starts at file
     /// block `first`.
     fn subtree(
-        &mut self,
+        &self,
         root: &mut MapRoot,
         holder: Option<&Buffer>,
         slot: u32,
@@ -226,7 +225,7 @@ impl Removal<'_> {
         if outside {
             return Ok(Progress::Done);
         }
-        let buffer = read_once(self.ctx, &mut self.nodes, block)?;
+        let buffer = read(self.ctx, block)?;
         let slots = codec::per_block(size) as u32;
         if levels == 1 {
             if self.pointers(root, Some(&buffer), first, slots)? == Progress::Again {

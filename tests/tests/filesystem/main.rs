@@ -3,7 +3,9 @@
 
 mod bad_input;
 mod beside;
+mod casefold;
 mod crash;
+mod damage;
 mod deletions;
 mod direct_aio;
 mod direct_device;
@@ -30,6 +32,7 @@ mod round_trip;
 mod semantics;
 mod shared_maps;
 mod space;
+mod special_inodes;
 mod stalls;
 mod storm;
 mod stripes;
