@@ -52,13 +52,7 @@ struct Args {
 
 fn main() -> ExitCode {
     if called().starts_with("umount.") {
-        return match unmounter::run(&unmounter::Args::parse()) {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(error) => {
-                eprintln!("umount.fuse.rext4: {error:#}");
-                ExitCode::from(MOUNT_FAILURE)
-            }
-        };
+        return unmounter::run(&std::env::args_os().skip(1).collect::<Vec<_>>());
     }
     let args = Args::parse();
     let default_level = match (args.debug, args.verbose) {

@@ -15,7 +15,7 @@ pub struct Options {
     pub offset: u64,
     /// Let users other than the one who mounts in.
     pub allow_other: Option<bool>,
-    /// Take a read-write mount without rights of the medium as read-only instead of refusing it.
+    /// Threads that serve, where it is not one for each ring.
     pub threads: Option<usize>,
     /// Whether to bypass the host's page cache on the way to the device.
     pub dio: Direct,
@@ -31,7 +31,8 @@ pub struct Options {
     pub ring_threads: Option<usize>,
     /// With [`Transport::Ring`], keep each thread on its processor.
     pub pinned: bool,
-    /// Show every file as owned by the one who mounts, for unprivileged builders.
+    /// Give the one who mounts, and nobody else, root's rights over the volume, so that a user can build a
+    /// tree with other owners and set-id bits. Such a mount has neither devices nor set-id programs.
     pub fake_root: bool,
     /// Mount flags that FUSE itself understands.
     pub flags: Vec<Flag>,
@@ -238,10 +239,16 @@ const REFUSED: &[(&str, &str)] = &[
     ("nouser_xattr", "extended attributes are always available"),
 ];
 
+const FAKE_ROOT_ALONE: &str = "everybody whom allow_other lets in would have root's rights; use one of the two (noallow_other undoes kernel's)";
+
 impl Options {
     /// Takes the comma-separated items of one `-o`.
     pub fn apply(&mut self, items: &str) -> Result<(), OptionError> {
-        items.split(',').filter(|item| !item.is_empty()).try_for_each(|item| self.apply_one(item))
+        items.split(',').filter(|item| !item.is_empty()).try_for_each(|item| self.apply_one(item))?;
+        match self.fake_root && self.allow_other == Some(true) {
+            true => Err(OptionError::Refused { name: "fakeroot".into(), reason: FAKE_ROOT_ALONE }),
+            false => Ok(()),
+        }
     }
 
     fn apply_one(&mut self, item: &str) -> Result<(), OptionError> {
@@ -428,6 +435,18 @@ mod tests {
         assert!(said("frobnicate").contains("unknown mount option 'frobnicate'"));
         assert!(said("commit=soon").contains("'soon' is not a number"));
         assert!(said("offset=12").contains("'12' is not a multiple of 512"));
+    }
+
+    #[test]
+    fn fakeroot_is_for_one_alone() {
+        for items in ["fakeroot", "kernel,noallow_other,fakeroot,suid,dev", "fakeroot,noallow_other"] {
+            assert!(parsed(items).unwrap().fake_root, "{items}");
+        }
+        for items in ["fakeroot,allow_other", "allow_other,fakeroot", "kernel,fakeroot"] {
+            assert!(parsed(items).unwrap_err().to_string().contains("allow_other"), "{items}");
+        }
+        let mut options = parsed("allow_other").unwrap();
+        assert!(options.apply("fakeroot").is_err(), "by another -o");
     }
 
     #[test]

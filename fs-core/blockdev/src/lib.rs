@@ -11,6 +11,7 @@ mod env;
 mod file;
 mod heap;
 mod map;
+mod mount_table;
 mod open;
 pub mod sim;
 
@@ -21,4 +22,5 @@ pub use env::{Chance, Clock, Env, Timestamp, Workers, host_name};
 pub use file::FileDevice;
 pub use heap::give_back_large;
 pub use map::ReadOnlyMap;
+pub use mount_table::{MountEntry, mount_table, mount_table_of};
 pub use open::{Direct, OpenError, OpenOptions, open};

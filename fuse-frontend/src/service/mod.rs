@@ -4,6 +4,7 @@
 //! Must not know: message layouts, transports, how a reply is sent.
 
 pub mod attributes;
+mod caller;
 mod directories;
 mod files;
 mod ioctl;
@@ -18,7 +19,7 @@ use fs_core::{Attr, Caller, Error, FileType, Filesystem, Ino, flag};
 use parking_lot::Mutex;
 
 pub use files::{Opened, Source, WriteHow};
-pub use ioctl::{argument_in_memory, changes_attributes, syncs_volume, wants_cached_data};
+pub use ioctl::{EXT4_IOC_SHUTDOWN, changes_attributes, shutdown_asked, wants_cached_data};
 
 use crate::options::Options;
 
@@ -47,6 +48,8 @@ pub struct Sender {
     pub uid: u32,
     /// Filesystem group id.
     pub gid: u32,
+    /// Number of the calling thread, 0 when it has none in the namespace of this process.
+    pub thread: u32,
 }
 
 /// The filesystem behind the doors.
@@ -95,10 +98,19 @@ impl Service {
         self.fs.block_size()
     }
 
+    /// Whether everybody who gets in has root's rights, and the kernel checks none.
+    #[must_use]
+    pub fn has_fake_root(&self) -> bool {
+        self.fake_root
+    }
+
+    /// As whom a request acts on what is there.
     fn caller(&self, sender: Sender, umask: u32) -> Caller {
-        if self.fake_root {
-            return Caller { uid: 0, gid: 0, umask };
-        }
+        if self.fake_root { Caller { umask, ..Caller::root() } } else { self.owner(sender, umask) }
+    }
+
+    /// As whose a request makes something new.
+    fn owner(&self, sender: Sender, umask: u32) -> Caller {
         Caller { uid: sender.uid, gid: sender.gid, umask }
     }
 }

@@ -28,24 +28,24 @@ impl Service {
         umask: u32,
         rdev: u32,
     ) -> Answer<Entry> {
-        let caller = self.caller(sender, umask);
+        let caller = self.owner(sender, umask);
         self.fs.mknod(&caller, inode_of(parent)?, name, mode as u16, decode_device(rdev)).map_err(refuse)
     }
 
     /// The making half of TMPFILE: a regular file without a name, to be opened and, maybe, linked.
     pub fn tmpfile(&self, sender: Sender, parent: u64, mode: u32, umask: u32) -> Answer<Entry> {
-        self.fs.tmpfile(&self.caller(sender, umask), inode_of(parent)?, mode as u16).map_err(refuse)
+        self.fs.tmpfile(&self.owner(sender, umask), inode_of(parent)?, mode as u16).map_err(refuse)
     }
 
     /// MKDIR.
     pub fn mkdir(&self, sender: Sender, parent: u64, name: &[u8], mode: u32, umask: u32) -> Answer<Entry> {
-        let caller = self.caller(sender, umask);
+        let caller = self.owner(sender, umask);
         self.fs.mkdir(&caller, inode_of(parent)?, name, mode as u16).map_err(refuse)
     }
 
     /// SYMLINK.
     pub fn symlink(&self, sender: Sender, parent: u64, name: &[u8], target: &[u8]) -> Answer<Entry> {
-        self.fs.symlink(&self.caller(sender, 0), inode_of(parent)?, name, target).map_err(refuse)
+        self.fs.symlink(&self.owner(sender, 0), inode_of(parent)?, name, target).map_err(refuse)
     }
 
     /// READLINK.

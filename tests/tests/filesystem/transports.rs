@@ -203,7 +203,7 @@ fn a_refused_registration_falls_back() -> Result<()> {
         // One queue more than there are processors is one that the kernel does not have.
         let queues = possible_processors()? + usize::from(too_many);
         let rings = Rings::prepare(Layout { queues, threads: 2, pinned: true })?;
-        let capabilities = shake_hands(mount.device(), wanted(true) | init::OVER_IO_URING)?;
+        let capabilities = shake_hands(mount.device(), wanted(true, false) | init::OVER_IO_URING)?;
         let service = Arc::new(Service::new(fs.clone(), &Options::default()));
         let (tell, ended) = channel();
         let device = Arc::new(mount.device().try_clone()?);
