@@ -193,8 +193,8 @@ impl Volume {
         error!(%corruption, "the volume is damaged");
         let policy = self.opts.errors.unwrap_or_else(|| match self.sb.lock().on_error() {
             OnError::Continue => ErrorPolicy::Continue,
-            OnError::ReadOnly => ErrorPolicy::RemountReadOnly,
-            OnError::Panic => ErrorPolicy::Panic,
+            // To end the server is for whoever mounts to ask for, not for the image.
+            OnError::ReadOnly | OnError::Panic => ErrorPolicy::RemountReadOnly,
         });
         if self.writable().is_ok() {
             let entry = ErrorEntry {

@@ -20,6 +20,8 @@ mod memory;
 mod mounting;
 mod opcodes;
 mod options;
+mod processors;
+mod rights;
 mod rootless;
 mod round_trip;
 mod semantics;
