@@ -121,10 +121,9 @@ fn set_id_bits_are_gone_when_the_change_fails() -> Result<()> {
     let pair = Pair::new(16 << 20, "-t ext4 -b 4096 -m 0", &[])?;
     for mounted in pair.both()? {
         let root = mounted.path();
-        fs::write(root.join("full"), "")?;
-        run(tool("sh")
-            .args(["-c", r#"dd if=/dev/zero of="$0/full" bs=64k conv=fsync 2>/dev/null; sync"#])
-            .arg(root))?;
+        let fill =
+            r#"for n in 1 2 3; do dd if=/dev/zero of="$0/full$n" bs=4k conv=fsync 2>/dev/null; done; sync"#;
+        run(tool("sh").args(["-c", fill]).arg(root))?;
     }
     let ways = [
         r#"dd if=/dev/zero of="$0" bs=4096 count=1 conv=notrunc"#,

@@ -93,7 +93,7 @@ fn with_fakeroot_a_user_builds_a_tree_of_others() -> Result<()> {
             mkdir etc; echo secret >etc/shadow; cp /bin/true su; mkfifo pipe; ln -s su link
             chown 12:34 etc/shadow; chmod 600 etc/shadow; chown 0:5 su; chmod 6755 su; chown -h 7:8 link
             # Of others by now.
-            echo more >>etc/shadow; cat etc/shadow >/dev/null; mv etc/shadow etc/gshadow; echo "# " >>su
+            echo more >>etc/shadow; cat etc/shadow >/dev/null; mv etc/shadow etc/gshadow; printf x >>su
             chown 3:4 etc; chmod 700 etc; touch etc/new; ls etc
             setfattr -n user.a -v b etc; rmdir lost+found
             stat -c '%n %u:%g %a' su etc etc/gshadow etc/new

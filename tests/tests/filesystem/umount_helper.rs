@@ -2,9 +2,10 @@
 //! everything and let go of the image. The installed helpers are shown to mount(8) and umount(8) in a mount
 //! namespace of their own.
 
-use std::ffi::CStr;
+use std::ffi::{CStr, OsStr};
 use std::fs::{self, File};
 use std::os::fd::AsRawFd as _;
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::symlink;
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
@@ -14,10 +15,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use rustix::fs::{FlockOperation, flock};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
-use tests::oracle::e2fsck_is_clean;
+use tests::oracle::{copy_image, e2fsck_is_clean};
 use tests::run::{run, tool};
 use tests::scale::{Need, can_run, pick, scratch};
-use tests::system::{System, binary, with_own_mounts};
+use tests::system::{LoopDevice, System, binary, with_own_mounts};
 
 const NEEDS: [Need; 4] = [Need::Root, Need::Fuse, Need::Loop, Need::Tool("flock")];
 /// `bin`: fusermount3 wants a user with a name.
@@ -117,16 +118,20 @@ fn a_mount_point_of_any_bytes_hides_no_other() -> Result<()> {
         return Ok(());
     }
     let folder = prepared()?;
+    let odd = folder.path().join(OsStr::from_bytes(b"image \xff\n\\040"));
+    copy_image(&folder.path().join("image"), &odd)?;
+    let device = LoopDevice::attach(&odd)?;
+    symlink(device.path(), folder.path().join("device"))?;
+    symlink(&odd, folder.path().join("behind"))?;
     with_helpers(
         folder.path(),
         r#"odd=$(printf '%s\377 \t\134x' "$2"); mkdir "$odd"; mount -t tmpfs odd "$odd"
         mount -t rext4 "$1" "$2"; touch "$2/file"; umount "$2"; flock -n -x "$1" true
         mkdir "$odd/point"; mount -t rext4 "$1" "$odd/point"; touch "$odd/point/other"
         umount "$odd/point"; flock -n -x "$1" true
-        cp "$1" "$odd/image"; device=$(losetup -f --show "$odd/image"); mount -t ext4 "$device" "$2"
-        /sbin/mount.rext4 "$device" "$odd/point" 2>"$odd/said" && exit 8
-        /sbin/mount.rext4 "$odd/image" "$odd/point" 2>>"$odd/said" && exit 8
-        umount "$2"; losetup -d "$device"
+        mount -t ext4 "${1%/*}/device" "$2"
+        for what in device behind; do /sbin/mount.rext4 "${1%/*}/$what" "$odd/point" 2>>"$odd/said" && exit 8; done
+        umount "$2"
         [ $(grep -c "mounted on $2" "$odd/said") = 2 ] || { cat "$odd/said"; exit 7; } >&2"#,
     )?;
     if can_run("beside a mount of fuse2fs's", &[Need::Tool("fuse2fs")]) {
