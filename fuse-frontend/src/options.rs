@@ -101,6 +101,9 @@ pub enum OptionError {
         /// Why.
         reason: &'static str,
     },
+    /// Two options exclude each other.
+    #[error("mount options '{0}' and '{1}' exclude each other: {2}")]
+    Exclusive(&'static str, &'static str, &'static str),
 }
 
 impl Default for Options {
@@ -247,14 +250,14 @@ const REFUSED: &[(&str, &str)] = &[
     ("nouser_xattr", "extended attributes are always available"),
 ];
 
-const FAKE_ROOT_ALONE: &str = "everybody whom allow_other lets in would have root's rights; use one of the two (noallow_other undoes kernel's)";
+const FAKE_ROOT_ALONE: &str = "everybody who gets in would have root's rights over the volume";
 
 impl Options {
     /// Takes the comma-separated items of one `-o`.
     pub fn apply(&mut self, items: &str) -> Result<(), OptionError> {
         items.split(',').filter(|item| !item.is_empty()).try_for_each(|item| self.apply_one(item))?;
         match self.fake_root && self.allow_other == Some(true) {
-            true => Err(OptionError::Refused { name: "fakeroot".into(), reason: FAKE_ROOT_ALONE }),
+            true => Err(OptionError::Exclusive("fakeroot", "allow_other", FAKE_ROOT_ALONE)),
             false => Ok(()),
         }
     }

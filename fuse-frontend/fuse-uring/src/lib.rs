@@ -292,6 +292,18 @@ mod tests {
     }
 
     #[test]
+    fn memory_that_was_not_registered_goes() {
+        let size = || {
+            let status = std::fs::read_to_string("/proc/self/status").unwrap();
+            let line = status.lines().find_map(|line| line.strip_prefix("VmSize:")).unwrap();
+            line.trim().trim_end_matches(" kB").parse::<u64>().unwrap()
+        };
+        let before = size();
+        (0..512).for_each(|_| drop(Blank::new(1 << 20).unwrap()));
+        assert!(size() < before + (256 << 10), "{before} KiB, then {}", size());
+    }
+
+    #[test]
     fn what_is_no_fuse_device_is_refused() {
         use std::os::fd::AsFd;
         let file = std::fs::File::open(std::env::current_exe().unwrap()).unwrap();

@@ -13,7 +13,7 @@ use super::wire::{NewName, Operation, Reply, Request};
 use crate::service::attributes::Change;
 use crate::service::{
     Answer as Served, EXT4_IOC_SHUTDOWN, FOR_EVER, Opened, Sender, Service, WriteHow, changes_attributes,
-    encode_device, is_immutable, node_of, shutdown_asked, wants_cached_data,
+    encode_device, is_immutable, native, node_of, shutdown_asked, wants_cached_data,
 };
 
 /// What becomes of a request.
@@ -217,8 +217,9 @@ impl Dispatch {
                 self.changing_xattrs(node, kernel, || service.removexattr(from, node, name))
             }
             Operation::Ioctl { how, input } => {
-                service.may_ioctl(from, node, how.cmd)?;
-                if how.cmd == EXT4_IOC_SHUTDOWN {
+                let command = native(how.cmd, how.flags & abi::IOCTL_COMPAT != 0);
+                service.may_ioctl(from, node, command)?;
+                if command == EXT4_IOC_SHUTDOWN {
                     let asked = shutdown_asked(kernel.word_of_caller(from.thread, how.arg))?;
                     if asked == Shutdown::Sync {
                         let dirty = service.all_maybe_dirty_in_kernel();
@@ -227,11 +228,11 @@ impl Dispatch {
                     service.shut_down(asked)?;
                     return reply.structure(&abi::IoctlOut::default());
                 }
-                if wants_cached_data(how.cmd) && service.may_be_dirty_in_kernel(node) {
+                if wants_cached_data(command) && service.may_be_dirty_in_kernel(node) {
                     kernel.forget_pages(node, 0, 0);
                 }
-                let out = service.ioctl(from, node, how.cmd, input)?;
-                if changes_attributes(how.cmd) {
+                let out = service.ioctl(from, node, command, input)?;
+                if changes_attributes(command) {
                     kernel.forget_attributes(node);
                 }
                 reply.structure(&abi::IoctlOut::default())?;

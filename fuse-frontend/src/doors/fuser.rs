@@ -20,7 +20,8 @@ use super::old_pages::{OldPages, Range};
 use super::reserve::Reserve;
 use crate::service::attributes::Change;
 use crate::service::{
-    Answer, FOR_EVER, Sender, Service, WriteHow, changes_attributes, encode_device, is_immutable, node_of,
+    Answer, FOR_EVER, Sender, Service, WriteHow, changes_attributes, encode_device, is_immutable, native,
+    node_of,
 };
 
 /// Largest request, in bytes.
@@ -635,12 +636,13 @@ impl fuser::Filesystem for Door {
         req: &Request,
         ino: INodeNo,
         _fh: FileHandle,
-        _flags: fuser::IoctlFlags,
+        flags: fuser::IoctlFlags,
         cmd: u32,
         in_data: &[u8],
         out_size: u32,
         reply: fuser::ReplyIoctl,
     ) {
+        let cmd = native(cmd, flags.contains(fuser::IoctlFlags::FUSE_IOCTL_COMPAT));
         let answer = self.service.ioctl(sender(req), ino.0, cmd, in_data);
         if answer.is_ok() && changes_attributes(cmd) {
             self.forget_attributes(ino);

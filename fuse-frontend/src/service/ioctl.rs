@@ -44,6 +44,16 @@ const XFLAGS: [(u32, u32); 7] = [
 /// Bytes that FS_IOC_GETFSLABEL writes: the superblock's 16, and a zero.
 const SHOWN_LABEL_LEN: usize = 17;
 
+/// The 64-bit number of an ioctl. Those of 32-bit programs have numbers of their own, which mean nothing to others.
+#[must_use]
+pub fn native(command: u32, is_compat: bool) -> u32 {
+    match command {
+        FS_IOC32_GETVERSION if is_compat => FS_IOC_GETVERSION,
+        EXT4_IOC32_GETVERSION if is_compat => EXT4_IOC_GETVERSION,
+        _ => command,
+    }
+}
+
 /// Whether a successful ioctl has changed what the kernel remembers of the inode.
 #[must_use]
 pub fn changes_attributes(command: u32) -> bool {

@@ -19,7 +19,7 @@ use fs_core::{Attr, Caller, Error, FileType, Filesystem, Ino, flag};
 use parking_lot::Mutex;
 
 pub use files::{Opened, Source, WriteHow};
-pub use ioctl::{EXT4_IOC_SHUTDOWN, changes_attributes, shutdown_asked, wants_cached_data};
+pub use ioctl::{EXT4_IOC_SHUTDOWN, changes_attributes, native, shutdown_asked, wants_cached_data};
 
 use crate::options::Options;
 

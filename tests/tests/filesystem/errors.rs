@@ -131,6 +131,29 @@ fn damage_is_answered_and_recorded_as_the_kernel_does() -> Result<()> {
     Ok(())
 }
 
+/// What the image asks for: whoever made it may not end a server that serves others. The volume is read-only from
+/// then on.
+#[test]
+fn an_image_that_asks_for_panic_is_served_on() -> Result<()> {
+    if !can_run("an_image_that_asks_for_panic_is_served_on", &NEEDS) || !System::under_test().is_rext4() {
+        return Ok(());
+    }
+    let folder = tempfile::tempdir_in(scratch())?;
+    let image = folder.path().join("image");
+    furnished(&image)?;
+    damage(&image, "an inode's mode")?;
+    debugfs(&image, &["-w"], "ssv errors 3")?;
+    let mounted = System::under_test().mount(&image)?;
+    let said = told(mounted.path(), "plain");
+    let inner = fs::read(mounted.path().join("folder/inner"));
+    // The server says by its exit status that not everything was written.
+    let ended = mounted.unmount();
+    ensure!(said? == "Err(Some(117)) Err(Some(30))" && inner? == b"inner", "{ended:?}");
+    ensure!(ended.is_err_and(|error| !format!("{error:#}").contains("signal")));
+    ensure!(super_field(&image, "First error err")? == "EFSCORRUPTED");
+    Ok(())
+}
+
 /// Where the kernel would stop the machine, the server's process ends at once; the record is there, and the
 /// next mount works.
 #[test]

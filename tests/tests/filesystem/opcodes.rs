@@ -156,6 +156,10 @@ impl Kernel for NoKernel {
     fn forget_old_pages(&self, _: u64, _: u64, _: u64) {}
     fn forget_pages(&self, _node: u64, _offset: u64, _len: u64) {}
     fn forget_attributes(&self, _node: u64) {}
+
+    fn word_of_caller(&self, _thread: u32, _address: u64) -> std::io::Result<u32> {
+        Err(std::io::ErrorKind::PermissionDenied.into())
+    }
 }
 
 /// Security contexts come only where a security module labels files. So one is made by hand.

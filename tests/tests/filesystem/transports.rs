@@ -198,7 +198,12 @@ fn a_refused_registration_falls_back() -> Result<()> {
         mkfs::format(&disk, &mkfs::Options::new(mkfs::Kind::Ext4, 1_700_000_000)).context("mkfs")?;
         let fs = Filesystem::mount(Arc::new(disk), MountOptions::default(), Env::system())?;
         let point = tempfile::tempdir()?;
-        let wish = Wish { source: "rext4-tests".into(), flags: MountFlags::empty(), allow_other: true };
+        let wish = Wish {
+            source: "rext4-tests".into(),
+            flags: MountFlags::empty(),
+            allow_other: true,
+            default_permissions: true,
+        };
         let mount = Mount::plain(point.path(), &wish)?;
         // One queue more than there are processors is one that the kernel does not have.
         let queues = possible_processors()? + usize::from(too_many);
@@ -214,6 +219,7 @@ fn a_refused_registration_falls_back() -> Result<()> {
             reserve,
             dispatch: Arc::new(Dispatch::new(service, Box::new(|| ()))),
             capabilities,
+            caller_memory: Arc::default(),
             splice_from: Options::default().splice_from,
             on_end: Arc::new(move |how| {
                 let _ = tell.send(how);
