@@ -50,7 +50,10 @@ struct KernelLog(File);
 
 impl KernelLog {
     fn from_now_on() -> Result<KernelLog> {
-        let mut file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open("/dev/kmsg")?;
+        let mut file = File::options()
+            .read(true)
+            .custom_flags(rustix::fs::OFlags::NONBLOCK.bits() as i32)
+            .open("/dev/kmsg")?;
         drain(&mut file);
         Ok(KernelLog(file))
     }
@@ -62,7 +65,7 @@ fn drain(file: &mut File) -> String {
         match file.read(&mut record) {
             Ok(len) => text += &String::from_utf8_lossy(&record[..len]),
             // Records that were overwritten meanwhile are skipped.
-            Err(error) if error.raw_os_error() == Some(libc::EPIPE) => {}
+            Err(error) if error.raw_os_error() == Some(rustix::io::Errno::PIPE.raw_os_error()) => {}
             Err(_) => return text,
         }
     }
@@ -93,7 +96,7 @@ fn errors_of_a_running_volume_are_logged_in_the_kernels_words() -> Result<()> {
     let mut kernel = KernelLog::from_now_on()?;
     // Where there is a syslog it is ours.
     let script = r#"[ ! -e /dev/log ] || mount --bind "$3" /dev/log
-        "$4" "$1" "$2"; for i in 1 2 3 4 5; do ls "$2/folder" || true; done; umount -i "$2"
+        "$4" -o errors=remount-ro "$1" "$2"; for i in 1 2 3 4 5; do ls "$2/folder" || true; done; umount -i "$2"
         flock -x "$1" true"#;
     let mut command = with_own_mounts();
     command.args(["sh", "-ec", script, "sh"]).arg(&image).arg(&point).arg(&socket);

@@ -76,9 +76,9 @@ fn steps(system: System, image: &Path) -> Result<Vec<String>> {
     mount_remount(root, MountFlags::RDONLY, c"")?;
     look("read-only again", false)?;
     ensure!(writes("late") == Err(Some(30)));
-    let still = fingerprint(&device)?;
+    let still = fingerprint(image)?;
     fs::read_dir(root)?.try_for_each(|entry| entry?.metadata().map(drop))?;
-    ensure!(still == fingerprint(&device)?, "{system:?} wrote while it was read-only");
+    ensure!(still == fingerprint(image)?, "{system:?} wrote while it was read-only");
     mounted.unmount()?;
     let mounted = system.mount_with(image, &Options::words(&["ro"]))?;
     ensure!(fs::read(mounted.path().join("second"))? == b"written");
