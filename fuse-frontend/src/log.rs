@@ -110,7 +110,7 @@ impl Text {
             let separator = if message.is_empty() { "" } else { ": " };
             let _ = write!(message, "{separator}{reason}");
         }
-        message.replace('\n', " ")
+        blockdev::plain(&message)
     }
 }
 

@@ -30,7 +30,7 @@ pub use heap::give_back_large;
 pub use lease::{Lease, Leased};
 pub use limits::{file_size_limit, file_size_limit_is_an_error};
 pub use map::ReadOnlyMap;
-pub use message::in_one_line;
+pub use message::{in_one_line, plain};
 pub use mount_table::{MountEntry, mount_table, mount_table_of};
 pub use mount_users::{MountUser, mounted_elsewhere};
 pub use open::{Direct, OpenError, OpenOptions, open};

@@ -24,7 +24,8 @@ pub fn in_one_line(error: &(dyn Error + 'static)) -> String {
 }
 
 /// The text in one line, without ` (os error N)`.
-fn plain(text: &str) -> String {
+#[must_use]
+pub fn plain(text: &str) -> String {
     const NUMBER: &str = " (os error ";
     let mut line = text.trim_end().replace('\n', " ");
     let mut from = 0;

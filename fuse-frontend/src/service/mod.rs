@@ -140,10 +140,11 @@ fn decode_device(rdev: u32) -> (u32, u32) {
     ((rdev & 0xf_ff00) >> 8, (rdev & 0xff) | ((rdev >> 12) & 0xf_ff00))
 }
 
-/// The errno of a failure. What is not the caller's doing is logged.
+/// The errno of a failure. What is not the caller's doing, and was not logged where it was found, is logged.
 fn refuse(error: Error) -> i32 {
     match &error {
         Error::Posix(_) | Error::NoSpace | Error::ReadOnly | Error::ShutDown => {}
+        Error::Corrupt(_) | Error::Journal(_) => tracing::debug!(%error, "a request failed"),
         error => tracing::error!(%error, "a request failed"),
     }
     error.errno()
