@@ -136,7 +136,7 @@ where
     taken.sort_unstable();
     let refuse = |start: u64, end: u64| {
         let after = taken.partition_point(|run| run.1 <= start);
-        match taken.get(after).filter(|run| run.0 < end) {
+        match taken.get(after).filter(|run| start < end && run.0 < end) {
             Some(run) => {
                 Err(Corruption::new(What::JournalBlock, "block of the volume itself", run.0.max(start), 0))
             }
