@@ -54,23 +54,27 @@ impl Filesystem {
         unlinked.push_back((Instant::now(), ino));
     }
 
-    /// Whether an inode has lost its last name lately and is still there.
-    fn is_one_closing(&self) -> bool {
-        let young = |(since, ino): &(Instant, Ino)| (since.elapsed() < CLOSING).then_some(*ino);
-        let lately: Vec<Ino> = self.unlinked.lock().iter().filter_map(young).collect();
+    /// Waits until the inodes that have lost their last name lately are gone, or that is no longer lately.
+    fn wait_for_closing(&self) {
+        let mut unlinked: Vec<(Instant, Ino)> = self.unlinked.lock().iter().copied().collect();
         let nameless = |inode: Arc<Inode>| inode.core.read().disk.links == 0;
-        lately.into_iter().any(|ino| self.inodes.peek(ino).is_some_and(nameless))
+        loop {
+            unlinked.retain(|(since, ino)| {
+                since.elapsed() < CLOSING && self.inodes.peek(*ino).is_some_and(nameless)
+            });
+            if unlinked.is_empty() {
+                return;
+            }
+            threads::sleep(MOMENT);
+        }
     }
 
     /// Waits for the deletions under way, and a while for those of inodes that somebody still holds. Says
     /// whether any has ended since there were `ended` of them. The caller has no handle and holds no inode
     /// that is being deleted.
     pub(super) fn wait_for_deletions(&self, ended: u64) -> bool {
-        let mut any = self.deletions.wait(ended);
-        while self.is_one_closing() {
-            threads::sleep(MOMENT);
-            any |= self.deletions.wait(ended);
-        }
+        self.wait_for_closing();
+        let any = self.deletions.wait(ended);
         let deadline = Instant::now() + PATIENCE;
         let mut held = false;
         while self.leaving.lock().values().any(|nameless| *nameless) {

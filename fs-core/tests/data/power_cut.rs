@@ -138,3 +138,50 @@ fn extents_of_small_blocks() {
 fn indirect_blocks() {
     cut_everywhere(&["-t", "ext3", "-b", "1024"], 3, 1024);
 }
+
+/// The label that a volume and the copies of its superblock have after a cut at any point of its change.
+#[test]
+fn a_label_is_the_old_or_the_new_one() {
+    let recorder = Recorder::new(mke2fs(&["-t", "ext4", "-b", "1024"]));
+    let fs = mount(Arc::new(recorder.clone()), manual());
+    fs.set_label(b"old").unwrap();
+    recorder.mark(0);
+    fs.set_label(b"new").unwrap();
+    recorder.mark(1);
+    fs.unmount().unwrap();
+    drop(fs);
+    let recording = recorder.recording();
+    let mark = |n| recording.events().iter().position(|event| matches!(event, Event::Mark(m) if *m == n));
+    let (begun, done) = (mark(0).unwrap(), mark(1).unwrap());
+    let mut walk = Walk::new(&recording);
+    let (mut olds, mut news, mut torn) = (0, 0, 0);
+    for cut in begun + 1..=recording.events().len() {
+        walk.go_to(cut);
+        for keep in walk.keeps(3, 2, 7) {
+            let what = format!("cut {cut} of {done} {keep:?}");
+            let dev = Arc::new(MemDevice::from_image(walk.build(keep).image));
+            let Some(fs) = recover(dev.clone()) else {
+                torn += 1;
+                continue;
+            };
+            let label = fs.label().unwrap();
+            fs.unmount().unwrap();
+            let image = dev.snapshot();
+            let copies = [1_u64, 3, 5].map(|group| {
+                let mut copy = vec![0; 3];
+                image.read((1 + 8192 * group) * 1024 + 120, &mut copy);
+                copy
+            });
+            assert!(copies.iter().all(|copy| *copy == label), "{what}: {label:?}, copies {copies:?}");
+            match label.as_slice() {
+                b"old" if cut <= done => olds += 1,
+                b"new" => news += 1,
+                other => panic!("{what}: {other:?}"),
+            }
+            if cut % 5 == 0 {
+                e2fsck(&image, &what);
+            }
+        }
+    }
+    assert!(olds > 5 && news > 5 && torn < news / 2, "{olds} old, {news} new, {torn} torn");
+}
