@@ -147,7 +147,7 @@ impl Service {
                 self.fs.set_flags(&caller, ino, flags).map_err(refuse)?;
                 Ok(Vec::new())
             }
-            FS_IOC_GETVERSION | FS_IOC32_GETVERSION | EXT4_IOC_GETVERSION | EXT4_IOC32_GETVERSION => {
+            FS_IOC_GETVERSION | EXT4_IOC_GETVERSION => {
                 let attr = self.fs.getattr(ino).map_err(refuse)?;
                 Ok(attr.generation.to_ne_bytes().to_vec())
             }
