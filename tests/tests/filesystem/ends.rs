@@ -194,7 +194,7 @@ fn umount_says_for_whom_it_waits() -> Result<()> {
     fs::create_dir(&point)?;
     std::os::unix::fs::symlink(fs::canonicalize(binary("mount-rext4").get_program())?, &helper)?;
     mount(&image, &point, "rw", None)?;
-    let mut other = with_own_mounts().args(["sleep", "60"]).spawn()?;
+    let mut other = with_own_mounts().args(["sleep", "3"]).spawn()?;
     eventually("the other tree of mounts is not there", || {
         let line = fs::read(format!("/proc/{}/task/{0}/children", other.id())).unwrap_or_default();
         let child = String::from_utf8_lossy(&line).trim().to_owned();
@@ -203,8 +203,6 @@ fn umount_says_for_whom_it_waits() -> Result<()> {
     let mut unmount = tool(&helper.to_string_lossy()).arg(&point).stderr(Stdio::piped()).spawn()?;
     std::thread::sleep(Duration::from_millis(1500));
     let is_waiting = unmount.try_wait()?.is_none();
-    // flock ends, and the program it has started with it.
-    run(tool("pkill").args(["-P", &other.id().to_string()]))?;
     other.wait()?;
     let answer = unmount.wait_with_output()?;
     let said = both(&answer);

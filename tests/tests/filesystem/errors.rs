@@ -38,7 +38,10 @@ fn debugfs(image: &Path, how: &[&str], request: &str) -> Result<String> {
 }
 
 fn spoil(image: &Path, at: u64) -> Result<()> {
-    Ok(File::options().write(true).open(image)?.write_all_at(&[0xa5], at)?)
+    let file = File::options().read(true).write(true).open(image)?;
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, at)?;
+    Ok(file.write_all_at(&[byte[0] ^ 0xa5], at)?)
 }
 
 fn number_after(said: &str, word: &str) -> Result<u64> {
