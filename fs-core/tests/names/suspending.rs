@@ -4,7 +4,6 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use ext4_format::superblock::{SUPERBLOCK_LEN, SUPERBLOCK_OFFSET, SuperBlock};
-use fs_core::types::Caller;
 
 use crate::rig::{Rig, fsck};
 
@@ -20,23 +19,24 @@ fn a_suspended_volume_is_clean_until_it_changes() {
     for args in [["-t", "ext4", "-O", "orphan_file"], ["-t", "ext4", "-O", "^has_journal"]] {
         let Some(mut rig) = Rig::new(32, &args) else { return };
         let journaled = args[3] == "orphan_file";
-        let root = rig.fs().root();
-        rig.touch(root, "before");
+        let root = rig.root();
+        rig.touch(&root, "before");
         assert_eq!(needs_recovery(&rig), journaled);
         assert!(rig.fs().suspend().unwrap());
         assert!(rig.fs().is_suspended() && !rig.fs().is_writable());
         assert!(!needs_recovery(&rig));
         fsck(&rig.image());
-        let refused = rig.fs().mkdir(&Caller::root(), root, b"refused", 0o755);
+        let refused = root.create_dir("refused", 0o755);
         assert_eq!(refused.map(|_| ()).map_err(|error| error.errno()), Err(30));
         assert!(rig.fs().suspend().unwrap(), "again");
         // The word is taken back by the first change, not before.
         rig.fs().resume();
         assert!(!needs_recovery(&rig));
-        rig.touch(root, "after");
+        rig.touch(&root, "after");
         assert_eq!(needs_recovery(&rig), journaled);
         assert!(rig.fs().suspend().unwrap());
         let before = std::fs::read(rig.image()).unwrap();
+        drop(root);
         rig.unmount();
         assert!(before == std::fs::read(rig.image()).unwrap(), "the end of a suspended volume wrote");
     }
@@ -52,12 +52,12 @@ fn changes_and_suspensions_meet() {
         let (fs, over) = (rig.fs(), &over);
         for thread in 0..2 {
             scope.spawn(move || {
-                let (root, mut n) = (fs.root(), 0);
+                let (root, mut n) = (fs.root().unwrap(), 0);
                 while !over.load(Ordering::Relaxed) {
                     let name = format!("{thread} {n}");
-                    fs.mkdir(&Caller::root(), root, name.as_bytes(), 0o755).unwrap();
+                    root.create_dir(&name, 0o755).unwrap();
                     if n % 3 == 0 {
-                        fs.rmdir(root, name.as_bytes()).unwrap();
+                        root.rmdir(&name).unwrap();
                     }
                     n += 1;
                     std::thread::sleep(std::time::Duration::from_micros(200));

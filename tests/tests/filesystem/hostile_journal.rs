@@ -8,12 +8,11 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
-use blockdev::{BlockDevice, Env};
+use blockdev::BlockDevice;
 use ext4_format::inode::flag;
 use ext4_format::superblock::{RawSuperBlock, SuperBlock};
 use ext4_format::{BlockNo, GroupNo, Ino};
-use fs_core::Filesystem;
-use fs_core::types::MountOptions;
+use fs_core::OpenOptions;
 use tests::forge::{Forge, contents, scattered};
 use tests::oracle::e2fsck_is_clean;
 use tests::run::{both, output, run, tool};
@@ -56,10 +55,10 @@ fn seeds(small: u64) -> impl Iterator<Item = u64> {
 /// Mounts and unmounts in this process; the device's bytes afterwards.
 fn ours(forge: &Forge, read_only: bool) -> (std::result::Result<(), String>, Vec<u8>) {
     let device = forge.device();
-    let options = MountOptions { read_only, ..MountOptions::default() };
-    let mounted = Filesystem::mount(Arc::clone(&device) as Arc<dyn BlockDevice>, options, Env::system());
+    let mounted =
+        OpenOptions::new().read_only(read_only).open_device(Arc::clone(&device) as Arc<dyn BlockDevice>);
     let verdict = match mounted {
-        Ok(fs) => fs.unmount().map_err(|error| format!("unmount: {error}")),
+        Ok(fs) => fs.close().map_err(|error| format!("unmount: {error}")),
         Err(error) => Err(error.to_string()),
     };
     (verdict, contents(&device))

@@ -12,15 +12,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use blockdev::sim::MemDevice;
-use blockdev::{BlockDevice, DeviceGeometry, Env};
+use blockdev::{BlockDevice, DeviceGeometry};
 use ext4_format::geometry::Geometry;
 use ext4_format::group_desc::GroupDesc;
 use ext4_format::indirect::{DIRECT, set_pointer, span};
 use ext4_format::inode::{Inode, InodeLayout};
 use ext4_format::superblock::SuperBlock;
 use ext4_format::{BlockNo, Ino, locate};
-use fs_core::types::{MountOptions, SetAttr};
-use fs_core::{Filesystem, SeekWhence};
+use fs_core::{Node, OpenFlags, OpenOptions, SeekWhence};
 use tests::forge::{Forge, contents};
 use tests::oracle::e2fsck_is_clean;
 use tests::run::{both, output, run, tool};
@@ -164,7 +163,7 @@ fn journal_is_refused(folder: &Path, forge: &Forge) -> Result<()> {
     ensure!(System::Kernel.mount(&image).is_err(), "the kernel mounts it");
     let device = Arc::new(Counted { device: forge.device(), read: 0.into() });
     let started = Instant::now();
-    let mounted = Filesystem::mount(Arc::clone(&device) as _, MountOptions::default(), Env::system());
+    let mounted = OpenOptions::new().open_device(Arc::clone(&device) as _);
     ensure!(mounted.is_err(), "we mount it");
     let read = device.read.load(Ordering::Relaxed);
     ensure!(read < VOLUME && started.elapsed() < LONGEST, "{read} bytes, {:?}", started.elapsed());
@@ -191,19 +190,27 @@ fn a_file_with_a_shared_map_costs_what_is_there() -> Result<()> {
 
 fn file_is_bounded(folder: &Path, forge: &Forge, ino: Ino, data: u64, way: u64) -> Result<()> {
     let device = Arc::new(Counted { device: forge.device(), read: 0.into() });
-    let fs = Filesystem::mount(Arc::clone(&device) as _, MountOptions::default(), Env::system())?;
+    let fs = OpenOptions::new().open_device(Arc::clone(&device) as _)?;
     let started = Instant::now();
     // Whether each succeeds depends on the map; it ends, and says so where it does not.
-    let shrink = SetAttr { size: Some(5000), ..SetAttr::default() };
+    let node = fs.root()?.lookup("file")?;
+    ensure!(node.ino() == ino, "another file");
+    let opened = |node: Node| node.open(OpenFlags { write: true, ..OpenFlags::default() });
     match way {
-        0 => drop([SeekWhence::Data, SeekWhence::Hole].map(|whence| fs.seek(ino, data, whence))),
-        1 => drop(fs.setattr(ino, &shrink)),
-        2 => drop(fs.unlink(Ino::ROOT, b"file")),
-        _ => drop(fs.read(ino, data, &mut vec![0; 1 << 20])),
+        0 => drop(
+            opened(node)
+                .map(|file| [SeekWhence::Data, SeekWhence::Hole].map(|whence| file.seek_to(data, whence))),
+        ),
+        1 => drop(opened(node).map(|file| file.set_len(5000))),
+        2 => {
+            drop(node);
+            drop(fs.root()?.unlink("file"));
+        }
+        _ => drop(opened(node).map(|file| file.read_at(&mut vec![0; 1 << 20], data))),
     }
     ensure!(started.elapsed() < LONGEST, "{:?}", started.elapsed());
     // A volume that was found damaged may not end clean.
-    drop(fs.unmount());
+    drop(fs.close());
     ensure!(device.read.load(Ordering::Relaxed) < MOST_READ, "{} bytes", device.read.load(Ordering::Relaxed));
     let after = Forge::new(contents(&device.device))?;
     is_repaired(folder, &after)

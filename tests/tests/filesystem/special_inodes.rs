@@ -8,13 +8,11 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
+use blockdev::BlockDevice;
 use blockdev::sim::MemDevice;
-use blockdev::{BlockDevice, Env};
 use ext4_format::csum::Csum;
-use ext4_format::inode::FileType;
 use ext4_format::{BlockNo, Ino, orphan};
-use fs_core::Filesystem;
-use fs_core::types::{Caller, MountOptions};
+use fs_core::{Filesystem, OpenFile, OpenOptions};
 use tests::forge::{Forge, contents, scattered};
 use tests::oracle::{e2fsck_is_clean, our_fsck_is_clean};
 use tests::run::{output, run, tool};
@@ -42,8 +40,7 @@ fn seeds(small: u64) -> impl Iterator<Item = u64> {
 }
 
 fn mount(device: &Arc<MemDevice>, read_only: bool) -> Result<Arc<Filesystem>> {
-    let options = MountOptions { read_only, ..MountOptions::default() };
-    Ok(Filesystem::mount(Arc::clone(device) as Arc<dyn BlockDevice>, options, Env::system())?)
+    Ok(OpenOptions::new().read_only(read_only).open_device(Arc::clone(device) as Arc<dyn BlockDevice>)?)
 }
 
 /// Scatters the blocks of the journal and of the orphan file, and gives both inodes a generation.
@@ -75,16 +72,14 @@ fn scatter(rng: &mut fastrand::Rng, forge: &mut Forge) -> Result<()> {
     Ok(())
 }
 
-/// Makes files, and one that is deleted while it is open, so that the orphan file is used.
-fn use_it(fs: &Filesystem) -> Result<()> {
-    let caller = Caller::root();
-    let mode = FileType::Regular.mode_bits() | 0o644;
-    for name in ["kept", "gone"] {
-        let made = fs.mknod(&caller, Ino::ROOT, name.as_bytes(), mode, (0, 0))?;
-        fs.write(&caller, made.ino, 0, &[7; 5000], fs_core::WriteMode::Writeback)?;
-    }
-    fs.unlink(Ino::ROOT, b"gone")?;
-    Ok(())
+/// Makes a file, and one that is deleted while it is open, so that the orphan file is used: its handle.
+fn use_it(fs: &Arc<Filesystem>) -> Result<OpenFile> {
+    let root = fs.root()?;
+    root.create("kept", 0o644)?.write_all_at(&[7; 5000], 0)?;
+    let gone = root.create("gone", 0o644)?;
+    gone.write_all_at(&[7; 5000], 0)?;
+    root.unlink("gone")?;
+    Ok(gone)
 }
 
 #[test]
@@ -103,14 +98,16 @@ fn scattered_special_files_are_read_by_their_own_numbers() -> Result<()> {
             fs::write(&image, &forge.bytes)?;
             System::Kernel.mount(&image).context("the kernel's mount")?.unmount()?;
             let device = forge.device();
-            mount(&device, true)?.unmount()?;
+            mount(&device, true)?.close()?;
             ensure!(contents(&device) == forge.bytes, "a mount for reading wrote");
             let fs = mount(&device, false)?;
-            use_it(&fs)?;
+            let unlinked = use_it(&fs)?;
+            fs.sync()?;
             // Orphans that a crash leaves behind are found by the next mount.
             let crashed = MemDevice::from_image(device.snapshot());
-            fs.unmount()?;
-            mount(&Arc::new(crashed), false)?.unmount()?;
+            drop(unlinked);
+            fs.close()?;
+            mount(&Arc::new(crashed), false)?.close()?;
             fs::write(&image, contents(&device))?;
             our_fsck_is_clean(&image)?;
             e2fsck_is_clean(&image)
@@ -169,5 +166,5 @@ fn a_lost_journal_inode_comes_back_whatever_its_generation_was() -> Result<()> {
     }
     let after = Forge::load(&image)?;
     ensure!(after.blocks_of(Ino::JOURNAL)? == log, "the journal lies elsewhere");
-    mount(&after.device(), false)?.unmount().context("unmount")
+    mount(&after.device(), false)?.close().context("close")
 }
