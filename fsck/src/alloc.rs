@@ -128,6 +128,20 @@ fn tree_blocks(ctx: &Context, ino: Ino) -> Result<Vec<BlockNo>> {
     Ok(single.map(|&(start, _)| BlockNo(start)).collect())
 }
 
+/// Levels below the root, and nodes in them, of the smallest tree for so many extents.
+#[must_use]
+pub fn tree_shape(ctx: &Context, extents: u64) -> (u16, u64) {
+    const IN_ROOT: u64 = 4;
+    let per_block = (ctx.disk.block_size() / ext4_format::extent::ENTRY_SIZE - 1) as u64;
+    let (mut depth, mut nodes, mut level) = (0, 0, extents);
+    while level > IN_ROOT {
+        level = level.div_ceil(per_block);
+        nodes += level;
+        depth += 1;
+    }
+    (depth, nodes)
+}
+
 fn build_extents(ctx: &Context, ino: Ino, inode: &mut Inode, extents: &[Extent]) -> Result<u64> {
     let size = ctx.disk.block_size();
     let per_block = size / ext4_format::extent::ENTRY_SIZE - 1;

@@ -32,6 +32,15 @@ impl Ask for Probe {
     }
 }
 
+/// Agrees to everything, and nobody hears of it: for what follows from a change that was no repair.
+pub struct Agree;
+
+impl Ask for Agree {
+    fn ask(&mut self, _: Problem) -> Result<bool> {
+        Ok(true)
+    }
+}
+
 /// The answer of a person.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Answer {
@@ -53,6 +62,10 @@ pub trait Ui {
     fn prompt(&mut self, text: &str, question: &str) -> Answer;
     /// Work done in a pass (1 to 5) so far.
     fn progress(&mut self, pass: u8, done: u64, of: u64);
+    /// The volume's label, once it is known.
+    fn label(&mut self, _label: &str) {}
+    /// Why a check is made that nobody asked for, as the end of a sentence about the volume.
+    fn forced(&mut self, _reason: &str) {}
 }
 
 /// A [`Ui`] for programs: says nothing and never agrees to anything.
@@ -77,6 +90,8 @@ pub struct Judge<'u> {
     pub journal_lost: bool,
     /// The round ended early because what it built on was wrong; the next one knows better.
     pub restart: bool,
+    /// Nothing may be written, but an overlay takes what a recovery changes.
+    pub overlaid: bool,
     /// Paths of inodes, by number.
     paths: HashMap<u32, String>,
 }
@@ -92,6 +107,7 @@ impl<'u> Judge<'u> {
             report: Report::default(),
             journal_lost: false,
             restart: false,
+            overlaid: false,
             paths: HashMap::new(),
         }
     }
@@ -99,6 +115,17 @@ impl<'u> Judge<'u> {
     /// Who decides by now: "all" said once counts for the rounds that follow, too.
     pub fn mode(&self) -> Mode {
         self.mode
+    }
+
+    /// The volume's label, for whoever speaks of it.
+    pub fn label(&mut self, label: &str) {
+        self.ui.label(label);
+    }
+
+    /// Why the passes run although nobody asked for them.
+    pub fn forced(&mut self, reason: String) {
+        self.ui.forced(&reason);
+        self.report.reason = Some(reason);
     }
 
     /// A line for people.
@@ -139,7 +166,41 @@ impl<'u> Judge<'u> {
         }
     }
 
-    fn go_on(&self) -> Result<()> {
+    /// Reports what was put right without a question.
+    pub fn note_fixed(&mut self, problem: Problem) {
+        self.report.add(Finding { problem, fixed: true, path: None });
+    }
+
+    /// Offers what is no repair; whoever says yes to everything wants it.
+    ///
+    /// # Errors
+    /// [`Error::Cancelled`].
+    pub fn offers(&mut self, text: &str, question: &str) -> Result<bool> {
+        self.go_on()?;
+        let yes = match self.mode {
+            Mode::Yes => true,
+            Mode::CheckOnly | Mode::Preen => false,
+            Mode::Ask => match self.ui.prompt(text, question) {
+                Answer::No => false,
+                Answer::Yes => true,
+                Answer::All => {
+                    self.mode = Mode::Yes;
+                    true
+                }
+                Answer::Cancel => return Err(Error::Cancelled { changed: false }),
+            },
+        };
+        if self.mode != Mode::Ask {
+            self.ui.say(&format!("{text}.  {question}? {}", if yes { "yes" } else { "no" }));
+        }
+        Ok(yes)
+    }
+
+    /// Whether the check goes on.
+    ///
+    /// # Errors
+    /// [`Error::Cancelled`] once the caller wants it to end.
+    pub fn go_on(&self) -> Result<()> {
         match self.cancel.as_ref().is_some_and(|cancel| cancel.load(Ordering::Relaxed)) {
             true => Err(Error::Cancelled { changed: false }),
             false => Ok(()),
@@ -150,6 +211,9 @@ impl<'u> Judge<'u> {
 impl Ask for Judge<'_> {
     fn ask(&mut self, problem: Problem) -> Result<bool> {
         self.go_on()?;
+        if self.overlaid && problem.code.is_recovery() {
+            return Ok(true);
+        }
         let row = problem.code.row();
         let path = problem.ino.and_then(|ino| self.paths.get(&ino.get())).cloned();
         let text = problem.text_with(path.as_deref());

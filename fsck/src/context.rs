@@ -20,6 +20,7 @@ use crate::error::{Error, Result};
 use crate::map::{self, BlockMap, InodeMap};
 use crate::options::Options;
 use crate::problem::Code;
+use crate::release::Released;
 use crate::scratch::{PAGE, Scratch};
 
 /// A directory that pass 1 found.
@@ -60,6 +61,8 @@ pub struct Found {
     pub ea_refs: Mutex<BTreeMap<u32, u64>>,
     /// Directories whose index must be rebuilt.
     pub rebuild: Mutex<Vec<Ino>>,
+    /// Inodes whose extent tree is larger than its extents need.
+    pub wide_trees: Mutex<Vec<Ino>>,
     /// Inodes whose block map becomes an extent tree.
     pub to_extents: Mutex<Vec<Ino>>,
     /// Blocks of trees that may still be visited: a bound on hostile sharing.
@@ -80,6 +83,8 @@ pub struct Found {
     pub large_file: AtomicBool,
     /// Groups whose word about unused inodes turned out to be wrong.
     pub distrusted: Mutex<BTreeSet<GroupNo>>,
+    /// What orphans held, until it is given back.
+    pub released: Mutex<Released>,
 }
 
 /// A piece of metadata that lies on an impossible place and gets a new one once pass 1 knows what is free.
@@ -172,6 +177,7 @@ impl Context {
             ea_refs: Mutex::default(),
             rebuild: Mutex::default(),
             to_extents: Mutex::default(),
+            wide_trees: Mutex::default(),
             tree_budget: AtomicU64::new(budget(2)),
             data_budget: AtomicU64::new(budget(64)),
             dir_budget: AtomicU64::new(budget(16)),
@@ -181,6 +187,7 @@ impl Context {
             pieces: Mutex::default(),
             large_file: AtomicBool::new(false),
             distrusted: Mutex::default(),
+            released: Mutex::default(),
         };
         let next_sb = Mutex::new(sb);
         let (csum, layout) = (Csum::new(&sb), InodeLayout::new(&sb));

@@ -25,6 +25,9 @@ pub enum Error {
     /// The journal could not be replayed.
     #[error("the journal cannot be replayed: {0}")]
     Journal(String),
+    /// The device of an external journal is missing or another one.
+    #[error("the journal's device: {0}")]
+    JournalDevice(String),
     /// The scratch file for what does not fit into memory failed.
     #[error("scratch file in {folder}: {source}")]
     Scratch {

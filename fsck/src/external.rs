@@ -18,6 +18,7 @@ use crate::ask::{Ask, Judge};
 use crate::context::{Context, lock};
 use crate::error::{Error, Result};
 use crate::journal::{self, Outcome};
+use crate::overlay::Overlay;
 use crate::problem::{Code, Problem};
 
 /// Checks and replays the journal of a volume that has it on another device.
@@ -31,7 +32,7 @@ pub fn check(ctx: &Context, judge: &mut Judge<'_>) -> Result<Outcome> {
         Some(path) => path.clone(),
         None => by_uuid(&uuid).ok_or_else(|| {
             judge.say("The journal lies on another device, which is not here (name it with -j).");
-            Error::Journal("its device was not found".to_owned())
+            Error::JournalDevice("it was not found".to_owned())
         })?,
     };
     let how = OpenOptions {
@@ -41,8 +42,12 @@ pub fn check(ctx: &Context, judge: &mut Judge<'_>) -> Result<Outcome> {
         exclusive: ctx.options.may_write(),
         mounted: false,
     };
-    let device = blockdev::open(&path, &how).map_err(|error| Error::Journal(error.to_string()))?;
+    let device = blockdev::open(&path, &how).map_err(|error| Error::JournalDevice(error.to_string()))?;
     recognise(&*device, &uuid)?;
+    let device: Arc<dyn BlockDevice> = match judge.overlaid {
+        true => Arc::new(Overlay::new(device, &ctx.options.scratch_folder())?),
+        false => device,
+    };
     let block_size = u64::from(ctx.geometry.block_size);
     let seam = ctx.disk.size().next_multiple_of(block_size);
     let both: Arc<dyn BlockDevice> =
@@ -55,13 +60,13 @@ pub fn check(ctx: &Context, judge: &mut Judge<'_>) -> Result<Outcome> {
     both.read_at(first.0 * block_size, &mut bytes)?;
     let parsed =
         bytes.first_chunk().ok_or("length").and_then(|b| format::SuperBlock::parse(b).map_err(|c| c.field));
-    let log = parsed.map_err(|why| Error::Journal(format!("{}: {why}", path.display())))?;
+    let log = parsed.map_err(|why| Error::JournalDevice(format!("{}: {why}", path.display())))?;
     let blocks = both.geometry().size / block_size - base;
     if log.block_size() != ctx.geometry.block_size
         || u64::from(log.len_blocks()) > blocks
         || log.len_blocks() <= own + 1
     {
-        return Err(Error::Journal(format!("{}: size", path.display())));
+        return Err(Error::JournalDevice(format!("{}: size", path.display())));
     }
     // The replay wants the superblock first; what stands in front of it on the device is no part of the log.
     let extents = vec![
@@ -69,11 +74,13 @@ pub fn check(ctx: &Context, judge: &mut Judge<'_>) -> Result<Outcome> {
         LogExtent { first: 1, len: own, start: BlockNo(base) },
         LogExtent { first: own + 1, len: log.len_blocks() - own - 1, start: BlockNo(first.0 + 1) },
     ];
-    if log.start().is_none() {
+    // The overlay of an earlier look took with it that the log is empty now.
+    let seen = judge.overlaid && !ctx.sb.incompat().has(Incompat::RECOVER);
+    if log.start().is_none() || seen {
         lock(&ctx.next_sb).set_needs_recovery(false);
         return Ok(Outcome::AsItWas);
     }
-    if !ctx.options.may_write() {
+    if !ctx.options.may_write() && !judge.overlaid {
         judge.ask(Problem::new(Code::JournalSkipped))?;
         return Ok(Outcome::AsItWas);
     }
@@ -97,9 +104,9 @@ fn recognise(device: &dyn BlockDevice, uuid: &[u8; 16]) -> Result<()> {
         raw.magic.get() == MAGIC && Incompat(raw.feature_incompat.get()).has(Incompat::JOURNAL_DEV)
     });
     match raw {
-        None => Err(Error::Journal("the device named holds no journal".to_owned())),
+        None => Err(Error::JournalDevice("the one named holds no journal".to_owned())),
         Some(raw) if raw.uuid != *uuid => {
-            Err(Error::Journal("the device named is another volume's journal".to_owned()))
+            Err(Error::JournalDevice("the one named is another volume's journal".to_owned()))
         }
         Some(_) => Ok(()),
     }

@@ -96,6 +96,9 @@ pub fn check(ctx: &Context, judge: &mut Judge<'_>) -> Result<Outcome> {
         }
     };
     if log.errno() != 0 && judge.ask(Problem::new(Code::JournalError))? {
+        if let Some(first) = location.extents.first() {
+            ctx.disk.save(first.start, 1)?;
+        }
         recovery::clear_errno(ctx.disk.device(), ctx.geometry.block_size, &location)
             .map_err(|error| Error::Journal(error.to_string()))?;
         ctx.disk.note_change();
@@ -110,7 +113,7 @@ pub fn check(ctx: &Context, judge: &mut Judge<'_>) -> Result<Outcome> {
         backup::refresh(ctx, judge, ino)?;
         return Ok(Outcome::AsItWas);
     }
-    if !ctx.options.may_write() {
+    if !ctx.options.may_write() && !judge.overlaid {
         judge.ask(Problem::new(Code::JournalSkipped))?;
         return Ok(Outcome::AsItWas);
     }
@@ -180,8 +183,13 @@ pub fn replay(
     }
     let done = recovery::recover(&**device, block_size, location).map_err(refused)?;
     ctx.disk.note_change();
-    judge.report.replayed = true;
-    judge.say(&format!("journal replayed: {} transaction(s), {} block(s)", done.transactions, done.blocks));
+    if judge.overlaid {
+        judge.ask(Problem::new(Code::JournalOverlaid))?;
+    } else {
+        judge.report.replayed = true;
+        let (transactions, blocks) = (done.transactions, done.blocks);
+        judge.say(&format!("journal replayed: {transactions} transaction(s), {blocks} block(s)"));
+    }
     clear_needs_recovery(ctx)?;
     Ok(Outcome::Reopen)
 }

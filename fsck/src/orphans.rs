@@ -6,18 +6,19 @@ use std::collections::HashSet;
 use ext4_format::extent::{Extent, NodeMut};
 use ext4_format::features::{Compat, RoCompat};
 use ext4_format::inode::{Inode, flag};
-use ext4_format::{BlockNo, Ino, indirect, orphan, xattr};
+use ext4_format::{BlockNo, Ino, indirect, orphan};
 
 use crate::ask::{Ask, Judge};
 use crate::context::{Context, lock};
 use crate::error::Result;
 use crate::pass1;
 use crate::problem::{Code, Problem};
+use crate::release;
 
 /// Finishes what the orphans were in the middle of. Nothing happens where nothing may be written: the passes
 /// see them as what they are, files to be freed.
 pub fn process(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
-    if ctx.options.may_write() {
+    if ctx.options.may_write() || judge.overlaid {
         walk_list(ctx, judge)?;
     }
     walk_file(ctx, judge)
@@ -116,7 +117,7 @@ fn walk_file(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
                 if !present || target.get() < ctx.first_ino() || target.get() > ctx.geometry.inodes_count {
                     let problem = Problem::of(Code::OrphanFileEntry, ino).values(target.get(), 0_u32);
                     changed |= judge.ask(problem)? && orphan::set(&mut bytes, slot, None);
-                } else if ctx.options.may_write() {
+                } else if ctx.options.may_write() || judge.overlaid {
                     settle(ctx, judge, target, ctx.read_inode(target)?)?;
                     changed |= orphan::set(&mut bytes, slot, None);
                 }
@@ -147,47 +148,44 @@ fn give_up_file(ctx: &Context) {
 fn settle(ctx: &Context, judge: &mut Judge<'_>, ino: Ino, mut inode: Inode) -> Result<()> {
     if inode.links == 0 {
         if judge.ask(Problem::of(Code::OrphanInode, ino))? {
-            release_attributes(ctx, &mut inode)?;
-            inode.dtime = ctx.options.now();
-            inode.size = 0;
-            inode.blocks = 0;
-            if inode.maps_blocks(&ctx.layout) {
-                inode.block = [0; 60];
-                if inode.has(flag::EXTENTS) {
-                    let _ = NodeMut::init(&mut inode.block, 0);
-                }
-            }
-            ctx.write_inode(ino, &inode)?;
+            release::free(ctx, ino)?;
         }
         return Ok(());
     }
     let problem = Problem::of(Code::OrphanTruncate, ino).values(0_u32, inode.size);
     if judge.ask(problem)? {
+        let held = release::held_by(ctx, ino)?;
         truncate(ctx, ino, &mut inode)?;
+        zero_tail(ctx, &inode)?;
         inode.dtime = 0;
         ctx.write_inode(ino, &inode)?;
         inode.blocks = pass1::effects_of(ctx, ino)?.clusters(ctx) * ctx.cluster_sectors()
             + if inode.file_acl.0 != 0 { ctx.cluster_sectors() } else { 0 };
         ctx.write_inode(ino, &inode)?;
+        release::cut(ctx, ino, held)?;
     }
     Ok(())
 }
 
-fn release_attributes(ctx: &Context, inode: &mut Inode) -> Result<()> {
-    let block = inode.file_acl;
-    if block.0 == 0 || !ctx.on_volume(block, 1) {
+/// Zeros what the last block holds behind the end of the file, or a file that grows again would show it.
+fn zero_tail(ctx: &Context, inode: &Inode) -> Result<()> {
+    let size = ctx.disk.block_size() as u64;
+    let (last, used) = (inode.size / size, (inode.size % size) as usize);
+    if used == 0 || !inode.maps_blocks(&ctx.layout) || inode.has(flag::ENCRYPT) {
+        return Ok(());
+    }
+    let holds = |extent: &Extent| (u64::from(extent.first.0)..extent.end()).contains(&last);
+    let extents = pass1::extents_of(ctx, inode);
+    let Some(extent) = extents.iter().find(|extent| holds(extent) && !extent.unwritten) else {
+        return Ok(());
+    };
+    let block = BlockNo(extent.start.0 + last - u64::from(extent.first.0));
+    if !ctx.on_volume(block, 1) || ctx.is_metadata(block, 1) {
         return Ok(());
     }
     let mut bytes = ctx.disk.read(block)?;
-    if let Ok(header) = xattr::block_header(&bytes)
-        && header.refcount > 1
-    {
-        xattr::set_refcount(&mut bytes, header.refcount - 1);
-        ctx.csum.set_xattr_block(&mut bytes, block);
-        ctx.disk.write(block, &bytes)?;
-    }
-    inode.file_acl = BlockNo(0);
-    Ok(())
+    bytes[used..].fill(0);
+    ctx.disk.write(block, &bytes)
 }
 
 /// Takes away what an inode maps behind its size.

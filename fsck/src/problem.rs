@@ -82,7 +82,7 @@ pub struct Row {
 macro_rules! problems {
     ($($code:ident $name:literal $question:ident $preen:ident $text:literal;)*) => {
         /// The kinds of problems.
-        #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
         #[allow(missing_docs, reason = "the text beside each code says what it is")]
         pub enum Code { $($code),* }
 
@@ -121,6 +121,7 @@ problems! {
     ItableUnused "itable-unused" Fix Fix "Group {group}: {found} unused inodes at the end of the table, which holds an inode in use at {expected}";
     JournalReplay "journal-replay" Replay Fix "The journal holds transactions that were not written home";
     JournalSkipped "journal-skipped" Tell Fix "Warning: journal recovery is skipped because nothing may be written";
+    JournalOverlaid "journal-overlaid" Tell Fix "The journal holds transactions. Nothing may be written, so the check sees the volume as it will be after their replay";
     JournalInode "journal-inode" Clear Fix "The journal inode {ino} is invalid ({name})";
     JournalFromBackup "journal-from-backup" Fix Fix "The journal inode {ino} is invalid ({name}); the superblock holds a copy of its map";
     JournalSuper "journal-super" Fix Fix "The superblock of the journal is damaged ({name})";
@@ -277,6 +278,31 @@ problems! {
     QuotaFile "quota-file" Create Fix "The quota file {ino} is damaged ({name})";
     QuotaUsage "quota-usage" Fix Fix "The quota file {ino} says that {name} uses {found} bytes, should be {expected}, or has other wrong counts";
     StateError "state-error" Fix Fix "The volume was marked as holding errors";
+    StateNotValid "state-not-valid" Fix Fix "The volume was not marked as cleanly unmounted";
+
+    // The check as a whole.
+    RepairCycle "repair-cycle" Tell Stop "The repairs come back round after round and were given up ({name})";
+}
+
+impl Code {
+    /// Whether it is damage. Finishing what a crash interrupted, and a note that there was some, are none: a
+    /// volume with nothing else is clean, and nothing was corrected.
+    #[must_use]
+    pub fn is_damage(self) -> bool {
+        !self.is_recovery() && self != Code::StateError
+    }
+
+    /// Whether it is a step of the recovery after a crash.
+    #[must_use]
+    pub fn is_recovery(self) -> bool {
+        matches!(self, Code::JournalReplay | Code::OrphanInode | Code::OrphanTruncate | Code::OrphanPresent)
+    }
+
+    /// Whether its repair can bring no other problem to light, so that nobody need look again for its sake.
+    #[must_use]
+    pub fn is_final(self) -> bool {
+        !self.is_damage() || matches!(self, Code::FreeBlocks | Code::FreeInodes | Code::StateNotValid)
+    }
 }
 
 /// One finding. Which fields count is told by the text of its row.

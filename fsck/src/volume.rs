@@ -14,7 +14,7 @@ use crate::ask::{Ask, Judge};
 use crate::context::{Context, lock};
 use crate::disk::Disk;
 use crate::error::{Error, Result};
-use crate::options::Options;
+use crate::options::{Mode, Options};
 use crate::problem::{Code, Problem};
 use crate::relocate;
 
@@ -44,6 +44,9 @@ pub fn open(mut disk: Disk, options: &Options, judge: &mut Judge<'_>) -> Result<
     if geometry.blocks_count > device_blocks {
         let problem = Problem::new(Code::SizeBeyondDevice).values(device_blocks, geometry.blocks_count);
         judge.ask(problem)?;
+        if options.mode == Mode::Preen {
+            return Err(Error::Unexpected);
+        }
         let last = geometry.descriptor_block(geometry.desc_blocks.saturating_sub(1)).0;
         if options.may_write() || last >= device_blocks || geometry.blocks_count / 64 > device_blocks {
             return Err(Error::Unusable(format!(
@@ -104,6 +107,21 @@ fn hides_lost_found(ctx: &Context) -> Result<bool> {
         Some(first) => ctx.read_inode(first).map(|inode| inode.is_dir() && inode.links > 0),
         None => Ok(false),
     }
+}
+
+/// Bytes of a block, as the first superblock says.
+pub fn block_size(device: &dyn blockdev::BlockDevice) -> Result<u32> {
+    let mut bytes = [0; SUPERBLOCK_LEN];
+    device.read_at(1024, &mut bytes)?;
+    match SuperBlock::parse(&bytes) {
+        Ok(sb) => Ok(sb.block_size()),
+        Err(corruption) => Err(Error::Unusable(format!("damaged superblock ({})", corruption.field))),
+    }
+}
+
+/// Whether the first superblock says that the journal must be replayed.
+pub fn needs_recovery(disk: &Disk) -> bool {
+    parse_at(disk, 1024).is_ok_and(|sb| sb.incompat().has(Incompat::RECOVER))
 }
 
 fn parse_at(disk: &Disk, offset: u64) -> std::result::Result<SuperBlock, String> {
@@ -195,6 +213,10 @@ fn find_super(disk: &Disk, options: &Options, judge: &mut Judge<'_>) -> Result<(
         Ok(sb) => return Ok((sb, false)),
         Err(why) => why,
     };
+    if options.mode == Mode::Preen && matches!(why.as_str(), "s_magic" | "checksum") {
+        // What may not be an ext4 volume at all is nothing to be repaired unseen.
+        return Err(Error::Unusable(format!("bad magic number or damaged superblock ({why})")));
+    }
     for size in [4096_u64, 1024, 2048, 8192, 16384, 32768, 65536] {
         let per_group = size * 8;
         for group in [1_u64, 3, 5, 7, 9, 25, 27, 49] {

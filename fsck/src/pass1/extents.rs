@@ -290,6 +290,8 @@ impl Walk<'_> {
             changed = true;
         }
         self.effects.claims.push((block.0, 1));
+        self.effects.nodes += 1;
+        self.effects.depth = self.effects.depth.max(depth);
         changed |= self.node(&mut bytes, end)?;
         if !sum_holds && !changed {
             changed = self.ask.ask(Problem::of(Code::ExtentNodeChecksum, ino).at(block))?;

@@ -34,6 +34,10 @@ pub struct Effects {
     pub ea_refs: Vec<Ino>,
     /// Blocks that attribute values in inodes of their own add to its count.
     pub ea_blocks: u64,
+    /// Nodes of its extent tree below the root.
+    pub nodes: u64,
+    /// Levels of its extent tree below the root.
+    pub depth: u16,
     /// Last file block that is mapped.
     pub last: Option<u64>,
     /// Last file block that is mapped and written.

@@ -23,6 +23,7 @@ pub use extents::list as extents_of;
 pub use inode::Effects;
 pub use metadata::claim as claim_metadata;
 
+use crate::alloc;
 use crate::ask::{Ask, Judge, Probe};
 use crate::context::{Context, Dir, NOWHERE, SharedBlock, lock};
 use crate::error::{Error, Result};
@@ -95,8 +96,16 @@ pub fn effects_of(ctx: &Context, ino: Ino) -> Result<Effects> {
             Ok(false)
         }
     }
+    effects_with(ctx, &mut Never, ino, ctx.read_record(ino)?)
+}
+
+/// Effects of an inode with this record, with questions answered by the caller.
+///
+/// # Errors
+/// The caller's, or the device's.
+pub fn effects_with(ctx: &Context, ask: &mut dyn Ask, ino: Ino, record: Vec<u8>) -> Result<Effects> {
     let mut effects = Effects::default();
-    inode::check(ctx, &mut Never, ino, ctx.read_record(ino)?, &mut effects)?;
+    inode::check(ctx, ask, ino, record, &mut effects)?;
     Ok(effects)
 }
 
@@ -170,6 +179,13 @@ fn probe(ctx: &Context, ino: Ino, record: Vec<u8>, suspects: &Mutex<Vec<Ino>>) -
     Ok(())
 }
 
+/// Whether the extents of an inode would fit into a lower tree, or into half as many nodes.
+fn is_wide(ctx: &Context, effects: &Effects) -> bool {
+    let extents = (effects.claims.len() as u64).saturating_sub(effects.nodes);
+    let (depth, nodes) = alloc::tree_shape(ctx, extents);
+    depth < effects.depth || effects.nodes > 1 && effects.nodes >= 2 * nodes
+}
+
 /// Joins what one inode uses to the picture of the whole.
 fn apply(ctx: &Context, ino: Ino, effects: &Effects) {
     let found = &ctx.found;
@@ -177,6 +193,9 @@ fn apply(ctx: &Context, ino: Ino, effects: &Effects) {
     found.inodes.set(ino, what, effects.links);
     if what.is_dir() {
         lock(&found.dirs).insert(ino.get(), Dir::default());
+    }
+    if ctx.options.optimize_extents && effects.nodes > 0 && is_wide(ctx, effects) {
+        lock(&found.wide_trees).push(ino);
     }
     if effects.breaks > 0 {
         found.fragmented.fetch_add(1, Relaxed);
