@@ -14,7 +14,7 @@ use crate::journal::{self, Outcome};
 use crate::options::{Mode, Options};
 use crate::problem::{Code, Problem};
 use crate::{
-    alloc, mmp, orphans, pass1, pass1b, pass2, pass3, pass4, pass5, quota, rehash, relocate, volume,
+    alloc, mmp, orphans, pass1, pass1b, pass2, pass3, pass4, pass5, quota, realign, rehash, relocate, volume,
 };
 
 /// How often what was found about the journal may change the volume before the passes begin.
@@ -46,15 +46,15 @@ pub fn round(disk: Disk, options: &Options, judge: &mut Judge<'_>) -> Result<()>
         return Ok(());
     }
     pass1::run(&mut ctx, judge)?;
-    relocate::run(&mut ctx)?;
+    relocate::run(&mut ctx, judge)?;
+    realign::run(&ctx, judge)?;
     let shares = ctx.sb.ro_compat().has(RoCompat::SHARED_BLOCKS);
+    let mut unshared = true;
     if ctx.found.any_multiple.load(Relaxed) && (!shares || options.unshare_blocks) {
-        pass1b::run(&ctx, judge)?;
+        unshared = pass1b::run(&ctx, judge)?;
     }
-    for ino in std::mem::take(&mut *lock(&ctx.found.to_extents)) {
-        alloc::to_extents(&ctx, ino)?;
-    }
-    if shares && options.unshare_blocks && options.may_write() {
+    alloc::build_trees(&ctx, judge)?;
+    if shares && options.unshare_blocks && options.may_write() && unshared {
         ctx.edit_super(|raw| {
             raw.feature_ro_compat.set(raw.feature_ro_compat.get() & !RoCompat::SHARED_BLOCKS.0);
         });

@@ -6,7 +6,8 @@ use std::collections::HashSet;
 use ext4_format::extent::{Extent, NodeMut};
 use ext4_format::features::{Compat, RoCompat};
 use ext4_format::inode::{Inode, flag};
-use ext4_format::{BlockNo, Ino, indirect, orphan, xattr};
+use ext4_format::xattr::{self, Home, Value};
+use ext4_format::{BlockNo, Ino, indirect, orphan};
 
 use crate::ask::{Ask, Judge};
 use crate::context::{Context, lock};
@@ -15,7 +16,7 @@ use crate::pass1;
 use crate::problem::{Code, Problem};
 
 /// Finishes what the orphans were in the middle of. Nothing happens where nothing may be written: the passes
-/// see them as what they are, files to be freed.
+/// see those on the list as what they are, files to be freed, and those of the orphan file as files in use.
 pub fn process(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
     if ctx.options.may_write() {
         walk_list(ctx, judge)?;
@@ -116,7 +117,9 @@ fn walk_file(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
                 if !present || target.get() < ctx.first_ino() || target.get() > ctx.geometry.inodes_count {
                     let problem = Problem::of(Code::OrphanFileEntry, ino).values(target.get(), 0_u32);
                     changed |= judge.ask(problem)? && orphan::set(&mut bytes, slot, None);
-                } else if ctx.options.may_write() {
+                } else if !ctx.options.may_write() {
+                    lock(&ctx.found.orphans).insert(target);
+                } else {
                     settle(ctx, judge, target, ctx.read_inode(target)?)?;
                     changed |= orphan::set(&mut bytes, slot, None);
                 }
@@ -127,7 +130,8 @@ fn walk_file(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
             }
         }
     }
-    if present && judge.ask(Problem::new(Code::OrphanPresent))? {
+    // A mounted volume always says so, and so does one after a crash: who may not write leaves it at that.
+    if present && ctx.options.may_write() && judge.ask(Problem::new(Code::OrphanPresent))? {
         lock(&ctx.next_sb).set_orphan_present(false);
     }
     Ok(())
@@ -147,16 +151,8 @@ fn give_up_file(ctx: &Context) {
 fn settle(ctx: &Context, judge: &mut Judge<'_>, ino: Ino, mut inode: Inode) -> Result<()> {
     if inode.links == 0 {
         if judge.ask(Problem::of(Code::OrphanInode, ino))? {
-            release_attributes(ctx, &mut inode)?;
-            inode.dtime = ctx.options.now();
-            inode.size = 0;
-            inode.blocks = 0;
-            if inode.maps_blocks(&ctx.layout) {
-                inode.block = [0; 60];
-                if inode.has(flag::EXTENTS) {
-                    let _ = NodeMut::init(&mut inode.block, 0);
-                }
-            }
+            release_attributes(ctx, ino, &mut inode)?;
+            free_contents(ctx, &mut inode);
             ctx.write_inode(ino, &inode)?;
         }
         return Ok(());
@@ -173,21 +169,66 @@ fn settle(ctx: &Context, judge: &mut Judge<'_>, ino: Ino, mut inode: Inode) -> R
     Ok(())
 }
 
-fn release_attributes(ctx: &Context, inode: &mut Inode) -> Result<()> {
+fn release_attributes(ctx: &Context, ino: Ino, inode: &mut Inode) -> Result<()> {
+    if let Some(range) = inode.xattr_range(&ctx.layout) {
+        let mut record = ctx.read_record(ino)?;
+        release_values(ctx, &record[range.clone()], Home::Inode)?;
+        record[range].fill(0);
+        ctx.write_record(ino, &mut record)?;
+    }
     let block = inode.file_acl;
     if block.0 == 0 || !ctx.on_volume(block, 1) {
         return Ok(());
     }
     let mut bytes = ctx.disk.read(block)?;
-    if let Ok(header) = xattr::block_header(&bytes)
-        && header.refcount > 1
-    {
-        xattr::set_refcount(&mut bytes, header.refcount - 1);
-        ctx.csum.set_xattr_block(&mut bytes, block);
-        ctx.disk.write(block, &bytes)?;
+    match xattr::block_header(&bytes) {
+        Ok(header) if header.refcount > 1 => {
+            xattr::set_refcount(&mut bytes, header.refcount - 1);
+            ctx.csum.set_xattr_block(&mut bytes, block);
+            ctx.disk.write(block, &bytes)?;
+        }
+        Ok(_) => release_values(ctx, &bytes, Home::Block)?,
+        Err(_) => {}
     }
     inode.file_acl = BlockNo(0);
     Ok(())
+}
+
+/// Gives up the references of a region to values in inodes of their own; an inode without any is freed.
+fn release_values(ctx: &Context, region: &[u8], home: Home) -> Result<()> {
+    for entry in xattr::entries(region, home).map_while(std::result::Result::ok) {
+        let Value::InInode { ino, .. } = entry.value else { continue };
+        if ino.get() < ctx.first_ino() || ino.get() > ctx.geometry.inodes_count {
+            continue;
+        }
+        let mut value = ctx.read_inode(ino)?;
+        if !value.has(flag::EA_INODE) || value.links == 0 {
+            continue;
+        }
+        match pass1::ea_references(&value) {
+            // Lustre's values have no count, and one owner.
+            0 | 1 => {
+                value.links = 0;
+                free_contents(ctx, &mut value);
+            }
+            count => pass1::set_ea_references(&mut value, count - 1),
+        }
+        ctx.write_inode(ino, &value)?;
+    }
+    Ok(())
+}
+
+/// Makes an inode a deleted one.
+fn free_contents(ctx: &Context, inode: &mut Inode) {
+    inode.dtime = ctx.options.now();
+    inode.size = 0;
+    inode.blocks = 0;
+    if inode.maps_blocks(&ctx.layout) {
+        inode.block = [0; 60];
+        if inode.has(flag::EXTENTS) {
+            let _ = NodeMut::init(&mut inode.block, 0);
+        }
+    }
 }
 
 /// Takes away what an inode maps behind its size.
