@@ -52,6 +52,9 @@ pub fn check(ctx: &Context, judge: &mut Judge<'_>) -> Result<Outcome> {
         if locate_log(ctx, Ino::JOURNAL).is_ok() {
             return renumber(ctx, judge, Problem::of(Code::JournalInode, Ino::JOURNAL).named("not named"));
         }
+        if let Some(copy) = backup::journal(ctx, Ino::JOURNAL) {
+            return backup::restore(ctx, judge, "not named", copy);
+        }
         return discard(ctx, judge, Problem::new(Code::JournalMissing), None);
     };
     let location = match locate_log(ctx, ino) {
@@ -61,10 +64,8 @@ pub fn check(ctx: &Context, judge: &mut Judge<'_>) -> Result<Outcome> {
             if ino != Ino::JOURNAL && locate_log(ctx, Ino::JOURNAL).is_ok() {
                 return renumber(ctx, judge, problem);
             }
-            if ino == Ino::JOURNAL
-                && let Some(inode) = backup::journal(ctx)
-            {
-                return backup::restore(ctx, judge, &why, inode);
+            if let Some(copy) = backup::journal(ctx, ino) {
+                return backup::restore(ctx, judge, &why, copy);
             }
             // Whatever else the number names is not to be destroyed for it.
             return discard(ctx, judge, problem, Some(ino).filter(|ino| ino.get() < ctx.first_ino()));
@@ -86,15 +87,20 @@ pub fn check(ctx: &Context, judge: &mut Judge<'_>) -> Result<Outcome> {
         other => {
             let why = other.err().unwrap_or("size");
             // Where the inode leads to no log and its copy does, it is the inode that is wrong.
-            if ino == Ino::JOURNAL
-                && let Some(inode) = backup::journal(ctx)
-                && log_of(ctx, &inode).ok().as_ref() != Some(&location)
+            if let Some(copy) = backup::journal(ctx, ino)
+                && log_of(ctx, &copy.1).ok().as_ref() != Some(&location)
             {
-                return backup::restore(ctx, judge, why, inode);
+                return backup::restore(ctx, judge, why, copy);
             }
             return reset(ctx, judge, first, why);
         }
     };
+    if log.has_stray_fields() && judge.ask(Problem::new(Code::JournalV2Fields))? {
+        let (mut bytes, mut log) = (bytes, log);
+        log.clear_stray_fields();
+        bytes[..format::SUPERBLOCK_LEN].copy_from_slice(&log.encode());
+        ctx.disk.write(first, &bytes)?;
+    }
     if log.errno() != 0 && judge.ask(Problem::new(Code::JournalError))? {
         if let Some(first) = location.extents.first() {
             ctx.disk.save(first.start, 1)?;

@@ -65,7 +65,7 @@ fn convert(ctx: &Context, judge: &mut Judge<'_>) -> Result<u64> {
             }
             let inode = ctx.read_inode(ino)?;
             if inode.maps_blocks(&ctx.layout) && !inode.has(flag::EXTENTS) {
-                with(ctx, ino, || alloc::to_extents(ctx, ino))?;
+                with(ctx, ino, || alloc::to_extents(ctx, ino, None))?;
                 changed += 1;
             }
         }

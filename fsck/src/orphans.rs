@@ -16,7 +16,7 @@ use crate::problem::{Code, Problem};
 use crate::release;
 
 /// Finishes what the orphans were in the middle of. Nothing happens where nothing may be written: the passes
-/// see them as what they are, files to be freed.
+/// see those on the list as what they are, files to be freed, and those of the orphan file as files in use.
 pub fn process(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
     if ctx.options.may_write() || judge.overlaid {
         walk_list(ctx, judge)?;
@@ -117,7 +117,9 @@ fn walk_file(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
                 if !present || target.get() < ctx.first_ino() || target.get() > ctx.geometry.inodes_count {
                     let problem = Problem::of(Code::OrphanFileEntry, ino).values(target.get(), 0_u32);
                     changed |= judge.ask(problem)? && orphan::set(&mut bytes, slot, None);
-                } else if ctx.options.may_write() || judge.overlaid {
+                } else if !ctx.options.may_write() && !judge.overlaid {
+                    lock(&ctx.found.orphans).insert(target);
+                } else {
                     settle(ctx, judge, target, ctx.read_inode(target)?)?;
                     changed |= orphan::set(&mut bytes, slot, None);
                 }
@@ -128,7 +130,8 @@ fn walk_file(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
             }
         }
     }
-    if present && judge.ask(Problem::new(Code::OrphanPresent))? {
+    // A mounted volume always says so, and so does one after a crash: who may not write leaves it at that.
+    if present && ctx.options.may_write() && judge.ask(Problem::new(Code::OrphanPresent))? {
         lock(&ctx.next_sb).set_orphan_present(false);
     }
     Ok(())

@@ -9,7 +9,7 @@ use ext4_format::group_desc::{GroupDesc, GroupFlags};
 use ext4_format::{BlockNo, GroupNo};
 
 use crate::ask::{Agree, Ask, Judge};
-use crate::context::{Context, NOWHERE, lock};
+use crate::context::{Context, UNALLOCATED, lock};
 use crate::error::Result;
 use crate::parallel;
 use crate::problem::{Code, Problem};
@@ -178,10 +178,9 @@ fn truth_of(ctx: &Context, group: GroupNo) -> Truth {
             }
         }
         // The reserved inodes count as used, whatever they hold.
-        if group.0 == 0 {
-            bits.fill(0..ctx.first_ino() - 1, true);
-            used_inodes = used_inodes.max(ctx.first_ino() - 1);
-        }
+        let reserved = ctx.reserved_inodes(group);
+        bits.fill(0..reserved, true);
+        used_inodes = used_inodes.max(reserved);
     }
     let free_blocks = Bits::new(&blocks, clusters).count_clear(0..clusters);
     let free_inodes = Bits::new(&inodes, per_group).count_clear(0..per_group);
@@ -203,7 +202,7 @@ fn stated_blocks(ctx: &Context, group: GroupNo, desc: &GroupDesc) -> Result<Vec<
 
 /// A bitmap; zeros where it was lost.
 fn read_bitmap(ctx: &Context, place: BlockNo) -> Result<Vec<u8>> {
-    if place == NOWHERE { Ok(vec![0; ctx.disk.block_size()]) } else { ctx.disk.read(place) }
+    if place == UNALLOCATED { Ok(vec![0; ctx.disk.block_size()]) } else { ctx.disk.read(place) }
 }
 
 fn stated_inodes(ctx: &Context, desc: &GroupDesc) -> Result<Vec<u8>> {

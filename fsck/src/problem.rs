@@ -130,6 +130,7 @@ problems! {
     JournalHint "journal-hint" Fix Fix "The superblock wants recovery, but there is no journal";
     JournalUnannounced "journal-unannounced" Fix Fix "The superblock names the journal inode {ino}, but lacks the has_journal feature";
     JournalUnused "journal-unused" Clear Fix "The journal inode is not in use, but holds data";
+    JournalV2Fields "journal-v2-fields" Clear Fix "The superblock of the journal is of version 1, but has fields of version 2";
     JournalError "journal-error" Fix Fix "The journal records an error of the volume";
     OrphanHead "orphan-head" Clear Stop "The superblock's orphan list starts at {found}, which is no inode";
     OrphanLink "orphan-link" Clear Stop "The orphan list is broken at inode {ino} ({name})";
@@ -143,6 +144,11 @@ problems! {
     MmpInUse "mmp-in-use" Clear Stop "The multi-mount protection block says that the volume is in use or was not unmounted";
     ResizeInode "resize-inode" Fix Stop "The resize inode is invalid ({name})";
     ResizeFeature "resize-feature" Clear Fix "There is a resize inode, but the feature is off";
+
+    BadBlockPrimary "bad-block-primary" Clear Stop "Block {block} of the superblock or the group descriptors is on the list of bad blocks: if it really is bad, the volume cannot be repaired";
+    BadBlockBitmap "bad-block-bitmap" Relocate Stop "Group {group}: the {name} at {block} is on the list of bad blocks";
+    BadBlockNoRoom "bad-block-no-room" Tell Stop "Group {group}: there is no room to relocate a bitmap from a bad block";
+    BadBlockMetadata "bad-block-metadata" Tell Fix "Warning: block {block} of the {name} of group {group} is on the list of bad blocks";
 
     // Pass 1: inodes and blocks.
     InodeChecksum "inode-checksum" Fix Fix "Inode {ino} passes every check, but its checksum does not match";
@@ -165,16 +171,22 @@ problems! {
     FlagIndexFile "flag-index-file" Clear Fix "Inode {ino} has the index flag, but is no directory";
     FlagIndexFeature "flag-index-feature" Clear Stop "Directory {ino} has the index flag, but the volume has no dir_index";
     FlagExtentsFeature "flag-extents-feature" Fix Stop "Inode {ino} is in extent format, but the superblock lacks the extent feature";
+    FlagExtentsOnMap "flag-extents-map" Clear Stop "Inode {ino} has the extent flag, but holds a block map";
+    FlagExtentsFastSymlink "flag-extents-fast-symlink" Clear Fix "The symbolic link {ino} has the extent flag, but its target is in the inode";
     FlagExtentsMissing "flag-extents-missing" Fix Fix "Inode {ino} lacks the extent flag, but holds an extent tree";
     BigallocBlockMap "bigalloc-block-map" Fix Stop "Inode {ino} has a block map, which a volume with bigalloc cannot have";
     FlagExtentsOnSpecial "flag-extents-special" Clear Stop "Inode {ino} is a special file with flags of extents, inline data or an index";
     FlagImmutableSpecial "flag-immutable-special" Clear Mild "Inode {ino} is a special file with the immutable or the append-only flag";
     FlagInlineFeature "flag-inline-feature" Clear Stop "Inode {ino} has inline data, but the superblock lacks the feature";
-    FlagInlineAndExtents "flag-inline-and-extents" Clear Stop "Inode {ino} has both inline data and extents";
+    FlagInlineAndExtents "flag-inline-and-extents" Fix Stop "Inode {ino} has the flags of inline data and of extents, and holds {name}";
+    InlineFeature "inline-feature" Fix Stop "Inode {ino} has inline data, but the superblock lacks the inline_data feature";
+    TimeEpoch "time-epoch" Fix Mild "Inode {ino} has a time after 2310, which is likely one before 1970";
     FlagCasefold "flag-casefold" Clear Stop "Inode {ino} has the casefold flag where it may not have it";
     FlagImagic "flag-imagic" Clear Stop "Inode {ino} has the imagic flag, but the volume lacks the feature";
     FlagEncrypt "flag-encrypt" Clear Stop "Inode {ino} is encrypted, but the volume lacks the feature";
+    EncryptionDamaged "encryption-damaged" Clear Stop "Inode {ino} is encrypted, but its encryption attribute is damaged ({name})";
     EncryptionMissing "encryption-missing" Clear Stop "Inode {ino} is marked as encrypted, but has no encryption attribute";
+    EaInodeSpurious "ea-inode-spurious" Clear Stop "Inode {ino} has the ea_inode flag, but no attribute refers to it";
     FlagEaInode "flag-ea-inode" Clear Stop "Inode {ino} has the ea_inode flag where it may not have it";
     FlagHugeFile "flag-huge-file" Clear Stop "Inode {ino} counts filesystem blocks, but the volume lacks the feature";
     SpecialFile "special-file" Fix Fix "Inode {ino} is a special file with a size";
@@ -188,6 +200,7 @@ problems! {
     ExtentNode "extent-node" Clear Stop "Inode {ino}: extent block {block} is invalid ({name})";
     ExtentNodeDepth "extent-node-depth" Fix Stop "Inode {ino}: extent block {block} has depth {found}, should be {expected}";
     ExtentNodeChecksum "extent-node-checksum" Fix Stop "Inode {ino}: extent block {block} passes every check, but its checksum does not match";
+    ExtentTree "extent-tree" Rebuild Stop "Inode {ino} has an extent tree that is deeper than five levels, or lies on metadata";
     ExtentNodePlace "extent-node-place" Clear Stop "Inode {ino}: extent block {block} lies outside the volume or on metadata";
     ExtentInvalid "extent-invalid" Clear Stop "Inode {ino} has an invalid extent (file block {found}, block {block}: {name})";
     ExtentOrder "extent-order" Clear Stop "Inode {ino} has an extent out of order (file block {found}, at least {expected} expected)";
@@ -195,7 +208,7 @@ problems! {
     ExtentHugeBlock "extent-beyond-max" Clear Stop "Inode {ino} has an extent past the largest file block";
     ExtentDirHole "extent-dir-hole" Fix Stop "Directory {ino}: file block {found} should be at {expected}";
     ExtentUnwrittenDir "extent-unwritten-dir" Fix Fix "Directory {ino} has an unwritten extent at file block {found}";
-    ExtentCollision "extent-cluster" Fix Stop "Inode {ino}: extent at file block {found} is not aligned to its cluster";
+    ExtentCollision "extent-cluster" Clone Stop "Inode {ino}: extent at file block {found} is not aligned to its cluster, or shares it";
     BlockPointer "block-pointer" Clear Stop "Inode {ino}: file block {found} points to {block}, which is not on the volume";
     IndirectPointer "indirect-pointer" Clear Stop "Inode {ino}: indirect block {block} is not on the volume, on metadata, or used twice";
     DirectoryTooBig "directory-too-big" Truncate Stop "Directory {ino} maps file block {found}, which is too far";
@@ -212,6 +225,8 @@ problems! {
     InlineData "inline-data" Truncate Stop "Inode {ino}: the inline data are damaged ({name})";
     MultiplyClaimed "multiply-claimed" Clone Stop "Inode {ino} shares {found} block(s) with other inodes or metadata";
     MultiplyClaimedDelete "multiply-claimed-delete" Clear Stop "Inode {ino} keeps the blocks that it shares, unless the file is deleted";
+    UnshareNoRoom "unshare-no-room" Tell Stop "To unshare blocks takes {found} clusters, and {expected} are free: nothing is unshared";
+    NoRoom "no-room" Tell Stop "Inode {ino}: there is no room for the repair";
     CloneNoRoom "clone-no-room" Clear Stop "Inode {ino} needs {found} blocks of its own, and {expected} are free";
     QuotaUnused "quota-unused" Clear Fix "The quota inode {ino} is not in use, but holds data";
     QuotaInode "quota-inode" Clear Stop "The quota inode {ino} is invalid";
@@ -239,6 +254,9 @@ problems! {
     EntryType "entry-type" Fix Stop "Directory {ino}: the entry '{name}' has file type {found}, should be {expected}";
     EntryTypeUnset "entry-type-unset" Fix Mild "Directory {ino}: the entry '{name}' has no file type, should be {expected}";
     EntryDuplicate "entry-duplicate" Fix Stop "Directory {ino} has the name '{name}' twice";
+    EntryEncryptedName "entry-encrypted-name" Clear Stop "Encrypted directory {ino}: the entry '{name}' is too short for an encrypted name";
+    EntryNotEncrypted "entry-not-encrypted" Clear Stop "Encrypted directory {ino}: the entry '{name}' names inode {found}, which is not encrypted";
+    EntryOtherPolicy "entry-other-policy" Clear Stop "Encrypted directory {ino}: the entry '{name}' names inode {found}, which has another encryption policy";
     EntryEaInode "entry-ea-inode" Clear Stop "Directory {ino}: the entry '{name}' names attribute inode {found}";
     IndexRoot "index-root" Rebuild Fix "Directory {ino}: the root of the index is invalid ({name})";
     IndexNode "index-node" Rebuild Fix "Directory {ino}: index block {found} is invalid ({name})";
@@ -252,13 +270,15 @@ problems! {
     // Pass 3: connectivity.
     RootMissing "root-missing" Create Stop "The root directory is missing";
     LostFoundMissing "lost-found-missing" Create Fix "/lost+found is missing";
+    NoRoomToReconnect "no-room-to-reconnect" Tell Stop "Inode {ino} stays without a name: neither /lost+found nor / has room for one";
     DirUnconnected "dir-unconnected" Reconnect Stop "Directory {ino} is not connected to the tree";
     DotDotWrong "dotdot-wrong" Fix Stop "Directory {ino}: '..' names {found}, should be {expected}";
 
     // Pass 4: links.
     InodeUnattached "inode-unattached" Reconnect Stop "Inode {ino} has no name";
     ZeroUnattached "zero-unattached" Clear Fix "Inode {ino} is empty and has no name";
-    EaInodeUnused "ea-inode-unused" Clear Stop "Attribute inode {ino} is not referred to";
+    DirNlinkFeature "dir-nlink-feature" Fix Fix "Directory {ino} has too many subdirectories to count, but the volume lacks the dir_nlink feature";
+    LinkOverflow "link-overflow" Fix Mild "Directory {ino} does not count its links, and could: {expected}";
     LinkCount "link-count" Fix Fix "Inode {ino}: link count is {found}, should be {expected}";
 
     // Pass 5: bitmaps and counts.

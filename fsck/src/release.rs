@@ -71,7 +71,10 @@ pub fn free(ctx: &Context, ino: Ino) -> Result<()> {
             released.clusters.extend(held.cluster_runs(ctx));
             released.inodes.push((ino, inode.is_dir()));
             if let Some(range) = inode.xattr_range(&ctx.layout) {
-                values.extend(references(&ctx.read_record(ino)?[range], Home::Inode));
+                let mut record = ctx.read_record(ino)?;
+                values.extend(references(&record[range.clone()], Home::Inode));
+                record[range].fill(0);
+                ctx.write_record(ino, &mut record)?;
             }
         }
     }
@@ -127,19 +130,17 @@ fn references(region: &[u8], home: Home) -> Vec<Ino> {
 
 /// Takes a reference off an attribute inode, and frees it with the last one.
 fn drop_value(ctx: &Context, ino: Ino) -> Result<()> {
-    let mut inode = ctx.read_inode(ino)?;
-    if !inode.has(flag::EA_INODE) || inode.links == 0 {
+    let outside = ino.get() < ctx.first_ino() || ino.get() > ctx.geometry.inodes_count;
+    let inode = if outside { None } else { Some(ctx.read_inode(ino)?) };
+    let Some(mut inode) = inode.filter(|inode| inode.has(flag::EA_INODE) && inode.links > 0) else {
         doubt(ctx, "an attribute without its value");
         return Ok(());
-    }
-    // The count stands in the change time (upper half) and the version (lower half).
-    let count = (inode.ctime.sec as u64 & 0xffff_ffff) << 32 | inode.version & 0xffff_ffff;
-    match count {
+    };
+    match pass1::ea_references(&inode) {
+        // Lustre's values have no count, and one owner.
         0 | 1 => free(ctx, ino),
-        more => {
-            let left = more - 1;
-            inode.ctime.sec = i64::from((left >> 32) as u32 as i32);
-            inode.version = inode.version & !0xffff_ffff | left & 0xffff_ffff;
+        count => {
+            pass1::set_ea_references(&mut inode, count - 1);
             ctx.write_inode(ino, &inode)
         }
     }

@@ -1,6 +1,6 @@
 //! Bitmaps and inode tables on impossible places: outside the volume or their group, or on other metadata.
 //!
-//! They are told before pass 1, which does without them, and get new places after it, when it is known what
+//! They are reported before pass 1, which does without them, and get new places after it, when it is known what
 //! is free. The contents of bitmaps are made in pass 5; a table that was lost starts empty.
 
 use ext4_format::geometry::Geometry;
@@ -9,20 +9,20 @@ use ext4_format::superblock::SuperBlock;
 use ext4_format::{BlockNo, GroupNo};
 
 use crate::ask::{Ask, Judge};
-use crate::context::{Context, Homeless, NOWHERE};
+use crate::context::{Context, NeedsRelocation, UNALLOCATED, lock};
 use crate::error::{Error, Result};
 use crate::map::BlockMap;
 use crate::pass1;
 use crate::problem::{Code, Problem};
 use crate::volume::{distrusted, may_lie};
 
-/// Finds what needs a new place; its descriptor says [`NOWHERE`] from here on.
-pub fn judge(
+/// Finds what needs a new place; its descriptor says [`UNALLOCATED`] from here on.
+pub fn find_misplaced(
     sb: &SuperBlock,
     geometry: &Geometry,
     descs: &mut [GroupDesc],
     judge: &mut Judge<'_>,
-) -> Result<Vec<Homeless>> {
+) -> Result<Vec<NeedsRelocation>> {
     let table = u64::from(geometry.inode_table_blocks());
     // Neighbours among the metadata may share a cluster: overlaps are told block by block.
     let mut blockwise = *geometry;
@@ -32,7 +32,7 @@ pub fn judge(
         let first = geometry.group_first_block(group);
         taken.claim(first, geometry.head(group).reserved.end - first.0, |_| ());
     }
-    let mut homeless = Vec::new();
+    let mut needs_relocation = Vec::new();
     // Tables before bitmaps: where two lay claim to a block, what cannot be computed again keeps it.
     for code in [Code::InodeTablePlace, Code::BlockBitmapPlace, Code::InodeBitmapPlace] {
         for (at, desc) in descs.iter_mut().enumerate() {
@@ -42,47 +42,73 @@ pub fn judge(
                 Code::BlockBitmapPlace => (&mut desc.block_bitmap, 1),
                 _ => (&mut desc.inode_bitmap, 1),
             };
-            let inside = may_lie(sb, geometry, group, *place, len) && *place != NOWHERE;
+            let inside = may_lie(sb, geometry, group, *place, len) && *place != UNALLOCATED;
             if inside && !taken.any(*place, len) {
                 taken.claim(*place, len, |_| ());
                 continue;
             }
             let fix = judge.ask(Problem::of_group(code, group).values(place.0, 0_u32))?;
             if fix {
-                homeless.push(Homeless { group, code });
+                needs_relocation.push(NeedsRelocation { group, code });
             }
             if fix || !inside {
-                *place = NOWHERE;
+                *place = UNALLOCATED;
                 *desc = distrusted(*desc);
             }
         }
     }
-    Ok(homeless)
+    Ok(needs_relocation)
 }
 
-/// Gives each homeless piece a place that nothing uses.
-pub fn run(ctx: &mut Context) -> Result<()> {
-    let zeros = vec![0; ctx.disk.block_size()];
-    for Homeless { group, code } in std::mem::take(&mut ctx.homeless) {
-        let len = match code {
-            Code::InodeTablePlace => u64::from(ctx.geometry.inode_table_blocks()),
-            _ => 1,
-        };
-        let clusters = len.div_ceil(u64::from(ctx.geometry.cluster_ratio));
-        let goal = ctx.geometry.group_first_block(group);
-        let Some(free) = ctx.found.blocks.find_free(goal, clusters) else {
-            return Err(Error::Unusable(format!("group {group} has no place for its metadata")));
-        };
-        for ahead in 0..len {
-            ctx.disk.write(BlockNo(free.0 + ahead), &zeros)?;
+/// Gives each piece that needs it a place that nothing uses. A bitmap on a bad block stays there when there
+/// is no other.
+///
+/// # Errors
+/// The device's, or [`Error::Unusable`] when a piece that has no place at all gets none.
+pub fn run(ctx: &mut Context, judge: &mut Judge<'_>) -> Result<()> {
+    for piece in std::mem::take(&mut ctx.needs_relocation) {
+        if !place(ctx, piece)? {
+            return Err(Error::Unusable(format!("group {} has no place for its metadata", piece.group)));
         }
-        let desc = &mut ctx.descs[group.0 as usize];
-        match code {
-            Code::BlockBitmapPlace => desc.block_bitmap = free,
-            Code::InodeBitmapPlace => desc.inode_bitmap = free,
-            _ => desc.inode_table = free,
+    }
+    let bad_bitmaps = std::mem::take(&mut *lock(&ctx.found.bad_bitmaps));
+    for piece in bad_bitmaps {
+        if !place(ctx, piece)? {
+            judge.ask(Problem::of_group(Code::BadBlockNoRoom, piece.group))?;
         }
-        pass1::claim_metadata(ctx);
     }
     Ok(())
+}
+
+/// Finds a place for a piece and moves what it holds; false when there is none.
+fn place(ctx: &mut Context, piece: NeedsRelocation) -> Result<bool> {
+    let NeedsRelocation { group, code } = piece;
+    let len = match code {
+        Code::InodeTablePlace => u64::from(ctx.geometry.inode_table_blocks()),
+        _ => 1,
+    };
+    let clusters = len.div_ceil(u64::from(ctx.geometry.cluster_ratio));
+    let goal = ctx.geometry.group_first_block(group);
+    // The search goes up from the group's start: what it finds behind the end is all there is.
+    let free = ctx.found.blocks.find_free(goal, clusters);
+    let Some(free) = free.filter(|free| may_lie(&ctx.sb, &ctx.geometry, group, *free, len)) else {
+        return Ok(false);
+    };
+    let desc = &mut ctx.descs[group.0 as usize];
+    let field = match code {
+        Code::BlockBitmapPlace => &mut desc.block_bitmap,
+        Code::InodeBitmapPlace => &mut desc.inode_bitmap,
+        _ => &mut desc.inode_table,
+    };
+    let old = std::mem::replace(field, free);
+    for ahead in 0..len {
+        let held = match old {
+            UNALLOCATED => None,
+            old => ctx.disk.read(BlockNo(old.0 + ahead)).ok(),
+        };
+        let zeros = || vec![0; ctx.disk.block_size()];
+        ctx.disk.write(BlockNo(free.0 + ahead), &held.unwrap_or_else(zeros))?;
+    }
+    pass1::claim_metadata(ctx);
+    Ok(true)
 }

@@ -21,7 +21,7 @@ use crate::report::Report;
 use crate::undo::UndoLog;
 use crate::{
     alloc, bad_blocks, due, marks, mmp, optimize, orphans, pass1, pass1b, pass2, pass3, pass4, pass5, quota,
-    rehash, release, relocate, volume,
+    realign, rehash, release, relocate, volume,
 };
 
 /// Rounds of repair before giving up on a volume that never becomes clean.
@@ -196,15 +196,15 @@ fn skip(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
 /// The five passes and what belongs to them.
 fn passes(mut ctx: Context, options: &Options, judge: &mut Judge<'_>) -> Result<()> {
     pass1::run(&mut ctx, judge)?;
-    relocate::run(&mut ctx)?;
+    relocate::run(&mut ctx, judge)?;
+    realign::run(&ctx, judge)?;
     let shares = ctx.sb.ro_compat().has(RoCompat::SHARED_BLOCKS);
+    let mut unshared = true;
     if ctx.found.any_multiple.load(Relaxed) && (!shares || options.unshare_blocks) {
-        pass1b::run(&ctx, judge)?;
+        unshared = pass1b::run(&ctx, judge)?;
     }
-    for ino in std::mem::take(&mut *lock(&ctx.found.to_extents)) {
-        alloc::to_extents(&ctx, ino)?;
-    }
-    if shares && options.unshare_blocks && options.may_write() {
+    alloc::build_trees(&ctx, judge)?;
+    if shares && options.unshare_blocks && options.may_write() && unshared {
         ctx.edit_super(|raw| {
             raw.feature_ro_compat.set(raw.feature_ro_compat.get() & !RoCompat::SHARED_BLOCKS.0);
         });

@@ -56,12 +56,12 @@ pub fn open(mut disk: Disk, options: &Options, judge: &mut Judge<'_>) -> Result<
         }
     }
     let mut descs = read_descriptors(&disk, &sb, &geometry, judge)?;
-    let homeless = relocate::judge(&sb, &geometry, &mut descs, judge)?;
-    let ctx = Context::new(disk, sb, (descs, homeless), options.clone())?;
+    let needs_relocation = relocate::find_misplaced(&sb, &geometry, &mut descs, judge)?;
+    let ctx = Context::new(disk, sb, (descs, needs_relocation), options.clone())?;
     if adopted {
         ctx.edit_super(|raw| raw.block_group_nr.set(0));
     }
-    if let Some((why, change)) = misshapen(&ctx)?
+    if let Some((why, change)) = invalid_superblock(&ctx)?
         && judge.ask(Problem::new(Code::SuperFeatures).named(why))?
     {
         ctx.edit_super(change);
@@ -73,18 +73,18 @@ pub fn open(mut disk: Disk, options: &Options, judge: &mut Judge<'_>) -> Result<
     check_features(&ctx, judge)?;
     if !adopted {
         check_copies(&ctx, judge)?;
-        if ctx.homeless.is_empty() {
+        if ctx.needs_relocation.is_empty() {
             check_descriptor_copies(&ctx, judge)?;
         }
     }
     Ok(ctx)
 }
 
-/// What is wrong with a superblock, and the change that mends it.
+/// What is wrong with a superblock, and the change that repairs it.
 type Fault = (&'static str, fn(&mut RawSuperBlock));
 
 /// A fault that would have every inode judged wrongly.
-fn misshapen(ctx: &Context) -> Result<Option<Fault>> {
+fn invalid_superblock(ctx: &Context) -> Result<Option<Fault>> {
     if hides_lost_found(ctx)? {
         let why = "the first ordinary inode has a number behind that of lost+found";
         return Ok(Some((why, |raw| raw.first_ino.set(FIRST_INO))));
@@ -137,20 +137,23 @@ fn first_data_block(sb: &SuperBlock) -> u32 {
     u32::from(sb.block_size() == 1024 && Geometry::new(sb).cluster_ratio == 1)
 }
 
-/// A copy of the superblock at a byte offset, if there is one and it says that it belongs there.
+/// A copy of the superblock at a byte offset, if there is one and its volume has one there. Some tools leave
+/// the number of the first group in all copies.
 fn copy_at(disk: &Disk, offset: u64) -> Option<SuperBlock> {
     if offset == 1024 || offset.checked_add(1024)? > disk.size() {
         return None;
     }
     let sb = parse_at(disk, offset).ok()?;
-    let group = GroupNo(u32::from(sb.raw().block_group_nr.get()));
     let geometry = Geometry::new(&sb);
-    let place = geometry.group_first_block(group).0 * u64::from(geometry.block_size);
-    (group.0 > 0 && place == offset).then_some(sb)
+    let block_size = u64::from(geometry.block_size);
+    let (group, ahead) = geometry.locate_block(BlockNo(offset / block_size))?;
+    let stated = sb.raw().block_group_nr.get();
+    let here = offset.is_multiple_of(block_size) && ahead == 0 && group.0 > 0 && geometry.has_super(group);
+    (here && (stated == 0 || stated == group.0 as u16)).then_some(sb)
 }
 
 /// The first superblock with its checksum and its derived fields computed anew, if that makes it a sound one.
-fn mended(disk: &Disk) -> Result<Option<SuperBlock>> {
+fn repaired_primary(disk: &Disk) -> Result<Option<SuperBlock>> {
     let mut bytes = [0; SUPERBLOCK_LEN];
     disk.read_bytes(1024, &mut bytes)?;
     let Ok(mut raw) = RawSuperBlock::read_from_bytes(&bytes[..]) else { return Ok(None) };
@@ -165,7 +168,8 @@ fn mended(disk: &Disk) -> Result<Option<SuperBlock>> {
     }
     let boot_block_apart = raw.log_block_size.get() == 0 && raw.log_cluster_size.get() == 0;
     raw.first_data_block.set(boot_block_apart.into());
-    let wide = Incompat(raw.feature_incompat.get()).has(Incompat::BIT64);
+    let incompat = Incompat(raw.feature_incompat.get());
+    let wide = incompat.has(Incompat::BIT64);
     raw.desc_size.set(if wide { 64 } else { 0 });
     let high = if wide { u64::from(raw.blocks_count_hi.get()) << 32 } else { 0 };
     let blocks = (high | u64::from(raw.blocks_count_lo.get())).checked_sub(raw.first_data_block.get().into());
@@ -174,8 +178,10 @@ fn mended(disk: &Disk) -> Result<Option<SuperBlock>> {
     if let Some(inodes) = inodes.and_then(|inodes| u32::try_from(inodes).ok()) {
         raw.inodes_count.set(inodes);
     }
-    if let Ok(sb) = SuperBlock::from_raw(raw) {
-        return Ok(Some(sb));
+    match SuperBlock::from_raw(raw) {
+        Err(fault) if fault.field == "s_first_meta_bg" => return first_meta_group(disk, raw),
+        Err(_) => {}
+        Ok(sb) => return Ok(Some(sb)),
     }
     // Or the number of all inodes is right, and that of a group is not.
     let (Ok(stated), Some(groups)) = (RawSuperBlock::read_from_bytes(&bytes[..]), groups) else {
@@ -184,6 +190,41 @@ fn mended(disk: &Disk) -> Result<Option<SuperBlock>> {
     raw.inodes_count = stated.inodes_count;
     raw.inodes_per_group.set((u64::from(stated.inodes_count.get()) / groups.max(1)) as u32);
     Ok(SuperBlock::from_raw(raw).ok())
+}
+
+/// The superblock with the number of the first meta group with which most descriptors are found.
+fn first_meta_group(disk: &Disk, mut raw: RawSuperBlock) -> Result<Option<SuperBlock>> {
+    raw.first_meta_bg.set(0);
+    let Ok(first) = SuperBlock::from_raw(raw) else { return Ok(None) };
+    let mut best: Option<(usize, SuperBlock)> = None;
+    for number in [0, Geometry::new(&first).desc_blocks] {
+        raw.first_meta_bg.set(number);
+        let Ok(sb) = SuperBlock::from_raw(raw) else { continue };
+        let found = descriptors_found(disk, &sb)?;
+        if best.as_ref().is_none_or(|best| best.0 < found) {
+            best = Some((found, sb));
+        }
+    }
+    Ok(best.map(|best| best.1))
+}
+
+/// How many descriptors name places that make sense, with a right checksum.
+fn descriptors_found(disk: &Disk, sb: &SuperBlock) -> Result<usize> {
+    let (geometry, csum) = (Geometry::new(sb), Csum::new(sb));
+    let mut found = 0;
+    let mut bytes = vec![0; geometry.desc_size];
+    for group in geometry.groups() {
+        let (block, byte) = geometry.descriptor(group);
+        let offset = block.0 * u64::from(geometry.block_size) + byte as u64;
+        if offset + bytes.len() as u64 > disk.size() {
+            continue;
+        }
+        disk.read_bytes(offset, &mut bytes)?;
+        let desc = GroupDesc::decode(&bytes).ok();
+        let holds = desc.is_some_and(|desc| places_hold(sb, &geometry, group, &desc));
+        found += usize::from(holds && csum.verify_group_desc(&bytes, group).is_ok());
+    }
+    Ok(found)
 }
 
 /// Takes a copy for the superblock.
@@ -239,7 +280,7 @@ fn find_super(disk: &Disk, options: &Options, judge: &mut Judge<'_>) -> Result<(
         }
     }
     // No copy: a superblock that is wrong only in what follows from its other fields is better than none.
-    if let Some(sb) = mended(disk)? {
+    if let Some(sb) = repaired_primary(disk)? {
         return adopt(sb, 1024, &why, judge);
     }
     Err(Error::Unusable(format!(

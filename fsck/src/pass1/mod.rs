@@ -5,12 +5,15 @@
 //! too and sorted by place, so that one group full of large files does not keep one core busy alone. The
 //! device hears of the tables and trees that come next while those before them are looked at.
 
+mod bad_blocks;
 mod extents;
+mod flags;
 mod indirect;
 pub mod inline;
 mod inode;
 mod metadata;
 mod special;
+mod whole_tree;
 mod xattr;
 
 use std::sync::Mutex;
@@ -22,11 +25,13 @@ use ext4_format::{BlockNo, GroupNo, Ino};
 pub use extents::list as extents_of;
 pub use inode::Effects;
 pub use metadata::claim as claim_metadata;
+pub use xattr::{ea_references, set_ea_references, value_hash};
 
 use crate::alloc;
 use crate::ask::{Ask, Judge, Probe};
-use crate::context::{Context, Dir, NOWHERE, SharedBlock, lock};
+use crate::context::{Context, Dir, SharedBlock, UNALLOCATED, lock};
 use crate::error::{Error, Result};
+use crate::map::Use;
 use crate::parallel;
 use crate::problem::{Code, Problem};
 
@@ -71,6 +76,7 @@ pub fn run(ctx: &mut Context, judge: &mut Judge<'_>) -> Result<()> {
     )?;
     let mut suspects = suspects.into_inner().unwrap_or_default();
     suspects.sort_unstable();
+    suspects.iter().try_for_each(|ino| whole_tree::save(ctx, *ino))?;
     judge.learn_paths(ctx, suspects.iter().copied());
     for ino in suspects {
         let mut effects = Effects::default();
@@ -116,7 +122,7 @@ fn scan_group(
     trees: &Mutex<Vec<(u64, Ino)>>,
 ) -> Result<()> {
     let desc = &ctx.descs[group.0 as usize];
-    if desc.inode_table == NOWHERE {
+    if desc.inode_table == UNALLOCATED {
         return Ok(());
     }
     let used = ctx.inodes_to_scan(group);
@@ -143,7 +149,7 @@ fn scan_group(
 
 /// Asks for the inode table of a group that comes soon.
 fn announce_table(ctx: &Context, group: GroupNo) {
-    if let Some(desc) = ctx.descs.get(group.0 as usize).filter(|desc| desc.inode_table != NOWHERE) {
+    if let Some(desc) = ctx.descs.get(group.0 as usize).filter(|desc| desc.inode_table != UNALLOCATED) {
         let bytes = u64::from(ctx.inodes_to_scan(group)) * ctx.geometry.inode_size as u64;
         ctx.disk.will_need(desc.inode_table, bytes.div_ceil(ctx.geometry.block_size.into()));
     }
@@ -191,6 +197,9 @@ fn apply(ctx: &Context, ino: Ino, effects: &Effects) {
     let found = &ctx.found;
     let Some(what) = effects.what else { return };
     found.inodes.set(ino, what, effects.links);
+    if what == Use::Attribute {
+        lock(&found.attributes).push(ino);
+    }
     if what.is_dir() {
         lock(&found.dirs).insert(ino.get(), Dir::default());
     }

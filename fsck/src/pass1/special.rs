@@ -6,8 +6,8 @@ use ext4_format::indirect::pointer;
 use ext4_format::inode::{FileType, flag};
 use ext4_format::{BlockNo, Ino};
 
-use super::inode::{Effects, Subject, check_flags, largest_size};
-use super::{extents, indirect, xattr};
+use super::inode::{Effects, Subject, largest_size};
+use super::{bad_blocks, extents, flags, indirect, xattr};
 use crate::ask::{Ask, Probe};
 use crate::context::Context;
 use crate::error::{Error, Result};
@@ -43,26 +43,7 @@ pub fn check(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject, effects: &mut Ef
         return Ok(true);
     }
     if ino == Ino::BAD_BLOCKS {
-        effects.what = Some(Use::Internal);
-        let inode = &s.inode;
-        let wrong = inode.mode != 0
-            || inode.uid != 0
-            || inode.gid != 0
-            || inode.links != 0
-            || inode.file_acl.0 != 0
-            || inode.flags != 0;
-        let mut seen = Effects::default();
-        // A list of bad blocks that is itself bad is worth nothing: it goes as a whole.
-        let sound = match indirect::check(ctx, &mut Probe, s, &mut seen) {
-            Ok(()) => !wrong && s.inode.blocks == seen.clusters(ctx) * ctx.cluster_sectors(),
-            Err(Error::Suspect) => false,
-            Err(error) => return Err(error),
-        };
-        if sound {
-            effects.claims = seen.claims;
-        } else if ask.ask(Problem::of(Code::BadBlocksInode, ino))? {
-            s.clear(ctx);
-        }
+        bad_blocks::check(ctx, ask, s, effects)?;
         return Ok(true);
     }
     if ino == Ino::RESIZE {
@@ -193,7 +174,7 @@ fn reserved(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject, effects: &mut Eff
 /// A regular file that belongs to the volume itself: it needs no name.
 fn internal(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject, effects: &mut Effects) -> Result<bool> {
     if s.inode.file_type() == Some(FileType::Regular) {
-        check_flags(ctx, ask, s, FileType::Regular)?;
+        flags::check(ctx, ask, s, FileType::Regular)?;
     }
     if s.inode.file_acl.0 != 0 {
         xattr::check(ctx, ask, s, effects)?;
@@ -202,10 +183,14 @@ fn internal(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject, effects: &mut Eff
     effects.what = Some(Use::Internal);
     // The journal and the orphan file are used to their last block.
     let whole = ctx.sb.journal_ino() == Some(s.ino) || ctx.sb.orphan_file() == Some(s.ino);
-    let size = effects.last.map_or(0, |last| last + 1) * u64::from(ctx.geometry.block_size);
+    let block = u64::from(ctx.geometry.block_size);
+    let size = effects.last.map_or(0, |last| last + 1) * block;
+    // Old tools mapped one block behind the end of a journal.
+    let longer = ctx.sb.journal_ino() == Some(s.ino) && s.inode.size + block == size;
     if whole
         && !s.cleared
         && s.inode.size != size
+        && !longer
         && ask.ask(Problem::of(Code::InodeSize, s.ino).values(s.inode.size, size))?
     {
         s.inode.size = size;

@@ -12,6 +12,7 @@ use super::htree::{Index, Shape};
 use super::{Directory, Place, Said};
 use crate::ask::Ask;
 use crate::context::{Context, lock};
+use crate::encryption;
 use crate::error::Result;
 use crate::map::Use;
 use crate::pass1::inline;
@@ -209,6 +210,9 @@ fn salvage(bytes: &mut [u8], at: usize, format: DirFormat) -> bool {
         bytes[front + 4..front + 6].copy_from_slice(&rec_len.to_le_bytes());
         return false;
     }
+    if close_gap(bytes, at, format) {
+        return true;
+    }
     let reaches_end = |start: usize| {
         let mut entries = DirBlock::new(bytes, format).entries_from(start);
         entries.all(|entry| entry.is_ok())
@@ -229,6 +233,28 @@ fn salvage(bytes: &mut [u8], at: usize, format: DirFormat) -> bool {
     }
     // An area that ends at an odd place has no room for a record that makes sense: the walk ends here.
     sound(bytes)
+}
+
+/// Eight bytes in front of good records are too few for a record, and its name would be the next one's
+/// number: the good ones move down, and the last of them takes what comes free.
+fn close_gap(bytes: &mut [u8], at: usize, format: DirFormat) -> bool {
+    let (len, usable) = (bytes.len(), format.usable(bytes.len()));
+    let stated = dirent::decode_rec_len(u16::from_le_bytes([bytes[at + 4], bytes[at + 5]]), len);
+    let after = at + dirent::HEADER;
+    if stated != dirent::HEADER || after >= usable {
+        return false;
+    }
+    let mut last = after;
+    for entry in DirBlock::new(bytes, format).entries_from(after) {
+        match entry {
+            Ok(entry) => last = entry.at.offset,
+            Err(_) => return false,
+        }
+    }
+    bytes.copy_within(after..usable, at);
+    let last = last - dirent::HEADER;
+    bytes[last + 4..last + 6].copy_from_slice(&dirent::encode_rec_len(usable - last, len).to_le_bytes());
+    true
 }
 
 /// The bytes that a record needs, when it names something by a name that may be one.
@@ -308,8 +334,9 @@ fn check_entry(
     if what == Use::Free && beyond_scan(ctx, ask, target)? {
         return Ok(Verdict::Fine);
     }
+    let dots = entry.name == b"." || entry.name == b"..";
     let internal = target.get() < ctx.first_ino() && target != Ino::ROOT;
-    let wrong = if entry.name == b"." || entry.name == b".." {
+    let wrong = if dots {
         Some(Code::EntryDot)
     } else if target.get() > ctx.geometry.inodes_count {
         Some(Code::EntryInode)
@@ -325,6 +352,8 @@ fn check_entry(
         Some(Code::EntryEaInode)
     } else if what.is_dir() && second_name(ctx, dir, target, said) {
         Some(Code::EntryDirLink)
+    } else if let Some(policy) = &dir.policy {
+        encryption::fault(ctx, policy, entry.name, target)?
     } else {
         None
     };
@@ -352,7 +381,9 @@ fn check_entry(
     }
     if !said.seen.insert(fingerprint(&ctx.folded(dir.inode.flags, entry.name))) {
         if ask.ask(problem(Code::EntryDuplicate))? {
-            let renamed = unique_name(ctx, dir, entry.name, said);
+            // A new name would be a plain one: what was encrypted gets a name in lost+found.
+            let encrypted = dir.inode.has(flag::ENCRYPT);
+            let renamed = if encrypted { None } else { unique_name(ctx, dir, entry.name, said) };
             if renamed.is_none() {
                 said.names.pop();
                 said.children.remove(&target);
@@ -398,7 +429,8 @@ pub fn check_names(
             continue;
         }
         // Whether the new name is taken, too, the next round finds out.
-        let renamed = unique_name(ctx, dir, &name, said);
+        let encrypted = dir.inode.has(flag::ENCRYPT);
+        let renamed = if encrypted { None } else { unique_name(ctx, dir, &name, said) };
         dirty |= apply(&mut bytes, offset, format, renamed.map_or(Verdict::Clear, Verdict::Rename));
     }
     if dirty {

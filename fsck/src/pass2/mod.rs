@@ -16,6 +16,7 @@ use ext4_format::{BlockNo, FileBlock, Ino};
 use crate::alloc;
 use crate::ask::{Ask, Judge, Probe};
 use crate::context::{Context, lock};
+use crate::encryption;
 use crate::error::{Error, Result};
 use crate::parallel;
 use crate::pass1;
@@ -29,6 +30,8 @@ pub struct Directory {
     pub inode: Inode,
     /// How its blocks look.
     pub format: DirFormat,
+    /// The policy of an encrypted one.
+    pub policy: Option<Vec<u8>>,
 }
 
 /// What the entries of one directory say.
@@ -178,10 +181,12 @@ fn count(ctx: &Context, ino: Ino, said: &Said, only_if_first: bool) -> bool {
 fn check(ctx: &Context, ask: &mut dyn Ask, ino: Ino, record: Vec<u8>, said: &mut Said) -> Result<()> {
     let inode = Inode::decode_damaged(&record, &ctx.layout);
     let format = DirFormat::new(&ctx.sb, inode.flags);
-    if inode.has(flag::INLINE_DATA) {
-        return block::check_inline(ctx, ask, &Directory { ino, inode, format }, record, said);
+    let policy = if inode.has(flag::ENCRYPT) { encryption::policy(ctx, ino)? } else { None };
+    let inline = inode.has(flag::INLINE_DATA);
+    let dir = Directory { ino, inode, format, policy };
+    if inline {
+        return block::check_inline(ctx, ask, &dir, record, said);
     }
-    let dir = Directory { ino, inode, format };
     let mut index = htree::Index::new(&dir);
     let extents = pass1::extents_of(ctx, &dir.inode);
     let mapped: u64 = extents.iter().map(|extent| u64::from(extent.len)).sum();

@@ -18,8 +18,9 @@ use ext4_format::dirent::{DirBlock, DirFormat};
 use ext4_format::extent::{Bounds, Step};
 use ext4_format::geometry::Geometry;
 use ext4_format::group_desc::GroupDesc;
-use ext4_format::inode::{FileType, Inode, InodeLayout, flag};
+use ext4_format::inode::{FileType, Inode, InodeLayout, Time, flag};
 use ext4_format::superblock::SuperBlock;
+use ext4_format::xattr::{self, Home, Value};
 use ext4_format::{BlockNo, Corruption, Ino, extent, htree, indirect};
 use fsck::{Mode, Options, Report};
 
@@ -199,6 +200,10 @@ pub struct Held {
     pub size: u64,
     /// A sum over the data, the target or the device number.
     pub sum: u32,
+    /// Access, modification and creation.
+    pub times: [Time; 3],
+    /// Sums over the values of its attributes, by name index and name.
+    pub attributes: BTreeMap<(u8, Vec<u8>), u32>,
 }
 
 /// A volume in memory.
@@ -332,12 +337,33 @@ impl<'a> Volume<'a> {
                     owner: (child.uid, child.gid),
                     size: if child.is_dir() { 0 } else { child.size },
                     sum: self.sum(&child),
+                    times: [child.atime, child.mtime, child.crtime.unwrap_or_default()],
+                    attributes: self.attributes(ino, &child),
                 };
                 if all.insert(name.clone(), (ino, held)).is_none() && child.is_dir() {
                     self.walk(ino, &name, all, depth + 1);
                 }
             }
         }
+    }
+
+    /// The attributes of an inode, in its record and in its block.
+    fn attributes(&self, ino: Ino, inode: &Inode) -> BTreeMap<(u8, Vec<u8>), u32> {
+        let at = self.inode_offset(ino).unwrap_or(0);
+        let record = self.bytes.get(at..at + self.geometry.inode_size).unwrap_or_default();
+        let inside = inode.xattr_range(&self.layout).and_then(|range| record.get(range)).unwrap_or_default();
+        let block = if inode.file_acl.0 == 0 { None } else { self.block(inode.file_acl.0) };
+        [(inside, Home::Inode), (block.unwrap_or_default(), Home::Block)]
+            .into_iter()
+            .flat_map(|(region, home)| xattr::entries(region, home).map_while(Result::ok))
+            .map(|entry| {
+                let sum = match entry.value {
+                    Value::Here(value) => ext4_format::crc::crc32c(0, value),
+                    Value::InInode { ino, .. } => self.inode(ino).map_or(0, |value| self.sum(&value)),
+                };
+                ((entry.index, entry.name.to_vec()), sum)
+            })
+            .collect()
     }
 
     fn sum(&self, inode: &Inode) -> u32 {
