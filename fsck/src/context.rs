@@ -74,8 +74,8 @@ pub struct Found {
     pub orphans: Mutex<BTreeSet<Ino>>,
     /// Inodes that are flagged as values of attributes.
     pub attributes: Mutex<Vec<Ino>>,
-    /// Bitmaps on bad blocks, to be relocated.
-    pub bad_bitmaps: Mutex<Vec<NeedsRelocation>>,
+    /// Blocks of metadata that the list of bad blocks names.
+    pub bad_metadata: Mutex<BTreeSet<u64>>,
     /// Blocks of trees that may still be visited: a bound on hostile sharing.
     tree_budget: AtomicU64,
     /// Blocks of data that may still be claimed: another one.
@@ -193,7 +193,7 @@ impl Context {
             saved_trees: Mutex::default(),
             orphans: Mutex::default(),
             attributes: Mutex::default(),
-            bad_bitmaps: Mutex::default(),
+            bad_metadata: Mutex::default(),
             tree_budget: AtomicU64::new(budget(2)),
             data_budget: AtomicU64::new(budget(64)),
             dir_budget: AtomicU64::new(budget(16)),

@@ -35,7 +35,7 @@ pub enum Question {
     Allocate,
     /// Give each owner its own copy.
     Clone,
-    /// Build the index again.
+    /// Build the tree or the index again.
     Rebuild,
     /// Move the structure to a free place.
     Relocate,
@@ -58,7 +58,7 @@ impl Question {
             Question::Create => ("Create", "CREATED"),
             Question::Allocate => ("Allocate", "ALLOCATED"),
             Question::Clone => ("Clone multiply-claimed blocks", "CLONED"),
-            Question::Rebuild => ("Rebuild the index", "WILL BE REBUILT"),
+            Question::Rebuild => ("Rebuild", "WILL BE REBUILT"),
             Question::Relocate => ("Relocate", "RELOCATED"),
             Question::Replay => ("Replay", "REPLAYED"),
             Question::Tell => ("", ""),
@@ -146,9 +146,9 @@ problems! {
     ResizeFeature "resize-feature" Clear Fix "There is a resize inode, but the feature is off";
 
     BadBlockPrimary "bad-block-primary" Clear Stop "Block {block} of the superblock or the group descriptors is on the list of bad blocks: if it really is bad, the volume cannot be repaired";
-    BadBlockBitmap "bad-block-bitmap" Relocate Stop "Group {group}: the {name} at {block} is on the list of bad blocks";
-    BadBlockNoRoom "bad-block-no-room" Tell Stop "Group {group}: there is no room to relocate a bitmap from a bad block";
-    BadBlockMetadata "bad-block-metadata" Tell Fix "Warning: block {block} of the {name} of group {group} is on the list of bad blocks";
+    BadBlockPlace "bad-block-place" Relocate Stop "Group {group}: the {name} at {block} is on the list of bad blocks";
+    BadBlockNoRoom "bad-block-no-room" Tell Stop "Group {group}: there is no room to relocate what lies on the bad block {block}";
+    BadBlockMetadata "bad-block-metadata" Tell Fix "Warning: group {group}: block {block} of the {name} is on the list of bad blocks";
 
     // Pass 1: inodes and blocks.
     InodeChecksum "inode-checksum" Fix Fix "Inode {ino} passes every check, but its checksum does not match";
@@ -172,22 +172,22 @@ problems! {
     FlagIndexFeature "flag-index-feature" Clear Stop "Directory {ino} has the index flag, but the volume has no dir_index";
     FlagExtentsFeature "flag-extents-feature" Fix Stop "Inode {ino} is in extent format, but the superblock lacks the extent feature";
     FlagExtentsOnMap "flag-extents-map" Clear Stop "Inode {ino} has the extent flag, but holds a block map";
-    FlagExtentsFastSymlink "flag-extents-fast-symlink" Clear Fix "The symbolic link {ino} has the extent flag, but its target is in the inode";
+    FlagExtentsFastSymlink "flag-extents-fast-symlink" Clear Stop "The symbolic link {ino} has the extent flag, but its target is in the inode";
     FlagExtentsMissing "flag-extents-missing" Fix Fix "Inode {ino} lacks the extent flag, but holds an extent tree";
     BigallocBlockMap "bigalloc-block-map" Fix Stop "Inode {ino} has a block map, which a volume with bigalloc cannot have";
     FlagExtentsOnSpecial "flag-extents-special" Clear Stop "Inode {ino} is a special file with flags of extents, inline data or an index";
     FlagImmutableSpecial "flag-immutable-special" Clear Mild "Inode {ino} is a special file with the immutable or the append-only flag";
     FlagInlineFeature "flag-inline-feature" Clear Stop "Inode {ino} has inline data, but the superblock lacks the feature";
     FlagInlineAndExtents "flag-inline-and-extents" Fix Stop "Inode {ino} has the flags of inline data and of extents, and holds {name}";
-    InlineFeature "inline-feature" Fix Stop "Inode {ino} has inline data, but the superblock lacks the inline_data feature";
+    InlineFeature "inline-feature" Fix Fix "Inode {ino} has inline data, but the superblock lacks the inline_data feature";
     TimeEpoch "time-epoch" Fix Mild "Inode {ino} has a time after 2310, which is likely one before 1970";
     FlagCasefold "flag-casefold" Clear Stop "Inode {ino} has the casefold flag where it may not have it";
     FlagImagic "flag-imagic" Clear Stop "Inode {ino} has the imagic flag, but the volume lacks the feature";
     FlagEncrypt "flag-encrypt" Clear Stop "Inode {ino} is encrypted, but the volume lacks the feature";
     EncryptionDamaged "encryption-damaged" Clear Stop "Inode {ino} is encrypted, but its encryption attribute is damaged ({name})";
     EncryptionMissing "encryption-missing" Clear Stop "Inode {ino} is marked as encrypted, but has no encryption attribute";
-    EaInodeSpurious "ea-inode-spurious" Clear Stop "Inode {ino} has the ea_inode flag, but no attribute refers to it";
-    FlagEaInode "flag-ea-inode" Clear Stop "Inode {ino} has the ea_inode flag where it may not have it";
+    EaInodeSpurious "ea-inode-spurious" Clear Fix "Inode {ino} has the ea_inode flag, but no attribute refers to it";
+    FlagEaInode "flag-ea-inode" Clear Fix "Inode {ino} has the ea_inode flag where it may not have it";
     FlagHugeFile "flag-huge-file" Clear Stop "Inode {ino} counts filesystem blocks, but the volume lacks the feature";
     SpecialFile "special-file" Fix Fix "Inode {ino} is a special file with a size";
     SymlinkDamaged "symlink-damaged" Clear Stop "The symbolic link {ino} is invalid";
@@ -200,7 +200,8 @@ problems! {
     ExtentNode "extent-node" Clear Stop "Inode {ino}: extent block {block} is invalid ({name})";
     ExtentNodeDepth "extent-node-depth" Fix Stop "Inode {ino}: extent block {block} has depth {found}, should be {expected}";
     ExtentNodeChecksum "extent-node-checksum" Fix Stop "Inode {ino}: extent block {block} passes every check, but its checksum does not match";
-    ExtentTree "extent-tree" Rebuild Stop "Inode {ino} has an extent tree that is deeper than five levels, or lies on metadata";
+    ExtentTreeDeep "extent-tree-deep" Rebuild Fix "Inode {ino} has an extent tree of {found} levels, more than {expected}";
+    ExtentNodeMetadata "extent-node-metadata" Relocate Stop "Inode {ino}: a block of the extent tree lies on the volume's metadata";
     ExtentNodePlace "extent-node-place" Clear Stop "Inode {ino}: extent block {block} lies outside the volume or on metadata";
     ExtentInvalid "extent-invalid" Clear Stop "Inode {ino} has an invalid extent (file block {found}, block {block}: {name})";
     ExtentOrder "extent-order" Clear Stop "Inode {ino} has an extent out of order (file block {found}, at least {expected} expected)";
@@ -221,7 +222,7 @@ problems! {
     XattrEmptyValue "xattr-empty-value" Fix Stop "Inode {ino} has an empty attribute that lies outside its place";
     XattrFeature "xattr-feature" Fix Fix "Inode {ino} has attributes, but the volume lacks the ext_attr feature";
     EaInodeBad "ea-inode-bad" Clear Fix "Inode {ino} names inode {found} as the value of an attribute, which it is not";
-    EaInodeRefs "ea-inode-refs" Fix Stop "Attribute inode {ino} has a reference count of {found}, should be {expected}";
+    EaInodeRefs "ea-inode-refs" Fix Fix "Attribute inode {ino} has a reference count of {found}, should be {expected}";
     InlineData "inline-data" Truncate Stop "Inode {ino}: the inline data are damaged ({name})";
     MultiplyClaimed "multiply-claimed" Clone Stop "Inode {ino} shares {found} block(s) with other inodes or metadata";
     MultiplyClaimedDelete "multiply-claimed-delete" Clear Stop "Inode {ino} keeps the blocks that it shares, unless the file is deleted";
@@ -229,7 +230,7 @@ problems! {
     NoRoom "no-room" Tell Stop "Inode {ino}: there is no room for the repair";
     CloneNoRoom "clone-no-room" Clear Stop "Inode {ino} needs {found} blocks of its own, and {expected} are free";
     QuotaUnused "quota-unused" Clear Fix "The quota inode {ino} is not in use, but holds data";
-    QuotaInode "quota-inode" Clear Stop "The quota inode {ino} is invalid";
+    QuotaInode "quota-inode" Clear Fix "The quota inode {ino} is invalid";
 
     // Pass 2: directories.
     DirHole "dir-hole" Allocate Stop "Directory {ino} has no block at file block {found}";

@@ -6,7 +6,7 @@
 use ext4_format::geometry::Geometry;
 use ext4_format::group_desc::GroupDesc;
 use ext4_format::superblock::SuperBlock;
-use ext4_format::{BlockNo, GroupNo};
+use ext4_format::{BlockNo, GroupNo, Ino};
 
 use crate::ask::{Ask, Judge};
 use crate::context::{Context, NeedsRelocation, UNALLOCATED, lock};
@@ -60,8 +60,7 @@ pub fn find_misplaced(
     Ok(needs_relocation)
 }
 
-/// Gives each piece that needs it a place that nothing uses. A bitmap on a bad block stays there when there
-/// is no other.
+/// Gives each piece that needs it a place that nothing uses.
 ///
 /// # Errors
 /// The device's, or [`Error::Unusable`] when a piece that has no place at all gets none.
@@ -71,13 +70,46 @@ pub fn run(ctx: &mut Context, judge: &mut Judge<'_>) -> Result<()> {
             return Err(Error::Unusable(format!("group {} has no place for its metadata", piece.group)));
         }
     }
-    let bad_bitmaps = std::mem::take(&mut *lock(&ctx.found.bad_bitmaps));
-    for piece in bad_bitmaps {
-        if !place(ctx, piece)? {
-            judge.ask(Problem::of_group(Code::BadBlockNoRoom, piece.group))?;
-        }
+    let bad = std::mem::take(&mut *lock(&ctx.found.bad_metadata));
+    bad.into_iter().try_for_each(|block| leave_bad_block(ctx, judge, BlockNo(block)))
+}
+
+/// Moves what lies on a block that the list of bad blocks names. Copies of the superblock and the descriptors
+/// are where they are, and inodes that nothing uses need no better place.
+fn leave_bad_block(ctx: &mut Context, judge: &mut Judge<'_>, block: BlockNo) -> Result<()> {
+    let table = u64::from(ctx.geometry.inode_table_blocks());
+    let holder = ctx.descs.iter().enumerate().find_map(|(at, desc)| {
+        let (name, code) = match block {
+            _ if block == desc.block_bitmap => ("block bitmap", Code::BlockBitmapPlace),
+            _ if block == desc.inode_bitmap => ("inode bitmap", Code::InodeBitmapPlace),
+            _ if (desc.inode_table.0..desc.inode_table.0 + table).contains(&block.0) => {
+                ("inode table", Code::InodeTablePlace)
+            }
+            _ => return None,
+        };
+        Some((NeedsRelocation { group: GroupNo(at as u32), code }, name))
+    });
+    let moved =
+        holder.filter(|(piece, _)| piece.code != Code::InodeTablePlace || holds_inodes(ctx, *piece, block));
+    let Some((piece, name)) = moved else {
+        let head = ctx.geometry.group_of_block(block).unwrap_or(GroupNo(0));
+        let (group, name) = holder.map_or((head, "copies"), |(piece, name)| (piece.group, name));
+        judge.ask(Problem::of_group(Code::BadBlockMetadata, group).at(block).named(name))?;
+        return Ok(());
+    };
+    let problem = |code| Problem::of_group(code, piece.group).at(block).named(name);
+    if judge.ask(problem(Code::BadBlockPlace))? && !place(ctx, piece)? {
+        judge.ask(problem(Code::BadBlockNoRoom))?;
     }
     Ok(())
+}
+
+/// Whether a block of an inode table holds an inode in use.
+fn holds_inodes(ctx: &Context, piece: NeedsRelocation, block: BlockNo) -> bool {
+    let per_block = ctx.geometry.block_size / ctx.geometry.inode_size as u32;
+    let first = (block.0 - ctx.descs[piece.group.0 as usize].inode_table.0) as u32 * per_block;
+    let inodes = (first..first + per_block).filter_map(|index| ctx.geometry.inode_at(piece.group, index));
+    inodes.into_iter().any(|ino| ctx.found.inodes.get(ino).is_used())
 }
 
 /// Finds a place for a piece and moves what it holds; false when there is none.
@@ -101,13 +133,15 @@ fn place(ctx: &mut Context, piece: NeedsRelocation) -> Result<bool> {
         _ => &mut desc.inode_table,
     };
     let old = std::mem::replace(field, free);
+    let listed = pass1::extents_of(ctx, &ctx.read_inode(Ino::BAD_BLOCKS)?);
     for ahead in 0..len {
-        let held = match old {
-            UNALLOCATED => None,
-            old => ctx.disk.read(BlockNo(old.0 + ahead)).ok(),
-        };
-        let zeros = || vec![0; ctx.disk.block_size()];
-        ctx.disk.write(BlockNo(free.0 + ahead), &held.unwrap_or_else(zeros))?;
+        let from = BlockNo(old.0 + ahead);
+        let held = if old == UNALLOCATED { None } else { ctx.disk.read(from).ok() };
+        ctx.disk.write(BlockNo(free.0 + ahead), &held.unwrap_or_else(|| vec![0; ctx.disk.block_size()]))?;
+        let bad = listed.iter().any(|run| (run.start.0..run.start.0 + u64::from(run.len)).contains(&from.0));
+        if old != UNALLOCATED && !bad && ctx.geometry.cluster_ratio == 1 {
+            ctx.found.blocks.release(from, 1);
+        }
     }
     pass1::claim_metadata(ctx);
     Ok(true)

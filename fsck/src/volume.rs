@@ -350,6 +350,13 @@ fn check_features(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
             raw.feature_ro_compat.set(raw.feature_ro_compat.get() & !RoCompat::GDT_CSUM.0);
         });
     }
+    let narrow = incompat.has(Incompat::BIT64) && !incompat.has(Incompat::EXTENTS);
+    let why = "a 64bit volume needs the extents feature";
+    if narrow && judge.ask(Problem::new(Code::SuperFeatureBits).named(why))? {
+        ctx.edit_super(|raw| {
+            raw.feature_incompat.set(raw.feature_incompat.get() | Incompat::EXTENTS.0);
+        });
+    }
     let mut fix = |wrong: bool, why: &str, change: &dyn Fn(&mut ext4_format::superblock::RawSuperBlock)| {
         if wrong && judge.ask(Problem::new(Code::SuperFeatures).named(why))? {
             ctx.edit_super(change);

@@ -13,11 +13,12 @@ use std::collections::BTreeMap;
 use fsck::Mode;
 use support::mutate::mutate;
 use support::{
-    Held, Kind, Rng, Volume, check, copied_little, e2fsck, e2fsck_of, filled, filled_little, fix_sum,
+    Held, Kind, Rng, Volume, check, copied_little, e2fsck, e2fsck_of, encrypted, filled, filled_little,
+    fix_sum,
 };
 
 /// Volumes of every age and feature: how they are made, their size, and how they get their files.
-const VARIANTS: [(&str, &str, Fill); 24] = [
+const VARIANTS: [(&str, &str, Fill); 28] = [
     ("-t ext4 -b 1024 -J size=1 -N 1024", "8M", Fill::Many),
     ("-t ext4 -b 1024 -J size=1 -N 1024 -O ^metadata_csum,^64bit", "8M", Fill::Many),
     ("-t ext3 -b 1024 -J size=1 -N 1024", "8M", Fill::Many),
@@ -51,6 +52,10 @@ const VARIANTS: [(&str, &str, Fill); 24] = [
     ("-t ext4 -b 4096 -N 256 -I 512 -J size=4 -O orphan_file,inline_data", "16M", Fill::Little),
     ("-t ext4 -b 1024 -N 256 -O ^has_journal,^extent,^64bit", "4M", Fill::Little),
     ("-t ext4 -b 2048 -N 512 -J size=2 -O ^flex_bg -g 2048", "8M", Fill::Little),
+    ("-t ext4 -b 1024 -N 512 -O encrypt,^has_journal", "4M", Fill::Encrypted),
+    ("-t ext4 -b 65536 -N 256 -O ^has_journal,^resize_inode", "16M", Fill::Copied),
+    ("-t ext4 -b 1024 -N 256 -O bigalloc,inline_data,ea_inode,^has_journal -C 16384", "8M", Fill::Little),
+    ("-t ext4 -b 1024 -N 128 -O ^has_journal,^resize_inode -g 1024", "16M", Fill::Little),
 ];
 
 /// One image in so many is compared for `-p` and `-n`, too.
@@ -67,6 +72,8 @@ enum Fill {
     Copied,
     /// mke2fs; one directory is case-insensitive.
     Folded,
+    /// The kernel; some files are encrypted.
+    Encrypted,
 }
 
 /// The volume of a row of [`VARIANTS`].
@@ -76,6 +83,7 @@ fn base((options, size, fill): (&str, &str, Fill)) -> Option<Vec<u8>> {
         Fill::Little => filled_little(options, size),
         Fill::Copied => Some(copied_little(options, size, false)),
         Fill::Folded => Some(copied_little(options, size, true)),
+        Fill::Encrypted => encrypted(options, size),
     }
 }
 

@@ -1,13 +1,13 @@
 //! The bad-blocks inode: its map is a list of blocks that nobody shall use. It owns no data, so nothing of it
 //! is copied, and a block of it may lie under the volume's metadata.
 
+use ext4_format::BlockNo;
 use ext4_format::indirect::{DIRECT, pointer, set_pointer};
-use ext4_format::{BlockNo, GroupNo};
 
 use super::indirect;
 use super::inode::{Effects, Subject};
 use crate::ask::{Ask, Probe};
-use crate::context::{Context, NeedsRelocation, lock};
+use crate::context::{Context, lock};
 use crate::error::{Error, Result};
 use crate::map::Use;
 use crate::problem::{Code, Problem};
@@ -42,38 +42,10 @@ pub fn check(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject, effects: &mut Ef
     }
     for (block, len) in seen.claims {
         if ctx.is_metadata(BlockNo(block), len) {
-            under_metadata(ctx, ask, BlockNo(block))?;
+            lock(&ctx.found.bad_metadata).insert(block);
         } else {
             effects.claims.push((block, len));
         }
-    }
-    Ok(())
-}
-
-/// A listed block that holds metadata: a bitmap moves, a table and a copy stay where they are.
-fn under_metadata(ctx: &Context, ask: &mut dyn Ask, block: BlockNo) -> Result<()> {
-    let table = u64::from(ctx.geometry.inode_table_blocks());
-    let holder = ctx.descs.iter().enumerate().find_map(|(at, desc)| {
-        let name = match block {
-            _ if block == desc.block_bitmap => "block bitmap",
-            _ if block == desc.inode_bitmap => "inode bitmap",
-            _ if (desc.inode_table.0..desc.inode_table.0 + table).contains(&block.0) => "inode table",
-            _ => return None,
-        };
-        Some((GroupNo(at as u32), name))
-    });
-    let head = || ctx.geometry.group_of_block(block).unwrap_or(GroupNo(0));
-    let (group, name) = holder.unwrap_or_else(|| (head(), "copies of superblock and descriptors"));
-    let code = match name {
-        "block bitmap" => Code::BlockBitmapPlace,
-        "inode bitmap" => Code::InodeBitmapPlace,
-        _ => {
-            ask.ask(Problem::of_group(Code::BadBlockMetadata, group).at(block).named(name))?;
-            return Ok(());
-        }
-    };
-    if ask.ask(Problem::of_group(Code::BadBlockBitmap, group).at(block).named(name))? {
-        lock(&ctx.found.bad_bitmaps).push(NeedsRelocation { group, code });
     }
     Ok(())
 }

@@ -254,9 +254,9 @@ fn unprocessed_orphan(
 /// Whether the machines that used the volume knew the time: else a small time may be a true one.
 fn clock_was_set(ctx: &Context) -> bool {
     let raw = ctx.sb.raw();
-    let least = ctx.geometry.inodes_count;
-    let mkfs = raw.mkfs_time.get();
-    raw.wtime.get() >= least && raw.mtime.get() >= least && (mkfs == 0 || mkfs >= least)
+    // A time of zero is one that was never stamped.
+    let stamps = [raw.wtime, raw.mtime, raw.mkfs_time];
+    stamps.iter().all(|time| time.get() == 0 || time.get() >= ctx.geometry.inodes_count)
 }
 
 /// A device, pipe or socket whose block map leads to a directory that names this inode `.` is that directory.

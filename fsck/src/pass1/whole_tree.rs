@@ -41,7 +41,12 @@ pub fn save(ctx: &Context, ino: Ino) -> Result<()> {
 /// As [`Ask::ask`].
 pub fn check(ctx: &Context, ask: &mut dyn Ask, s: &Subject, effects: &mut Effects) -> Result<bool> {
     let Some(extents) = lock(&ctx.found.saved_trees).get(&s.ino.get()).cloned() else { return Ok(false) };
-    if !ask.ask(Problem::of(Code::ExtentTree, s.ino))? {
+    let depth = u16::from_le_bytes([s.inode.block[6], s.inode.block[7]]);
+    let problem = match depth > MAX_DEPTH {
+        true => Problem::of(Code::ExtentTreeDeep, s.ino).values(depth, MAX_DEPTH),
+        false => Problem::of(Code::ExtentNodeMetadata, s.ino),
+    };
+    if !ask.ask(problem)? {
         return Ok(false);
     }
     for extent in &extents {

@@ -52,6 +52,28 @@ seq 5000 > big
 chown 7:8 big; chmod 640 big
 "#;
 
+/// Attributes that only a volume with `ea_inode` or large blocks takes; two share their value.
+const HUGE_ATTRIBUTES: &str = r#"
+for i in 1 2; do setfattr -n user.huge -v $(printf 'z%.0s' $(seq 3000)) attr$i 2>/dev/null || :; done
+setfattr -n user.huge -v $(printf 'w%.0s' $(seq 2500)) attr3 2>/dev/null || :
+"#;
+
+/// Directories with encryption policies of both versions, and files of each kind under one of them.
+const FILL_ENCRYPTED: &str = r#"
+set -e
+mkdir secret old
+key() { printf 'k%.0s' $(seq 64); }
+name=$(key | xfs_io -c add_enckey . | sed 's/.* //')
+key | xfs_io -c 'add_enckey -d 0000111122223333' . > /dev/null
+xfs_io -c "set_encpolicy -v 2 $name" secret
+xfs_io -c 'set_encpolicy 0000111122223333' old
+cd secret
+seq 3000 > big; mkdir sub; for i in $(seq 60); do echo $i > sub/a-file-with-a-long-name-$i; done
+ln -s short fast; ln -s $(printf 'x%.0s' $(seq 90)) slow; mknod null c 1 3; mkfifo pipe
+setfattr -n user.small -v value big
+cd ..; ls -i secret | sort -n > ../numbers; sync
+"#;
+
 /// UUID and hash seed of every test volume, so that names fall into the same blocks each time.
 const PINNED: &str = "5eed5eed-5eed-4eed-8eed-5eed5eed5eed";
 
@@ -64,6 +86,11 @@ pub fn filled(options: &str, megabytes: u32) -> Option<Vec<u8>> {
 /// As [`filled`], with fewer files on a volume of a few hundred kilobytes.
 pub fn filled_little(options: &str, size: &str) -> Option<Vec<u8>> {
     made(options, size, FILL_LITTLE)
+}
+
+/// As [`filled_little`], with encrypted files beside the others.
+pub fn encrypted(options: &str, size: &str) -> Option<Vec<u8>> {
+    made(options, size, &format!("{FILL_ENCRYPTED}{FILL_LITTLE}"))
 }
 
 /// As [`filled_little`], filled by mke2fs: for features that the kernel here may not mount. With `folded`,
@@ -90,7 +117,7 @@ fn made(options: &str, size: &str, fill: &str) -> Option<Vec<u8>> {
     let dir = folder.path().display();
     let script = format!(
         "set -e; cd {dir}; truncate -s {size} image; mke2fs -Fq -U {PINNED} -E hash_seed={PINNED} {options} image; mkdir mnt; \
-         mount -o loop image mnt; (cd mnt; {fill}) || status=$?; umount mnt; {GONE}; exit $status"
+         mount -o loop image mnt; (cd mnt; {fill}{HUGE_ATTRIBUTES}) || status=$?; umount mnt; {GONE}; exit $status"
     );
     mounting(&script)?;
     Some(std::fs::read(folder.path().join("image")).unwrap())
