@@ -89,7 +89,7 @@ impl UndoLog {
         let size = device.geometry().size;
         let mut runs: Vec<(u64, u64)> = Vec::new();
         let unit = {
-            let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut state = self.lock();
             let unit = u64::from(state.header.block_size);
             for block in offset / unit..(offset + len).div_ceil(unit) {
                 if !state.saved.insert(block) {
@@ -123,6 +123,12 @@ impl UndoLog {
     /// # Errors
     /// The device's or the file's.
     pub fn finish(&self, device: &dyn BlockDevice) -> Result<()> {
+        if let Some(block) = self.spare_block() {
+            let unit = u64::from(self.lock().header.block_size);
+            if (block + 1) * unit <= device.geometry().size {
+                self.save(device, block * unit, unit)?;
+            }
+        }
         let superblock = superblock(device)?;
         self.change(|state| {
             state.header.finished = true;
@@ -133,9 +139,20 @@ impl UndoLog {
         })
     }
 
+    /// A block that may be saved although nobody overwrites it, when the last key block is full: with such a
+    /// file the programs of e2fsprogs 1.47.0 cannot go on.
+    fn spare_block(&self) -> Option<u64> {
+        let state = self.lock();
+        let full = state.keys.len() as u64 == state.header.keys_per_block();
+        (0..).find(|block| !state.saved.contains(block)).filter(|_| full)
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn change(&self, change: impl FnOnce(&mut State) -> io::Result<()>) -> Result<()> {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        change(&mut state).map_err(|source| Error::Undo { path: self.path.clone(), source })
+        change(&mut self.lock()).map_err(|source| Error::Undo { path: self.path.clone(), source })
     }
 }
 
@@ -187,7 +204,8 @@ fn continued(path: &Path, superblock: &[u8; SUPERBLOCK_LEN]) -> Result<State> {
     if !contents.header.finished || contents.torn {
         return Err(refused("it was not closed, so nothing can be added to it"));
     }
-    if contents.header.super_sum != format::sum(superblock) {
+    // The sum alone would not tell: that of a superblock with a checksum is always zero.
+    if contents.superblock != *superblock {
         return Err(refused("it is of another volume, or the volume was changed since"));
     }
     let Contents { header, keys, last_block, end, .. } = contents;
@@ -378,7 +396,7 @@ fn belongs(contents: &Contents, device: &dyn BlockDevice, offset: u64) -> std::r
         .and_then(|at| device.read_at(at, &mut now).ok())
         .ok_or("the device has no superblock (-f puts it back all the same)")?;
     let same = match contents.header.finished {
-        true => format::sum(&now) == contents.header.super_sum && now == contents.superblock,
+        true => now == contents.superblock,
         false => now[UUID] == contents.superblock[UUID],
     };
     let why = "it is of another volume, or the volume was changed since (-f puts it back all the same)";
