@@ -241,7 +241,9 @@ fn extend(options: &mut Options, word: &str) -> Result<(), Refused> {
         ("ea_ver", "1") => return usage("-E ea_ver=1: attribute blocks of version 1 are not supported"),
         // How e2fsck spends its memory.
         ("inode_count_fullmap" | "no_inode_count_fullmap", "") => {}
-        ("readahead_kb", kib) if kib.parse::<u64>().is_ok() => {}
+        ("readahead_kb", kib) if kib.parse::<u64>().is_ok() => {
+            options.no_read_ahead = kib.parse() == Ok(0_u64);
+        }
         ("offset", offset) if bytes(offset).is_some() => {}
         ("scratch", folder) if !folder.is_empty() => options.scratch = Some(folder.into()),
         ("memory", size) => match bytes(size) {

@@ -19,13 +19,20 @@ pub struct Disk {
     undo: Option<Arc<UndoLog>>,
     changed: Arc<AtomicBool>,
     overlay: Option<Arc<Overlay>>,
+    reads_ahead: bool,
 }
 
 impl Disk {
     /// The device, the log that keeps what is overwritten, and where it is noted that something was.
     #[must_use]
     pub fn new(device: Arc<dyn BlockDevice>, undo: Option<Arc<UndoLog>>, changed: Arc<AtomicBool>) -> Disk {
-        Disk { device, block_size: 1024, undo, changed, overlay: None }
+        Disk { device, block_size: 1024, undo, changed, overlay: None, reads_ahead: true }
+    }
+
+    /// The same without word to the device of what will be read soon.
+    #[must_use]
+    pub fn without_read_ahead(self) -> Disk {
+        Disk { reads_ahead: false, ..self }
     }
 
     /// The same device for another look, which notes its changes elsewhere.
@@ -104,6 +111,9 @@ impl Disk {
 
     /// Says that blocks will be read soon: the device may fetch them meanwhile.
     pub fn will_need(&self, block: BlockNo, count: u64) {
+        if !self.reads_ahead {
+            return;
+        }
         let size = u64::from(self.block_size);
         self.device.will_need(block.0.saturating_mul(size), count.saturating_mul(size));
     }

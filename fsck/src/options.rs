@@ -66,6 +66,8 @@ pub struct Options {
     pub undo: Option<PathBuf>,
     /// Byte of the device's file at which the volume begins; the undo file names it.
     pub offset: u64,
+    /// Do not tell the device what will be read soon (`-E readahead_kb=0`).
+    pub no_read_ahead: bool,
     /// Threads of the parallel passes; 0 is one per core.
     pub threads: usize,
     /// The device of an external journal (`-j`); without, it is looked for by its UUID.

@@ -114,6 +114,7 @@ fn give_up(disk: Disk, options: &Options, ui: &mut dyn Ui, total: Report, turns:
 fn round(disk: Disk, options: &Options, judge: &mut Judge<'_>) -> Result<()> {
     // The journal of a volume in use changes meanwhile.
     let overlaid = !options.may_write() && !options.in_use && volume::needs_recovery(&disk);
+    let disk = if options.no_read_ahead { disk.without_read_ahead() } else { disk };
     let disk = if overlaid { disk.overlaid(&options.scratch_folder())? } else { disk };
     judge.overlaid = overlaid;
     let ctx = volume::open(disk, options, judge)?;

@@ -137,6 +137,9 @@ fn scan_group(
         ctx.disk.read_bytes(start + u64::from(index) * size as u64, bytes)?;
         for (at, record) in bytes.chunks_exact(size).enumerate() {
             let Some(ino) = ctx.geometry.inode_at(group, index + at as u32) else { break };
+            if is_blank(record) && ino.get() >= ctx.first_ino() {
+                continue;
+            }
             match tree_blocks(record).next() {
                 Some(block) => lock(trees).push((block, ino)),
                 None => probe(ctx, ino, record.to_vec(), suspects)?,
@@ -145,6 +148,12 @@ fn scan_group(
         index += count as u32;
     }
     Ok(())
+}
+
+/// Whether a record was never written. Most of a young volume's are not, so it is asked by long words.
+fn is_blank(record: &[u8]) -> bool {
+    let (words, rest) = record.as_chunks::<16>();
+    words.iter().all(|word| u128::from_ne_bytes(*word) == 0) && rest.iter().all(|&byte| byte == 0)
 }
 
 /// Asks for the inode table of a group that comes soon.
