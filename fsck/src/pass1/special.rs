@@ -58,7 +58,13 @@ pub fn check(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject, effects: &mut Ef
             s.inode.mode = FileType::Regular.mode_bits() | 0o600;
             s.dirty = true;
         }
-        return internal(ctx, ask, s, effects);
+        internal(ctx, ask, s, effects)?;
+        if ino.get() >= ctx.first_ino() {
+            // A journal that was made on a mounted volume is a file with a name, mostly `/.journal`.
+            effects.what = Some(Use::File(FileType::Regular.dirent_code()));
+            effects.links = s.inode.links;
+        }
+        return Ok(true);
     }
     if ctx.sb.orphan_file() == Some(ino) {
         return internal(ctx, ask, s, effects);
