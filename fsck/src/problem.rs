@@ -253,6 +253,7 @@ problems! {
     EntryItself "entry-itself" Clear Stop "Directory {ino}: the entry '{name}' names its own directory";
     EntryDirLink "entry-dir-link" Clear Stop "Directory {ino}: the entry '{name}' is a second name of directory {found}";
     EntryType "entry-type" Fix Stop "Directory {ino}: the entry '{name}' has file type {found}, should be {expected}";
+    EntryTypeFeature "entry-type-feature" Clear Fix "Directory {ino}: the entry '{name}' has file type {found}, but the volume records none";
     EntryTypeUnset "entry-type-unset" Fix Mild "Directory {ino}: the entry '{name}' has no file type, should be {expected}";
     EntryDuplicate "entry-duplicate" Fix Stop "Directory {ino} has the name '{name}' twice";
     EntryEncryptedName "entry-encrypted-name" Clear Stop "Encrypted directory {ino}: the entry '{name}' is too short for an encrypted name";

@@ -1,7 +1,8 @@
 //! Bitmaps and inode tables on impossible places: outside the volume or their group, or on other metadata.
 //!
 //! They are reported before pass 1, which does without them, and get new places after it, when it is known what
-//! is free. The contents of bitmaps are made in pass 5; a table that was lost starts empty.
+//! is free. The contents of bitmaps are made in pass 5; a table that was lost starts empty. What lies on a bad
+//! block moves with its contents.
 
 use ext4_format::geometry::Geometry;
 use ext4_format::group_desc::GroupDesc;
@@ -28,9 +29,11 @@ pub fn find_misplaced(
     let mut blockwise = *geometry;
     blockwise.cluster_ratio = 1;
     let taken = BlockMap::new(&blockwise);
+    let reserved = BlockMap::new(&blockwise);
     for group in geometry.groups() {
-        let first = geometry.group_first_block(group);
-        taken.claim(first, geometry.head(group).reserved.end - first.0, |_| ());
+        let (first, head) = (geometry.group_first_block(group), geometry.head(group));
+        taken.claim(first, head.reserved.start - first.0, |_| ());
+        reserved.claim(BlockNo(head.reserved.start), head.reserved.end - head.reserved.start, |_| ());
     }
     let mut needs_relocation = Vec::new();
     // Tables before bitmaps: where two lay claim to a block, what cannot be computed again keeps it.
@@ -43,7 +46,8 @@ pub fn find_misplaced(
                 _ => (&mut desc.inode_bitmap, 1),
             };
             let inside = may_lie(sb, geometry, group, *place, len) && *place != UNALLOCATED;
-            if inside && !taken.any(*place, len) {
+            let free = inside && !taken.any(*place, len);
+            if free && !reserved.any(*place, len) {
                 taken.claim(*place, len, |_| ());
                 continue;
             }
@@ -51,7 +55,11 @@ pub fn find_misplaced(
             if fix {
                 needs_relocation.push(NeedsRelocation { group, code });
             }
-            if fix || !inside {
+            if free && code == Code::InodeTablePlace {
+                // Blocks that are reserved for descriptors hold none yet: the table moves with its inodes.
+                taken.claim(*place, len, |_| ());
+                *desc = distrusted(*desc);
+            } else if fix || !inside {
                 *place = UNALLOCATED;
                 *desc = distrusted(*desc);
             }
@@ -139,7 +147,8 @@ fn place(ctx: &mut Context, piece: NeedsRelocation) -> Result<bool> {
         let held = if old == UNALLOCATED { None } else { ctx.disk.read(from).ok() };
         ctx.disk.write(BlockNo(free.0 + ahead), &held.unwrap_or_else(|| vec![0; ctx.disk.block_size()]))?;
         let bad = listed.iter().any(|run| (run.start.0..run.start.0 + u64::from(run.len)).contains(&from.0));
-        if old != UNALLOCATED && !bad && ctx.geometry.cluster_ratio == 1 {
+        let alone = ctx.geometry.cluster_ratio == 1 && !ctx.found.multiple.has(from);
+        if old != UNALLOCATED && !bad && alone {
             ctx.found.blocks.release(from, 1);
         }
     }

@@ -10,6 +10,7 @@ mod support;
 
 use std::collections::BTreeMap;
 
+use ext4_format::Ino;
 use fsck::Mode;
 use support::mutate::mutate;
 use support::{
@@ -87,6 +88,24 @@ fn base((options, size, fill): (&str, &str, Fill)) -> Option<Vec<u8>> {
     }
 }
 
+/// A volume without damage, its metadata and its files.
+struct Base {
+    image: Vec<u8>,
+    places: Vec<(u64, Kind)>,
+    files: BTreeMap<String, (Ino, Held)>,
+}
+
+impl Base {
+    fn new(variant: (&str, &str, Fill)) -> Option<Base> {
+        let (image, options) = (base(variant)?, variant.0);
+        assert_eq!(check(&image, Mode::CheckOnly).0.unwrap().left, 0, "{options}");
+        let places = Volume::new(&image).unwrap().metadata();
+        let files = Volume::new(&image).unwrap().files();
+        assert!(files.len() > 50, "{options}: {}", files.len());
+        Some(Base { image, places, files })
+    }
+}
+
 fn setting(name: &str, default: u64) -> u64 {
     std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
 }
@@ -139,16 +158,7 @@ fn flipped_bytes_are_repaired() {
     let mut unclean = Vec::new();
     let (mut theirs_kept, mut both_kept) = (0_u64, 0_u64);
     let (mut codes, mut compared, mut preens, mut verdicts) = (0_u64, 0_u64, 0_u64, 0_u64);
-    let mut bases = Vec::new();
-    for variant in VARIANTS {
-        let options = variant.0;
-        let Some(base) = base(variant) else { return };
-        assert_eq!(check(&base, Mode::CheckOnly).0.unwrap().left, 0, "{options}");
-        let places = Volume::new(&base).unwrap().metadata();
-        let files = Volume::new(&base).unwrap().files();
-        assert!(files.len() > 50, "{options}: {}", files.len());
-        bases.push((base, places, files));
-    }
+    let mut bases: Vec<Option<Base>> = (0..VARIANTS.len()).map(|_| None).collect();
     for seed in first..first + count {
         if verbose && (seed - first) % 500 == 499 {
             eprintln!(
@@ -158,7 +168,12 @@ fn flipped_bytes_are_repaired() {
                 unclean.len()
             );
         }
-        let (base, places, files) = &bases[seed as usize % bases.len()];
+        let at = seed as usize % bases.len();
+        if bases[at].is_none() {
+            let Some(base) = Base::new(VARIANTS[at]) else { return };
+            bases[at] = Some(base);
+        }
+        let Some(Base { image: base, places, files }) = &bases[at] else { return };
         let image = damage(base, places, seed);
         if let Some(path) = std::env::var_os("REXT4_DAMAGE_KEEP") {
             std::fs::write(path, &image).unwrap();
@@ -216,14 +231,23 @@ fn flipped_bytes_are_repaired() {
                 .collect()
         };
         let (ours, theirs) = (kept(&ours), kept(&theirs));
+        let mut lost = Vec::new();
         for (path, (_, held)) in files {
             if theirs.get(path) == Some(held) {
                 theirs_kept += 1;
                 both_kept += u64::from(ours.get(path) == Some(held));
-                if verbose && ours.get(path) != Some(held) {
-                    eprintln!("seed {seed}: lost {path}");
+                if ours.get(path) != Some(held) {
+                    lost.push(path);
                 }
             }
+        }
+        if verbose && let Some(first) = lost.first() {
+            let (found, now) = (report.map(|report| report.codes()), ours.get(*first));
+            eprintln!(
+                "seed {seed}: lost {}, as {first}: {:?}\nnow {now:?}; {found:?}",
+                lost.len(),
+                files[*first].1
+            );
         }
     }
     let kept = both_kept as f64 / theirs_kept.max(1) as f64;

@@ -69,7 +69,7 @@ fn repair_max(ask: &mut dyn Ask, ino: Ino, bytes: &mut [u8]) -> Result<bool> {
     let fit = (bytes.len() / ENTRY_SIZE - 1) as u16;
     let stated = u16::from_le_bytes([bytes[EH_MAX.start], bytes[EH_MAX.start + 1]]);
     let magic = bytes[..2] == [0x0a, 0xf3];
-    let wrong = magic && stated + 2 < fit;
+    let wrong = magic && stated.saturating_add(2) < fit;
     if !wrong || !ask.ask(Problem::of(Code::ExtentMax, ino).values(stated, fit))? {
         return Ok(false);
     }

@@ -64,11 +64,14 @@ pub fn check(
     Ok(())
 }
 
-/// Makes room for the checksum tail: the last record gives up its end, or what does not fit goes.
+/// Makes room for the checksum tail: the last record gives up its end, or what does not fit goes. Where
+/// records are damaged the tail takes the end of the block as it is.
 fn make_tail(bytes: &mut [u8], format: DirFormat) {
-    let kept: Vec<(Vec<u8>, Ino, u8)> = DirBlock::new(bytes, DirFormat { tail: false, ..format })
-        .entries()
-        .map_while(std::result::Result::ok)
+    let all = DirBlock::new(bytes, DirFormat { tail: false, ..format }).entries();
+    let kept: std::result::Result<Vec<_>, _> = all.collect();
+    let Ok(kept) = kept else { return dirent::put_tail(bytes) };
+    let kept: Vec<(Vec<u8>, Ino, u8)> = kept
+        .into_iter()
         .filter_map(|entry| Some((entry.name.to_vec(), entry.ino?, entry.type_code)))
         .collect();
     let mut block = DirBlockMut::init(bytes, format);
@@ -90,6 +93,8 @@ fn check_entries(
     said: &mut Said,
     index: &mut Index,
 ) -> Result<bool> {
+    // A volume that records no types may have lost the feature: what stands there is no part of the length.
+    let (stated, format) = (format, DirFormat { filetype: true, ..format });
     let mut dirty = false;
     let mut at = 0;
     let mut count = 0;
@@ -104,7 +109,7 @@ fn check_entries(
                     return Ok(dirty);
                 }
                 dirty = true;
-                if salvage(bytes, at, format) {
+                if salvage(bytes, at, format, ctx.geometry.inodes_count) {
                     continue;
                 }
                 break;
@@ -130,7 +135,7 @@ fn check_entries(
         if verdict == Verdict::Fine && !(first_block && count < 2) && entry.ino.is_some() {
             index.name(ctx, dir, place, &entry);
         }
-        dirty |= apply(bytes, offset, format, verdict);
+        dirty |= apply(bytes, offset, stated, verdict);
         // A new record may have been put in front of the rest of this one.
         let now = DirBlock::new(bytes, format).entries_from(offset).next();
         at = offset + now.and_then(std::result::Result::ok).map_or(rec_len, |entry| entry.rec_len);
@@ -195,8 +200,8 @@ fn apply(bytes: &mut [u8], offset: usize, format: DirFormat, verdict: Verdict) -
 }
 
 /// Makes a damaged record at `at` a free one that reaches to the next record that makes sense, or to the end.
-/// False when there is no record to go on with.
-fn salvage(bytes: &mut [u8], at: usize, format: DirFormat) -> bool {
+/// False when there is no record to go on with. Inodes go up to `last`.
+fn salvage(bytes: &mut [u8], at: usize, format: DirFormat, last: u32) -> bool {
     let (len, usable) = (bytes.len(), format.usable(bytes.len()));
     let rest = usable - at;
     if rest < 12 {
@@ -213,15 +218,25 @@ fn salvage(bytes: &mut [u8], at: usize, format: DirFormat) -> bool {
     if close_gap(bytes, at, format) {
         return true;
     }
-    let reaches_end = |start: usize| {
-        let mut entries = DirBlock::new(bytes, format).entries_from(start);
-        entries.all(|entry| entry.is_ok())
+    // Good records up to the end of the block, or so many that they are none by chance.
+    let goes_on = |start: usize| {
+        let mut good = 0;
+        for entry in DirBlock::new(bytes, format).entries_from(start) {
+            let Ok(entry) = entry else { return false };
+            let named = entry.ino.is_some_and(|ino| ino.get() <= last)
+                && FileType::from_dirent(entry.type_code).is_some()
+                && !entry.name.iter().any(|&byte| byte == 0 || byte == b'/');
+            good += usize::from(named);
+            if good >= CONVINCING && format.filetype {
+                return true;
+            }
+        }
+        true
     };
     // A record whose name makes sense only has a wrong length.
     let kept = kept_size(&bytes[at..usable], format);
-    let next = (at + kept.unwrap_or(12)..usable)
-        .step_by(4)
-        .find(|&start| usable - start >= 12 && reaches_end(start));
+    let next =
+        (at + kept.unwrap_or(12)..usable).step_by(4).find(|&start| usable - start >= 12 && goes_on(start));
     let end = next.unwrap_or(usable);
     let sound =
         |bytes: &[u8]| DirBlock::new(bytes, format).entries_from(at).next().is_some_and(|e| e.is_ok());
@@ -234,6 +249,9 @@ fn salvage(bytes: &mut [u8], at: usize, format: DirFormat) -> bool {
     // An area that ends at an odd place has no room for a record that makes sense: the walk ends here.
     sound(bytes)
 }
+
+/// Records with names and types in a row that are taken for such.
+const CONVINCING: usize = 3;
 
 /// Eight bytes in front of good records are too few for a record, and its name would be the next one's
 /// number: the good ones move down, and the last of them takes what comes free.
@@ -309,15 +327,23 @@ fn check_dots(
             return Ok(Verdict::Target(target));
         }
     }
-    let code = FileType::Directory.dirent_code();
-    if dir.format.filetype && entry.type_code != code {
-        let unset = if entry.type_code == 0 { Code::EntryTypeUnset } else { Code::EntryType };
-        let problem = Problem::of(unset, dir.ino).named(entry.name).values(entry.type_code, code);
-        if ask.ask(problem)? {
+    let code = if dir.format.filetype { FileType::Directory.dirent_code() } else { 0 };
+    if entry.type_code != code {
+        let problem = Problem::of(wrong_type(entry, code), dir.ino).named(entry.name);
+        if ask.ask(problem.values(entry.type_code, code))? {
             return Ok(Verdict::Type(code));
         }
     }
     Ok(Verdict::Fine)
+}
+
+/// In which way the type of an entry is wrong.
+fn wrong_type(entry: &DirEntry<'_>, expected: u8) -> Code {
+    match (entry.type_code, expected) {
+        (0, _) => Code::EntryTypeUnset,
+        (_, 0) => Code::EntryTypeFeature,
+        _ => Code::EntryType,
+    }
 }
 
 /// Any other record.
@@ -395,8 +421,7 @@ fn check_entry(
     if let Use::File(code) = what {
         let expected = if dir.format.filetype { code } else { 0 };
         if entry.type_code != expected {
-            let code = if entry.type_code == 0 { Code::EntryTypeUnset } else { Code::EntryType };
-            let wrong = Problem::of(code, dir.ino).named(entry.name);
+            let wrong = Problem::of(wrong_type(entry, expected), dir.ino).named(entry.name);
             if ask.ask(wrong.values(entry.type_code, expected))? {
                 return Ok(Verdict::Type(expected));
             }
