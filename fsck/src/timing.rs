@@ -48,7 +48,7 @@ fn spent() -> (i64, i64) {
 
 /// The largest resident memory so far, in KiB.
 fn peak() -> i64 {
-    getrusage(UsageWho::RUSAGE_SELF).map_or(0, |usage| usage.max_rss() as i64)
+    getrusage(UsageWho::RUSAGE_SELF).map_or(0, |usage| usage.max_rss())
 }
 
 /// Bytes that went through read and write calls, as the kernel counts them.
