@@ -3,7 +3,7 @@
 //!
 //! `errno` at the end is the only place in the core where an errno value stands.
 
-use ext4_format::Corruption;
+use ext4_format::{Corruption, Fault};
 
 /// Failures of normal life, each standing for one POSIX answer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
@@ -178,8 +178,10 @@ impl Error {
             Error::NoSpace => e::ENOSPC,
             Error::Io(_) | Error::ShutDown => e::EIO,
             // EFSBADCRC and EFSCORRUPTED, as Linux spells them.
-            Error::Corrupt(c) if c.is_checksum() => e::EBADMSG,
-            Error::Corrupt(_) => e::EUCLEAN,
+            Error::Corrupt(c) => match c.fault {
+                Fault::Checksum => e::EBADMSG,
+                Fault::Structure => e::EUCLEAN,
+            },
             Error::Journal(_) | Error::ReadOnly => e::EROFS,
         }
     }

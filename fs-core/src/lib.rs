@@ -12,6 +12,7 @@ pub mod inode;
 mod mmp;
 pub mod mount;
 pub mod ops;
+mod recovery;
 mod rounds;
 pub mod sync;
 mod threads;

@@ -9,8 +9,9 @@ use std::sync::Arc;
 use blockdev::{BlockDevice, Env};
 use ext4_format::features::{Access, Compat, Incompat, RoCompat};
 use ext4_format::superblock::{SUPERBLOCK_LEN, SUPERBLOCK_OFFSET, State, SuperBlock};
-use ext4_format::{BlockNo, Corruption, Ino, locate};
-use jbd2::{Journal, LogChecksum, LogExtent, LogFeatures, LogLocation};
+use ext4_format::{Corruption, Ino};
+use jbd2::recovery::Overlay;
+use jbd2::{Journal, LogChecksum, LogFeatures, LogLocation};
 use tracing::{info, warn};
 
 use crate::alloc::Allocator;
@@ -19,10 +20,10 @@ use crate::data::DataPath;
 use crate::deletions::Deletions;
 use crate::dir;
 use crate::error::{Error, Result};
-use crate::extent::MapCtx;
 use crate::fs::{Filesystem, Observer};
 use crate::inode::{Orphans, Table};
 use crate::mmp::{self, Claim};
+use crate::recovery;
 use crate::sync::{Rank, RankedMutex};
 use crate::types::MountOptions;
 use crate::volume::Volume;
@@ -120,34 +121,43 @@ impl Filesystem {
     fn mount_claimed(
         mut dev: Arc<dyn BlockDevice>,
         mut sb: SuperBlock,
-        opts: MountOptions,
+        mut opts: MountOptions,
         env: Env,
         claim: Option<Arc<Claim>>,
     ) -> std::result::Result<Arc<Filesystem>, MountError> {
-        let log = locate_journal(dev.as_ref(), &sb)?;
-        if let Some(log) = &log
-            && sb.incompat().has(Incompat::RECOVER)
-        {
-            if opts.no_recovery && !opts.read_only {
-                return Err(MountError::Options("norecovery needs ro: the journal holds changes"));
-            }
-            if opts.read_only && !opts.no_recovery {
-                let replay = jbd2::recovery::scan(dev.as_ref(), sb.block_size(), log)?;
-                info!("the journal's contents are shown from memory; the device is not written to");
-                dev = Arc::new(jbd2::recovery::Overlay::new(dev, sb.block_size(), replay));
-            } else if !opts.read_only {
-                let done = jbd2::recovery::recover(dev.as_ref(), sb.block_size(), log)?;
-                info!(?done, "journal replayed");
-                if done.errno != 0 {
-                    take_over_error(dev.as_ref(), &opts, log)?;
+        let log = recovery::locate(dev.as_ref(), &sb)?;
+        let needs_recovery = sb.incompat().has(Incompat::RECOVER);
+        if log.is_some() && needs_recovery && opts.no_recovery && !opts.read_only {
+            return Err(MountError::Options("norecovery needs ro: the journal holds changes"));
+        }
+        match &log {
+            Some(log) if needs_recovery && !opts.no_recovery => {
+                let block_size = sb.block_size();
+                let replay = jbd2::recovery::scan(dev.as_ref(), block_size, log)?;
+                let replayed = Overlay::new(dev.clone(), block_size, replay);
+                sb = read_superblock(&replayed, &opts)?;
+                judge(&sb, dev.as_ref(), &mut opts)?;
+                recovery::judge(&replayed, block_size, &sb, log)?;
+                if opts.read_only {
+                    info!("the journal's contents are shown from memory; the device is not written to");
+                    dev = Arc::new(replayed);
+                } else {
+                    let done = replayed.replay().apply(dev.as_ref(), block_size, log)?;
+                    info!(?done, "journal replayed");
+                    if done.errno != 0 {
+                        take_over_error(dev.as_ref(), &opts, log)?;
+                        sb = read_superblock(dev.as_ref(), &opts)?;
+                    }
                 }
             }
-            sb = read_superblock(dev.as_ref(), &opts)?;
+            Some(log) => recovery::apart_from_metadata(dev.as_ref(), &sb, log)?,
+            None => {}
         }
         if !opts.read_only {
             recommend_check(&sb);
         }
         let journal_opts = jbd2::Options {
+            blocks: sb.blocks_count().0,
             cache_bytes: opts.cache_bytes,
             barrier: opts.barrier,
             features: Some(LogFeatures {
@@ -228,25 +238,6 @@ fn read_superblock(
     SuperBlock::parse(&bytes).map_err(|found| MountError::SuperBlock { offset, found })
 }
 
-/// The runs of the journal's blocks, read without the help of anything that the journal may yet
-/// have to repair: its own inode never changes.
-fn locate_journal(
-    dev: &dyn BlockDevice,
-    sb: &SuperBlock,
-) -> std::result::Result<Option<LogLocation>, MountError> {
-    let Some(ino) = sb.journal_ino() else { return Ok(None) };
-    let size = sb.block_size();
-    let mut read = |block: BlockNo| {
-        let mut bytes = vec![0; size as usize];
-        dev.read_at(block.0.saturating_mul(size.into()), &mut bytes)?;
-        Ok::<_, Error>(bytes)
-    };
-    let inode = locate::inode(sb, ino, &mut read)?;
-    let runs = locate::runs(sb, &inode, &mut read)?;
-    let extents = runs.iter().map(|r| LogExtent { first: r.first.0, len: r.len, start: r.start }).collect();
-    Ok(Some(LogLocation { extents }))
-}
-
 /// Whether and how the volume may be mounted; makes `opts` read-only where the features ask it.
 fn judge(
     sb: &SuperBlock,
@@ -257,7 +248,7 @@ fn judge(
         Access::ReadWrite => {}
         Access::ReadOnly { because } => {
             if !opts.read_only {
-                warn!(features = because.join(" "), "mounting read-only because of these features");
+                warn!("mounting read-only: volumes with {} are not written to", because.join(" "));
             }
             opts.read_only = true;
         }
@@ -321,8 +312,7 @@ fn mark_mounted(vol: &Volume) -> Result<()> {
 fn assemble(vol: Arc<Volume>, claim: Option<Arc<Claim>>) -> std::result::Result<Arc<Filesystem>, MountError> {
     let alloc = Arc::new(Allocator::open(vol.clone())?);
     let inodes = Arc::new(Table::new(vol.clone(), alloc.clone()));
-    let map = MapCtx { vol: &vol, alloc: &alloc, ino: Ino::ROOT, generation: 0 };
-    let (orphans, found) = Orphans::open(vol.clone(), inodes.clone(), &map)?;
+    let (orphans, found) = Orphans::open(vol.clone(), inodes.clone(), &alloc)?;
     let orphans = Arc::new(orphans);
     let data = Arc::new(DataPath::new(vol.clone(), alloc.clone(), inodes.clone(), orphans.clone()));
     vol.journal.set_observer(Arc::new(Observer {

@@ -9,7 +9,7 @@ use ext4_format::csum::Csum;
 use ext4_format::geometry::Geometry;
 use ext4_format::inode::{InodeLayout, Time};
 use ext4_format::superblock::{ErrorEntry, OnError, SUPERBLOCK_LEN, SUPERBLOCK_OFFSET, SuperBlock};
-use ext4_format::{BlockNo, Corruption};
+use ext4_format::{BlockNo, Corruption, Fault};
 use jbd2::{Buffer, Handle, Journal};
 use tracing::error;
 
@@ -203,7 +203,10 @@ impl Volume {
                 line: 0,
                 ino: corruption.place.ino.map_or(0, |ino| ino.get()),
                 block: corruption.place.block.map_or(0, |block| block.0),
-                code: if corruption.is_checksum() { EFSBADCRC } else { EFSCORRUPTED },
+                code: match corruption.fault {
+                    Fault::Checksum => EFSBADCRC,
+                    Fault::Structure => EFSCORRUPTED,
+                },
             };
             let recorded = self.write_super_directly(|sb| sb.record_error(&entry));
             if let Err(error) = recorded {

@@ -39,6 +39,7 @@ mod realign;
 mod rehash;
 mod release;
 mod relocate;
+mod replay;
 mod report;
 mod run;
 mod scratch;

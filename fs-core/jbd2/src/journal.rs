@@ -27,6 +27,8 @@ const MAX_READ_AHEAD: usize = 1 << 20;
 /// How a journal is run.
 #[derive(Clone)]
 pub struct Options {
+    /// Blocks of the volume. The device may have more, which are none of the journal's business.
+    pub blocks: u64,
     /// Memory for cached blocks, in bytes. Blocks that must stay (dirty, in the log only) can pass it.
     pub cache_bytes: usize,
     /// Whether commits and checkpoints flush the device. Off, a power cut may lose anything.
@@ -42,6 +44,7 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Options {
+            blocks: u64::MAX,
             cache_bytes: 64 << 20,
             barrier: true,
             closing_credits: 4,
@@ -99,7 +102,7 @@ pub(crate) struct Core {
 pub struct Journal {
     pub(crate) dev: Arc<dyn BlockDevice>,
     pub(crate) block_size: usize,
-    /// Blocks on the device.
+    /// Blocks that may be read and written.
     blocks: u64,
     pub(crate) cache: Cache,
     pub(crate) opts: Options,
@@ -155,7 +158,7 @@ impl Journal {
     ) -> Journal {
         let block_size = block_size as usize;
         Journal {
-            blocks: dev.geometry().size / block_size as u64,
+            blocks: opts.blocks.min(dev.geometry().size / block_size as u64),
             dev,
             block_size,
             cache: Cache::new(block_size, opts.cache_bytes),

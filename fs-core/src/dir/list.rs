@@ -14,6 +14,7 @@ use ext4_format::{FileBlock, Ino, What};
 use jbd2::Buffer;
 
 use super::blocks::Role;
+use super::find::is_bad_index;
 use super::{Dir, cookie};
 use crate::error::{Error, Result};
 use crate::inode::{Core, Listed, Listing};
@@ -43,7 +44,9 @@ impl Dir<'_> {
     pub fn list(&self, position: u64, emit: &mut dyn FnMut(&Item<'_>) -> ControlFlow<()>) -> Result<()> {
         let hashed = {
             let core = self.inode.core.read();
-            self.settings.indexed && (core.disk.has(flag::INDEX) || self.block_count(&core) <= 1)
+            self.settings.indexed
+                && !self.folds(&core)
+                && (core.disk.has(flag::INDEX) || self.block_count(&core) <= 1)
         };
         if !hashed || (position > cookie::FIRST && position < HASHED) {
             return self.list_linear(position, emit);
@@ -54,8 +57,8 @@ impl Dir<'_> {
         let mut position = position.max(cookie::FIRST);
         while position < cookie::END {
             let listing = match self.listing(position) {
-                // A bad index leaves the entries themselves readable; the dots were given.
-                Err(Error::Corrupt(c)) if c.what == What::HtreeBlock && position == cookie::FIRST => {
+                // An index that makes no sense leaves the entries themselves readable; the dots were given.
+                Err(Error::Corrupt(c)) if is_bad_index(&c) && position == cookie::FIRST => {
                     return self.list_linear(AFTER_DOTS, emit);
                 }
                 other => other?,

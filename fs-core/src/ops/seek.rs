@@ -1,6 +1,6 @@
 //! Finding data and holes.
 
-use ext4_format::Ino;
+use ext4_format::{Corruption, Ino, What};
 
 use crate::data::Place;
 use crate::error::{Posix, Result};
@@ -32,6 +32,9 @@ impl Filesystem {
         }
         let end = core.size.div_ceil(bs);
         let mut at = offset / bs;
+        // Blocks of data that a sound map can still have: one that names its blocks again and again would be
+        // looked through without end.
+        let mut left = self.vol.geo.blocks_count;
         while at < end {
             let dirty = inode.io.lock().behind.status(at, end - at);
             let (is_data, len) = match dirty {
@@ -43,6 +46,13 @@ impl Filesystem {
             };
             if is_data == (whence == SeekWhence::Data) {
                 return Ok(offset.max(at * bs));
+            }
+            if is_data {
+                left = left.checked_sub(len).ok_or_else(|| {
+                    let blocks = self.vol.geo.blocks_count;
+                    let c = Corruption::new(What::ExtentNode, "mapped blocks", at + len, blocks);
+                    self.vol.corrupt(c.in_inode(ino))
+                })?;
             }
             at += len;
         }

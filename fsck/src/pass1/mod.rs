@@ -24,7 +24,7 @@ use ext4_format::{BlockNo, GroupNo, Ino};
 
 pub use extents::list as extents_of;
 pub use inode::Effects;
-pub use metadata::claim as claim_metadata;
+pub use metadata::{claim as claim_metadata, ranges as metadata_ranges};
 pub use xattr::{ea_references, set_ea_references, value_hash};
 
 use crate::alloc;

@@ -3,7 +3,9 @@
 
 mod bad_input;
 mod beside;
+mod casefold;
 mod crash;
+mod damage;
 mod deletions;
 mod direct_aio;
 mod direct_device;
@@ -14,6 +16,7 @@ mod direct_modes;
 mod doors;
 mod errors;
 mod fuse2fs;
+mod hostile_journal;
 mod image_kinds;
 mod ioctls;
 mod memory;
@@ -23,7 +26,9 @@ mod options;
 mod rootless;
 mod round_trip;
 mod semantics;
+mod shared_maps;
 mod space;
+mod special_inodes;
 mod stalls;
 mod storm;
 mod suites;
