@@ -39,7 +39,7 @@ os.fsync(fd)
 fcntl.ioctl(fd, 0x8004587d, struct.pack('I', 1))
 "#;
     let script = format!(
-        "set -e; cd {dir}; truncate -s 64M image; mke2fs -Fq -t ext4 -b 1024 {options} image; mkdir mnt; \
+        "set -e; cd {dir}; truncate -s 16M image; mke2fs -Fq -t ext4 -b 1024 {options} image; mkdir mnt; \
          mount -o loop image mnt; python3 - <<'EOF' || status=$?\nOPTIONS = '{options}'{program}\nEOF\n\
          umount mnt; exit $status",
         dir = folder.display()
