@@ -9,12 +9,12 @@ use ext4_format::{BlockNo, FileBlock, Ino};
 use ext4_format::dirent::{DirBlockMut, DirFormat};
 use ext4_format::features::Incompat;
 
-use crate::ask::{Ask, Judge};
 use crate::context::{Context, lock};
 use crate::error::{Error, Result};
 use crate::map::Use;
 use crate::pass1;
 use crate::problem::{Code, Problem};
+use crate::prompt::{Ask, Prompter};
 
 /// Takes one cluster near `goal`.
 pub fn cluster(ctx: &Context, goal: BlockNo) -> Result<BlockNo> {
@@ -118,11 +118,11 @@ pub fn to_extents(ctx: &Context, ino: Ino, saved: Option<&[Extent]>) -> Result<(
 ///
 /// # Errors
 /// The device's.
-pub fn build_trees(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
+pub fn build_trees(ctx: &Context, prompter: &mut Prompter<'_>) -> Result<()> {
     for (ino, saved) in std::mem::take(&mut *lock(&ctx.found.to_extents)) {
         match to_extents(ctx, ino, saved.as_deref()) {
             Err(Error::NoSpace) => {
-                judge.ask(Problem::of(Code::NoRoom, ino))?;
+                prompter.ask(Problem::of(Code::NoRoom, ino))?;
             }
             other => other?,
         }

@@ -8,12 +8,12 @@ use ext4_format::inode::Time;
 use ext4_format::{BlockNo, FileBlock, Ino};
 
 use crate::alloc;
-use crate::ask::Judge;
 use crate::context::Context;
 use crate::error::Result;
 use crate::marks::{self, without};
 use crate::options::{BadBlocks, Options};
 use crate::pass1;
+use crate::prompt::Prompter;
 use crate::volume;
 
 /// Makes the list what the caller found, and opens the volume anew. Who else uses a block of it is for the
@@ -25,7 +25,7 @@ pub fn update(
     mut ctx: Context,
     list: &BadBlocks,
     options: &Options,
-    judge: &mut Judge<'_>,
+    prompter: &mut Prompter<'_>,
 ) -> Result<Context> {
     let mut bad: BTreeSet<u64> = if list.keep { known(&ctx)? } else { BTreeSet::new() };
     for &block in &list.blocks {
@@ -33,10 +33,10 @@ pub fn update(
         if ctx.on_volume(BlockNo(block), 1) && u32::try_from(block).is_ok() {
             bad.insert(block);
         } else {
-            judge.say(&format!("Bad block {block} out of range; ignored."));
+            prompter.say(&format!("Bad block {block} out of range; ignored."));
         }
     }
-    judge.say("Updating bad block inode.");
+    prompter.say("Updating bad block inode.");
     pass1::claim_metadata(&mut ctx);
     let before = pass1::effects_of(&ctx, Ino::BAD_BLOCKS)?.cluster_runs(&ctx);
     claim_used(&ctx)?;
@@ -51,8 +51,8 @@ pub fn update(
     }
     marks::count_free(&ctx);
     volume::write_back(&ctx)?;
-    judge.report.optimized = true;
-    volume::open(ctx.disk, options, judge)
+    prompter.report.optimized = true;
+    volume::open(ctx.disk, options, prompter)
 }
 
 /// The bad blocks that the volume knows of.

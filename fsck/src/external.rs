@@ -14,12 +14,12 @@ use ext4_format::superblock::{MAGIC, RawSuperBlock, SUPERBLOCK_LEN};
 use jbd2::recovery::{LogExtent, LogLocation};
 use zerocopy::FromBytes;
 
-use crate::ask::{Ask, Judge};
 use crate::context::{Context, lock};
 use crate::error::{Error, Result};
 use crate::journal::Outcome;
 use crate::overlay::Overlay;
 use crate::problem::{Code, Problem};
+use crate::prompt::{Ask, Prompter};
 use crate::replay;
 
 /// Checks and replays the journal of a volume that has it on another device.
@@ -27,12 +27,12 @@ use crate::replay;
 /// # Errors
 /// [`Error::Journal`] without that device, for a device that is another one, and for a log that cannot be
 /// replayed.
-pub fn check(ctx: &Context, judge: &mut Judge<'_>) -> Result<Outcome> {
+pub fn check(ctx: &Context, prompter: &mut Prompter<'_>) -> Result<Outcome> {
     let uuid = ctx.sb.raw().journal_uuid;
     let path = match &ctx.options.journal {
         Some(path) => path.clone(),
         None => by_uuid(&uuid).ok_or_else(|| {
-            judge.say("The journal lies on another device, which is not here (name it with -j).");
+            prompter.say("The journal lies on another device, which is not here (name it with -j).");
             Error::JournalDevice("it was not found".to_owned())
         })?,
     };
@@ -45,7 +45,7 @@ pub fn check(ctx: &Context, judge: &mut Judge<'_>) -> Result<Outcome> {
     };
     let device = blockdev::open(&path, &how).map_err(|error| Error::JournalDevice(error.to_string()))?;
     recognise(&*device, &uuid)?;
-    let device: Arc<dyn BlockDevice> = match judge.overlaid {
+    let device: Arc<dyn BlockDevice> = match prompter.overlaid {
         true => Arc::new(Overlay::new(device, &ctx.options.scratch_folder())?),
         false => device,
     };
@@ -76,16 +76,16 @@ pub fn check(ctx: &Context, judge: &mut Judge<'_>) -> Result<Outcome> {
         LogExtent { first: own + 1, len: log.len_blocks() - own - 1, start: BlockNo(first.0 + 1) },
     ];
     // The overlay of an earlier look took with it that the log is empty now.
-    let seen = judge.overlaid && !ctx.sb.incompat().has(Incompat::RECOVER);
+    let seen = prompter.overlaid && !ctx.sb.incompat().has(Incompat::RECOVER);
     if log.start().is_none() || seen {
         lock(&ctx.next_sb).set_needs_recovery(false);
         return Ok(Outcome::AsItWas);
     }
-    if !ctx.options.may_write() && !judge.overlaid {
-        judge.ask(Problem::new(Code::JournalSkipped))?;
+    if !ctx.options.may_write() && !prompter.overlaid {
+        prompter.ask(Problem::new(Code::JournalSkipped))?;
         return Ok(Outcome::AsItWas);
     }
-    replay::run(ctx, judge, &both, &LogLocation { extents })
+    replay::run(ctx, prompter, &both, &LogLocation { extents })
 }
 
 /// The device of a journal, by the names that udev keeps.

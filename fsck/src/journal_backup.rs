@@ -6,12 +6,12 @@ use ext4_format::jbd2 as format;
 use ext4_format::{BlockNo, Ino};
 
 use crate::alloc;
-use crate::ask::{Ask, Judge};
 use crate::context::{Context, lock};
 use crate::error::Result;
 use crate::journal::{Outcome, length, log_of, on_metadata};
 use crate::pass1;
 use crate::problem::{Code, Problem};
+use crate::prompt::{Ask, Prompter};
 
 /// Words of `i_block` in the copy; the upper and the lower half of the size follow.
 const MAP_WORDS: usize = 15;
@@ -56,11 +56,11 @@ pub fn journal(ctx: &Context, named: Ino) -> Option<(Ino, Inode)> {
 /// The device's.
 pub fn restore(
     ctx: &Context,
-    judge: &mut Judge<'_>,
+    prompter: &mut Prompter<'_>,
     why: &str,
     (ino, mut inode): (Ino, Inode),
 ) -> Result<Outcome> {
-    if !judge.ask(Problem::of(Code::JournalFromBackup, ino).named(why))? {
+    if !prompter.ask(Problem::of(Code::JournalFromBackup, ino).named(why))? {
         return Ok(Outcome::AsItWas);
     }
     if ctx.sb.raw().journal_inum.get() != ino.get() {
@@ -89,12 +89,12 @@ fn may_be_journal(ctx: &Context, ino: Ino, journal: &Inode) -> bool {
 ///
 /// # Errors
 /// The device's.
-pub fn refresh(ctx: &Context, judge: &mut Judge<'_>, ino: Ino) -> Result<()> {
+pub fn refresh(ctx: &Context, prompter: &mut Prompter<'_>, ino: Ino) -> Result<()> {
     let words = words_of(&ctx.read_inode(ino)?);
     if !ctx.options.may_write() || ctx.sb.journal_backup() == Some(words) {
         return Ok(());
     }
-    judge.say("Backing up journal inode block information.");
+    prompter.say("Backing up journal inode block information.");
     let mut sb = lock(&ctx.next_sb);
     sb.set_journal_backup(words);
     // The stamp alone is no change that another round must look at.

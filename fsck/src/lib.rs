@@ -1,13 +1,12 @@
-//! The checker: an independent judge of ext2, ext3 and ext4 volumes.
+//! The checker: an independent verifier of ext2, ext3 and ext4 volumes.
 //!
 //! It shares the format and the journal's replay with the rest of rext4, and recomputes every relation
 //! itself. The passes are e2fsck's: (1) inodes and blocks, (2) directories, (3) connectivity, (4) links, (5)
 //! bitmaps and counts. Each parallel pass runs twice over its subject with the same code: all of it with a
-//! prober that stops at the first problem, then what was suspicious with the judge, who reports, asks and
+//! dry run that stops at the first problem, then what was suspicious with the prompter, which reports, asks and
 //! repairs. Repairs write at once; after a round with repairs another round follows, until one finds nothing.
 
 mod alloc;
-mod ask;
 mod bad_blocks;
 mod context;
 mod convergence;
@@ -34,6 +33,7 @@ mod pass4;
 mod pass5;
 mod paths;
 mod problem;
+mod prompt;
 mod quota;
 mod realign;
 mod rehash;
@@ -50,10 +50,10 @@ use std::sync::Arc;
 
 use blockdev::BlockDevice;
 
-pub use ask::{Answer, Silent, Ui};
 pub use error::{Error, Result};
 pub use options::{BadBlocks, Mode, Options};
 pub use problem::{Code, Preen, Problem, Question, Row};
+pub use prompt::{Answer, Silent, Ui};
 pub use report::{Finding, Report, Usage};
 pub use undo::{UndoLog, UndoOptions, Undone, undo};
 

@@ -116,9 +116,9 @@ fn run(cli: &Cli) -> anyhow::Result<u8> {
         Err(error) if cli.preens() => return Err(error.context(name)),
         Err(error) => return Err(error),
     };
-    let mut text = if cli.json { report.json() + "\n" } else { told(cli, &name, &report) };
+    let mut text = if cli.json { report.json() + "\n" } else { closing_lines(cli, &name, &report) };
     if cli.timing > 0 {
-        text += &meter.told();
+        text += &meter.summary();
     }
     if let Some(undo) = &options.undo
         && report.changed
@@ -143,7 +143,7 @@ fn drop_caches(path: &Path, device: &FileDevice) -> anyhow::Result<()> {
     Ok(posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED)?)
 }
 
-fn told(cli: &Cli, name: &str, report: &Report) -> String {
+fn closing_lines(cli: &Cli, name: &str, report: &Report) -> String {
     let usage = &report.usage;
     if report.skipped {
         let next = match report.next_check {

@@ -9,32 +9,32 @@ use ext4_format::features::Incompat;
 use ext4_format::inode::flag;
 
 use crate::alloc;
-use crate::ask::{Agree, Judge};
 use crate::context::{Context, lock};
 use crate::error::Result;
 use crate::map::Use;
 use crate::marks::without;
+use crate::prompt::{Agree, Prompter};
 use crate::{pass1, pass5, quota, rehash};
 
 /// Does what the options ask for.
 ///
 /// # Errors
 /// The device's.
-pub fn run(ctx: &mut Context, judge: &mut Judge<'_>) -> Result<()> {
+pub fn run(ctx: &mut Context, prompter: &mut Prompter<'_>) -> Result<()> {
     let mut changed = 0;
     if ctx.options.to_extents {
-        changed += convert(ctx, judge)?;
+        changed += convert(ctx, prompter)?;
     }
     if ctx.options.optimize_extents {
-        changed += shorten(ctx, judge)?;
+        changed += shorten(ctx, prompter)?;
     }
     if ctx.options.optimize_dirs {
-        changed += pack(ctx, judge)?;
+        changed += pack(ctx, prompter)?;
     }
     if changed > 0 {
         quota::run(ctx, &mut Agree)?;
-        pass5::refresh(ctx, judge)?;
-        judge.report.optimized = true;
+        pass5::refresh(ctx, prompter)?;
+        prompter.report.optimized = true;
     }
     Ok(())
 }
@@ -52,12 +52,12 @@ fn with(ctx: &Context, ino: Ino, change: impl FnOnce() -> Result<()>) -> Result<
 }
 
 /// Gives every file with a block map an extent tree.
-fn convert(ctx: &Context, judge: &mut Judge<'_>) -> Result<u64> {
-    judge.say("Converting block maps to extents");
+fn convert(ctx: &Context, prompter: &mut Prompter<'_>) -> Result<u64> {
+    prompter.say("Converting block maps to extents");
     ctx.edit_super(|raw| raw.feature_incompat.set(raw.feature_incompat.get() | Incompat::EXTENTS.0));
     let mut changed = 0;
     for group in ctx.groups().filter(|group| ctx.found.inodes.touched(group.0)) {
-        judge.go_on()?;
+        prompter.go_on()?;
         for index in 0..ctx.geometry.inodes_per_group {
             let Some(ino) = ctx.geometry.inode_at(group, index) else { break };
             if !matches!(ctx.found.inodes.get(ino), Use::File(_)) {
@@ -74,13 +74,13 @@ fn convert(ctx: &Context, judge: &mut Judge<'_>) -> Result<u64> {
 }
 
 /// Rebuilds extent trees that are deeper or wider than their extents need.
-fn shorten(ctx: &Context, judge: &mut Judge<'_>) -> Result<u64> {
+fn shorten(ctx: &Context, prompter: &mut Prompter<'_>) -> Result<u64> {
     let mut wide = std::mem::take(&mut *lock(&ctx.found.wide_trees));
     wide.sort_unstable();
     let mut changed = 0;
     for ino in wide {
         let text = format!("Inode {ino}: its extent tree could be smaller");
-        if !judge.offers(&text, "Optimize")? {
+        if !prompter.offers(&text, "Optimize")? {
             continue;
         }
         with(ctx, ino, || {
@@ -95,11 +95,11 @@ fn shorten(ctx: &Context, judge: &mut Judge<'_>) -> Result<u64> {
 }
 
 /// Packs and indexes every directory.
-fn pack(ctx: &Context, judge: &mut Judge<'_>) -> Result<u64> {
-    judge.say("Optimizing directories");
+fn pack(ctx: &Context, prompter: &mut Prompter<'_>) -> Result<u64> {
+    prompter.say("Optimizing directories");
     let all: Vec<Ino> = lock(&ctx.found.dirs).keys().filter_map(|&ino| Ino::new(ino)).collect();
     for ino in &all {
-        judge.go_on()?;
+        prompter.go_on()?;
         with(ctx, *ino, || rehash::rebuild(ctx, *ino))?;
     }
     Ok(all.len() as u64)

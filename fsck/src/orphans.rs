@@ -8,23 +8,23 @@ use ext4_format::features::{Compat, RoCompat};
 use ext4_format::inode::{Inode, flag};
 use ext4_format::{BlockNo, Ino, indirect, orphan};
 
-use crate::ask::{Ask, Judge};
 use crate::context::{Context, lock};
 use crate::error::Result;
 use crate::pass1;
 use crate::problem::{Code, Problem};
+use crate::prompt::{Ask, Prompter};
 use crate::release;
 
 /// Finishes what the orphans were in the middle of. Nothing happens where nothing may be written: the passes
 /// see those on the list as what they are, files to be freed, and those of the orphan file as files in use.
-pub fn process(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
-    if ctx.options.may_write() || judge.overlaid {
-        walk_list(ctx, judge)?;
+pub fn process(ctx: &Context, prompter: &mut Prompter<'_>) -> Result<()> {
+    if ctx.options.may_write() || prompter.overlaid {
+        walk_list(ctx, prompter)?;
     }
-    walk_file(ctx, judge)
+    walk_file(ctx, prompter)
 }
 
-fn walk_list(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
+fn walk_list(ctx: &Context, prompter: &mut Prompter<'_>) -> Result<()> {
     let mut seen = HashSet::new();
     let mut at = ctx.sb.last_orphan();
     if at.is_none() {
@@ -34,32 +34,32 @@ fn walk_list(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
         let outside = ino.get() < ctx.first_ino() || ino.get() > ctx.geometry.inodes_count;
         if outside || !seen.insert(ino) {
             let code = if seen.len() <= 1 { Code::OrphanHead } else { Code::OrphanLink };
-            judge.ask(Problem::of(code, ino).values(ino.get(), 0_u32).named("no such inode"))?;
+            prompter.ask(Problem::of(code, ino).values(ino.get(), 0_u32).named("no such inode"))?;
             break;
         }
         let inode = ctx.read_inode(ino)?;
         let next = Ino::new(inode.dtime);
         if inode.mode == 0 && inode.links == 0 {
-            judge.ask(Problem::of(Code::OrphanLink, ino).named("free inode"))?;
+            prompter.ask(Problem::of(Code::OrphanLink, ino).named("free inode"))?;
             break;
         }
-        settle(ctx, judge, ino, inode)?;
+        settle(ctx, prompter, ino, inode)?;
         at = next;
     }
     lock(&ctx.next_sb).set_last_orphan(None);
     Ok(())
 }
 
-fn walk_file(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
+fn walk_file(ctx: &Context, prompter: &mut Prompter<'_>) -> Result<()> {
     let present = ctx.sb.ro_compat().has(RoCompat::ORPHAN_PRESENT);
     if !ctx.sb.compat().has(Compat::ORPHAN_FILE) {
-        if present && judge.ask(Problem::new(Code::OrphanPresent))? {
+        if present && prompter.ask(Problem::new(Code::OrphanPresent))? {
             lock(&ctx.next_sb).set_orphan_present(false);
         }
         return Ok(());
     }
     let Some(ino) = ctx.sb.orphan_file().filter(|ino| ino.get() <= ctx.geometry.inodes_count) else {
-        if judge.ask(Problem::new(Code::OrphanFileInode).named("no such inode"))? {
+        if prompter.ask(Problem::new(Code::OrphanFileInode).named("no such inode"))? {
             give_up_file(ctx);
         }
         return Ok(());
@@ -74,14 +74,14 @@ fn walk_file(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
         }
     }
     // A journal that was thrown away comes back.
-    let journal = ctx.sb.compat().has(Compat::HAS_JOURNAL) || judge.journal_lost;
+    let journal = ctx.sb.compat().has(Compat::HAS_JOURNAL) || prompter.journal_lost;
     if !any || !journal {
         let why = match (regular, journal) {
             (false, _) => "not a regular file",
             (true, false) => "there is no journal",
             (true, true) => "no orphan blocks",
         };
-        if judge.ask(Problem::of(Code::OrphanFileInode, ino).named(why))? {
+        if prompter.ask(Problem::of(Code::OrphanFileInode, ino).named(why))? {
             if any {
                 ctx.write_record(ino, &mut vec![0; ctx.geometry.inode_size])?;
             }
@@ -98,7 +98,7 @@ fn walk_file(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
             let mut changed = false;
             if let Err(corruption) = sound {
                 let problem = Problem::of(Code::OrphanFileBlock, ino).at(block).named(corruption.field);
-                if !judge.ask(problem)? {
+                if !prompter.ask(problem)? {
                     continue;
                 }
                 orphan::init(&mut bytes);
@@ -107,7 +107,7 @@ fn walk_file(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
             // Without the feature zeros stand in its place.
             if let Some(sum) = bytes.last_chunk_mut::<4>().filter(|sum| !sums && **sum != [0; 4]) {
                 let problem = Problem::of(Code::OrphanFileBlock, ino).at(block).named("ob_checksum");
-                if judge.ask(problem)? {
+                if prompter.ask(problem)? {
                     *sum = [0; 4];
                     changed = true;
                 }
@@ -116,11 +116,11 @@ fn walk_file(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
             for (slot, target) in entries {
                 if !present || target.get() < ctx.first_ino() || target.get() > ctx.geometry.inodes_count {
                     let problem = Problem::of(Code::OrphanFileEntry, ino).values(target.get(), 0_u32);
-                    changed |= judge.ask(problem)? && orphan::set(&mut bytes, slot, None);
-                } else if !ctx.options.may_write() && !judge.overlaid {
+                    changed |= prompter.ask(problem)? && orphan::set(&mut bytes, slot, None);
+                } else if !ctx.options.may_write() && !prompter.overlaid {
                     lock(&ctx.found.orphans).insert(target);
                 } else {
-                    settle(ctx, judge, target, ctx.read_inode(target)?)?;
+                    settle(ctx, prompter, target, ctx.read_inode(target)?)?;
                     changed |= orphan::set(&mut bytes, slot, None);
                 }
             }
@@ -131,7 +131,7 @@ fn walk_file(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
         }
     }
     // A mounted volume always says so, and so does one after a crash: who may not write leaves it at that.
-    if present && ctx.options.may_write() && judge.ask(Problem::new(Code::OrphanPresent))? {
+    if present && ctx.options.may_write() && prompter.ask(Problem::new(Code::OrphanPresent))? {
         lock(&ctx.next_sb).set_orphan_present(false);
     }
     Ok(())
@@ -148,15 +148,15 @@ fn give_up_file(ctx: &Context) {
 }
 
 /// Frees an orphan without names, or cuts one with names to its size.
-fn settle(ctx: &Context, judge: &mut Judge<'_>, ino: Ino, mut inode: Inode) -> Result<()> {
+fn settle(ctx: &Context, prompter: &mut Prompter<'_>, ino: Ino, mut inode: Inode) -> Result<()> {
     if inode.links == 0 {
-        if judge.ask(Problem::of(Code::OrphanInode, ino))? {
+        if prompter.ask(Problem::of(Code::OrphanInode, ino))? {
             release::free(ctx, ino)?;
         }
         return Ok(());
     }
     let problem = Problem::of(Code::OrphanTruncate, ino).values(0_u32, inode.size);
-    if judge.ask(problem)? {
+    if prompter.ask(problem)? {
         let held = release::held_by(ctx, ino)?;
         truncate(ctx, ino, &mut inode)?;
         zero_tail(ctx, &inode)?;

@@ -8,19 +8,19 @@ use ext4_format::features::RoCompat;
 use ext4_format::{BlockNo, FileBlock, Ino};
 
 use crate::alloc;
-use crate::ask::{Ask, Judge};
 use crate::context::{Context, lock};
 use crate::error::{Error, Result};
 use crate::map::Use;
 use crate::options::Mode;
 use crate::pass1;
 use crate::problem::{Code, Problem};
+use crate::prompt::{Ask, Prompter};
 
 /// Runs the pass; false when owners were left with blocks of others.
 ///
 /// # Errors
 /// The device's, or what a question ends with.
-pub fn run(ctx: &Context, judge: &mut Judge<'_>) -> Result<bool> {
+pub fn run(ctx: &Context, prompter: &mut Prompter<'_>) -> Result<bool> {
     let shares = ctx.sb.ro_compat().has(RoCompat::SHARED_BLOCKS);
     let mut all_apart = true;
     let mut owners: Vec<(Ino, u64)> = Vec::new();
@@ -47,11 +47,11 @@ pub fn run(ctx: &Context, judge: &mut Judge<'_>) -> Result<bool> {
     if shares {
         let (needed, free) = (room_for_copies(ctx, &owners, &users)?, ctx.found.blocks.free_count());
         if needed > free {
-            judge.ask(Problem::new(Code::UnshareNoRoom).values(needed, free))?;
+            prompter.ask(Problem::new(Code::UnshareNoRoom).values(needed, free))?;
             return Ok(false);
         }
     }
-    judge.learn_paths(ctx, owners.iter().map(|owner| owner.0));
+    prompter.learn_paths(ctx, owners.iter().map(|owner| owner.0));
     for (ino, count) in owners {
         let shared = shared_clusters(ctx, ino)?;
         let still = shared.iter().any(|cluster| users.get(cluster).is_some_and(|&users| users > 1));
@@ -59,12 +59,12 @@ pub fn run(ctx: &Context, judge: &mut Judge<'_>) -> Result<bool> {
             continue;
         }
         let problem = Problem::of(Code::MultiplyClaimed, ino).values(count, 0_u32);
-        if !judge.ask(problem)? {
+        if !prompter.ask(problem)? {
             all_apart = false;
             // Whoever does not want copies may want the file gone.
-            if ctx.options.mode == Mode::Ask && judge.ask(Problem::of(Code::MultiplyClaimedDelete, ino))? {
+            if ctx.options.mode == Mode::Ask && prompter.ask(Problem::of(Code::MultiplyClaimedDelete, ino))? {
                 delete(ctx, ino)?;
-                judge.report.resolve(Code::MultiplyClaimed, ino);
+                prompter.report.resolve(Code::MultiplyClaimed, ino);
                 settle(&mut users, shared);
             }
             continue;
@@ -84,9 +84,9 @@ pub fn run(ctx: &Context, judge: &mut Judge<'_>) -> Result<bool> {
         if cloned {
             settle(&mut users, shared);
         } else if shares {
-            judge.ask(Problem::new(Code::UnshareNoRoom).values(needed, free))?;
+            prompter.ask(Problem::new(Code::UnshareNoRoom).values(needed, free))?;
             return Ok(false);
-        } else if judge.ask(Problem::of(Code::CloneNoRoom, ino).values(needed, free))? {
+        } else if prompter.ask(Problem::of(Code::CloneNoRoom, ino).values(needed, free))? {
             delete(ctx, ino)?;
             settle(&mut users, shared);
         }

@@ -7,38 +7,38 @@ use ext4_format::inode::{FileType, Inode, flag};
 use ext4_format::{BlockNo, Ino};
 
 use crate::alloc;
-use crate::ask::{Ask, Judge};
 use crate::context::{Context, Dir, lock};
 use crate::error::{Error, Result};
 use crate::map::Use;
 use crate::options::Mode;
 use crate::pass1;
 use crate::problem::{Code, Problem};
+use crate::prompt::{Ask, Prompter};
 
 const LOST_FOUND: &[u8] = b"lost+found";
 
 /// Runs the pass.
-pub fn run(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
-    check_root(ctx, judge)?;
+pub fn run(ctx: &Context, prompter: &mut Prompter<'_>) -> Result<()> {
+    check_root(ctx, prompter)?;
     // As e2fsck has it: to lack the directory is no damage, but who may write makes it.
     if ctx.options.mode != Mode::CheckOnly
         && lock(&ctx.found.dirs).contains_key(&Ino::ROOT.get())
         && find(ctx, Ino::ROOT, LOST_FOUND)?.is_none()
         && takes_plain_names(ctx, Ino::ROOT)?
         && has_room(ctx)
-        && judge.ask(Problem::new(Code::LostFoundMissing))?
+        && prompter.ask(Problem::new(Code::LostFoundMissing))?
     {
         create_lost_found(ctx)?;
     }
     let all: Vec<(u32, Dir)> = lock(&ctx.found.dirs).iter().map(|(&ino, &dir)| (ino, dir)).collect();
     let mut connected: HashSet<u32> = HashSet::from([Ino::ROOT.get()]);
     let total = all.len() as u64;
-    judge.progress(3, 0, total)?;
+    prompter.progress(3, 0, total)?;
     for (done, (number, _)) in all.iter().enumerate() {
         if done % 4096 == 0 {
-            judge.progress(3, done as u64, total)?;
+            prompter.progress(3, done as u64, total)?;
         }
-        connect(ctx, judge, *number, &mut connected)?;
+        connect(ctx, prompter, *number, &mut connected)?;
     }
     for (number, _) in all {
         let dir = lock(&ctx.found.dirs).get(&number).copied().unwrap_or_default();
@@ -46,7 +46,7 @@ pub fn run(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
         let Some(ino) = Ino::new(number) else { continue };
         if dir.dotdot != parent && parent != 0 {
             let problem = Problem::of(Code::DotDotWrong, ino).values(dir.dotdot, parent);
-            if judge.ask(problem)? {
+            if prompter.ask(problem)? {
                 set_dotdot(ctx, ino, dir.dotdot, parent)?;
             }
         }
@@ -54,8 +54,8 @@ pub fn run(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
     Ok(())
 }
 
-fn check_root(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
-    if ctx.found.inodes.get(Ino::ROOT).is_dir() || !judge.ask(Problem::new(Code::RootMissing))? {
+fn check_root(ctx: &Context, prompter: &mut Prompter<'_>) -> Result<()> {
+    if ctx.found.inodes.get(Ino::ROOT).is_dir() || !prompter.ask(Problem::new(Code::RootMissing))? {
         return Ok(());
     }
     let mut root = alloc::fresh(ctx, FileType::Directory, 0o755);
@@ -94,7 +94,12 @@ fn create_lost_found(ctx: &Context) -> Result<Ino> {
 }
 
 /// Follows the parents of a directory; where they do not lead to the root, it is reconnected.
-fn connect(ctx: &Context, judge: &mut Judge<'_>, start: u32, connected: &mut HashSet<u32>) -> Result<()> {
+fn connect(
+    ctx: &Context,
+    prompter: &mut Prompter<'_>,
+    start: u32,
+    connected: &mut HashSet<u32>,
+) -> Result<()> {
     let mut way = Vec::new();
     let mut on_way = HashSet::new();
     let mut at = start;
@@ -110,10 +115,10 @@ fn connect(ctx: &Context, judge: &mut Judge<'_>, start: u32, connected: &mut Has
         // A loop is cut where it was entered.
         if dead_end || !on_way.insert(at) {
             let Some(ino) = Ino::new(at).filter(|_| known.is_some()) else { break };
-            if judge.ask(Problem::of(Code::DirUnconnected, ino))? {
+            if prompter.ask(Problem::of(Code::DirUnconnected, ino))? {
                 let in_loop = !dead_end;
                 if !reconnect_dir(ctx, ino, in_loop)? {
-                    judge.ask(Problem::of(Code::NoRoomToReconnect, ino))?;
+                    prompter.ask(Problem::of(Code::NoRoomToReconnect, ino))?;
                 }
             }
             break;

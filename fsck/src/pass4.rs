@@ -4,24 +4,24 @@ use ext4_format::Ino;
 use ext4_format::features::RoCompat;
 use ext4_format::inode::{LINKS_UNCOUNTED, MAX_LINKS, flag};
 
-use crate::ask::{Ask, Judge};
 use crate::context::{Context, lock};
 use crate::error::Result;
 use crate::map::Use;
 use crate::pass3;
 use crate::problem::{Code, Problem};
+use crate::prompt::{Ask, Prompter};
 
 /// Runs the pass.
-pub fn run(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
+pub fn run(ctx: &Context, prompter: &mut Prompter<'_>) -> Result<()> {
     let total = u64::from(ctx.geometry.group_count);
-    judge.progress(4, 0, total)?;
+    prompter.progress(4, 0, total)?;
     for group in ctx.groups().filter(|group| ctx.found.inodes.touched(group.0)) {
-        judge.progress(4, group.0.into(), total)?;
+        prompter.progress(4, group.0.into(), total)?;
         let inodes = (0..ctx.geometry.inodes_per_group).map_while(|i| ctx.geometry.inode_at(group, i));
         let wrong: Vec<Ino> = inodes.filter(|ino| is_wrong(ctx, *ino)).collect();
-        judge.learn_paths(ctx, wrong.iter().copied());
+        prompter.learn_paths(ctx, wrong.iter().copied());
         for ino in wrong {
-            check(ctx, judge, ino)?;
+            check(ctx, prompter, ino)?;
         }
     }
     Ok(())
@@ -45,7 +45,7 @@ fn is_overfull(ctx: &Context, ino: Ino) -> bool {
     ctx.found.inodes.get(ino).is_dir() && ctx.found.inodes.names(ino) > u32::from(MAX_LINKS)
 }
 
-fn check(ctx: &Context, judge: &mut Judge<'_>, ino: Ino) -> Result<()> {
+fn check(ctx: &Context, prompter: &mut Prompter<'_>, ino: Ino) -> Result<()> {
     let what = ctx.found.inodes.get(ino);
     let names = ctx.found.inodes.names(ino);
     if names == 0 && what.is_dir() {
@@ -55,18 +55,22 @@ fn check(ctx: &Context, judge: &mut Judge<'_>, ino: Ino) -> Result<()> {
     if names == 0 {
         let inode = ctx.read_inode(ino)?;
         if inode.size == 0 && inode.blocks == 0 {
-            return if judge.ask(Problem::of(Code::ZeroUnattached, ino))? { free(ctx, ino) } else { Ok(()) };
+            return if prompter.ask(Problem::of(Code::ZeroUnattached, ino))? {
+                free(ctx, ino)
+            } else {
+                Ok(())
+            };
         }
-        if !judge.ask(Problem::of(Code::InodeUnattached, ino))? {
+        if !prompter.ask(Problem::of(Code::InodeUnattached, ino))? {
             return Ok(());
         }
         if !pass3::reconnect_file(ctx, ino)? {
-            judge.ask(Problem::of(Code::NoRoomToReconnect, ino))?;
+            prompter.ask(Problem::of(Code::NoRoomToReconnect, ino))?;
             return Ok(());
         }
     }
     let counts = |ctx: &Context| lock(&ctx.next_sb).ro_compat().has(RoCompat::DIR_NLINK);
-    if is_overfull(ctx, ino) && !counts(ctx) && judge.ask(Problem::of(Code::DirNlinkFeature, ino))? {
+    if is_overfull(ctx, ino) && !counts(ctx) && prompter.ask(Problem::of(Code::DirNlinkFeature, ino))? {
         ctx.edit_super(|raw| {
             raw.feature_ro_compat.set(raw.feature_ro_compat.get() | RoCompat::DIR_NLINK.0);
         });
@@ -79,7 +83,7 @@ fn check(ctx: &Context, judge: &mut Judge<'_>, ino: Ino) -> Result<()> {
     // A directory that had too many once keeps the count that means so.
     let overflowed = what.is_dir() && links == LINKS_UNCOUNTED && inode.has(flag::INDEX);
     let code = if overflowed { Code::LinkOverflow } else { Code::LinkCount };
-    if judge.ask(Problem::of(code, ino).values(links, expected))? {
+    if prompter.ask(Problem::of(code, ino).values(links, expected))? {
         inode.links = expected as u16;
         ctx.write_inode(ino, &inode)?;
     }

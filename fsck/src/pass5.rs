@@ -8,11 +8,11 @@ use ext4_format::bitmap::{Bits, BitsMut};
 use ext4_format::group_desc::{GroupDesc, GroupFlags};
 use ext4_format::{BlockNo, GroupNo};
 
-use crate::ask::{Agree, Ask, Judge};
 use crate::context::{Context, UNALLOCATED, lock};
 use crate::error::Result;
 use crate::parallel;
 use crate::problem::{Code, Problem};
+use crate::prompt::{Agree, Ask, Prompter};
 
 /// What a group should say.
 struct Truth {
@@ -29,24 +29,24 @@ struct Truth {
 const GROUPS_AHEAD: u64 = 32;
 
 /// Runs the pass.
-pub fn run(ctx: &mut Context, judge: &mut Judge<'_>) -> Result<()> {
+pub fn run(ctx: &mut Context, prompter: &mut Prompter<'_>) -> Result<()> {
     let groups = u64::from(ctx.geometry.group_count);
-    judge.progress(5, 0, groups)?;
-    let (suspects, sums) = compare(ctx, &mut |done| judge.progress(5, done, groups))?;
+    prompter.progress(5, 0, groups)?;
+    let (suspects, sums) = compare(ctx, &mut |done| prompter.progress(5, done, groups))?;
     for group in suspects {
-        repair(ctx, judge, group)?;
+        repair(ctx, prompter, group)?;
     }
     let stated = ctx.sb.free_blocks();
     let wrong = Problem::new(Code::FreeBlocks).values(stated, sums.free_blocks);
-    if stated != sums.free_blocks && judge.ask(wrong)? {
+    if stated != sums.free_blocks && prompter.ask(wrong)? {
         lock(&ctx.next_sb).set_free_blocks(sums.free_blocks);
     }
     let stated = u64::from(ctx.sb.free_inodes());
     let wrong = Problem::new(Code::FreeInodes).values(stated, sums.free_inodes);
-    if stated != sums.free_inodes && judge.ask(wrong)? {
+    if stated != sums.free_inodes && prompter.ask(wrong)? {
         lock(&ctx.next_sb).set_free_inodes(sums.free_inodes as u32);
     }
-    tell(ctx, judge, &sums);
+    set_usage(ctx, prompter, &sums);
     Ok(())
 }
 
@@ -55,7 +55,7 @@ pub fn run(ctx: &mut Context, judge: &mut Judge<'_>) -> Result<()> {
 ///
 /// # Errors
 /// The device's.
-pub fn refresh(ctx: &mut Context, judge: &mut Judge<'_>) -> Result<()> {
+pub fn refresh(ctx: &mut Context, prompter: &mut Prompter<'_>) -> Result<()> {
     let (suspects, sums) = compare(ctx, &mut |_| Ok(()))?;
     for group in suspects {
         repair(ctx, &mut Agree, group)?;
@@ -64,7 +64,7 @@ pub fn refresh(ctx: &mut Context, judge: &mut Judge<'_>) -> Result<()> {
     sb.set_free_blocks(sums.free_blocks);
     sb.set_free_inodes(sums.free_inodes as u32);
     drop(sb);
-    tell(ctx, judge, &sums);
+    set_usage(ctx, prompter, &sums);
     Ok(())
 }
 
@@ -77,13 +77,13 @@ struct Sums {
 }
 
 /// Compares every group; returns those that say something else, in order.
-fn compare(ctx: &Context, tell: &mut dyn FnMut(u64) -> Result<()>) -> Result<(Vec<GroupNo>, Sums)> {
+fn compare(ctx: &Context, progress: &mut dyn FnMut(u64) -> Result<()>) -> Result<(Vec<GroupNo>, Sums)> {
     let suspects: Mutex<Vec<GroupNo>> = Mutex::default();
     let sums: Mutex<Sums> = Mutex::default();
     parallel::for_each(
         ctx.options.thread_count(),
         ctx.geometry.group_count.into(),
-        tell,
+        progress,
         || (),
         |(), number| {
             let group = GroupNo(number as u32);
@@ -114,8 +114,8 @@ fn compare(ctx: &Context, tell: &mut dyn FnMut(u64) -> Result<()>) -> Result<(Ve
     Ok((suspects, sums.into_inner().unwrap_or_default()))
 }
 
-fn tell(ctx: &Context, judge: &mut Judge<'_>, sums: &Sums) {
-    let usage = &mut judge.report.usage;
+fn set_usage(ctx: &Context, prompter: &mut Prompter<'_>, sums: &Sums) {
+    let usage = &mut prompter.report.usage;
     usage.inodes_total = ctx.geometry.inodes_count.into();
     usage.inodes = usage.inodes_total - sums.free_inodes;
     usage.blocks_total = ctx.geometry.blocks_count;

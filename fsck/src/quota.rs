@@ -15,13 +15,13 @@ use ext4_format::quota::{self, Kind, QuotaFile, Usage};
 use ext4_format::{BlockNo, FileBlock, GroupNo, Ino};
 
 use crate::alloc;
-use crate::ask::Ask;
 use crate::context::{Context, lock};
 use crate::error::Result;
 use crate::map::Use;
 use crate::parallel;
 use crate::pass1;
 use crate::problem::{Code, Problem};
+use crate::prompt::Ask;
 
 /// A quota file larger than this is not read: it would hold more ids than a volume can have inodes.
 const LARGEST: u64 = 1 << 30;

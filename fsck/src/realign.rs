@@ -8,11 +8,11 @@ use ext4_format::extent::Extent;
 use ext4_format::{BlockNo, FileBlock, Ino};
 
 use crate::alloc;
-use crate::ask::{Ask, Judge};
 use crate::context::{Context, lock};
 use crate::error::Result;
 use crate::pass1;
 use crate::problem::{Code, Problem};
+use crate::prompt::{Ask, Prompter};
 
 /// One block of a file: its number there, its place on the device, and whether it was never written.
 type Piece = (u32, u64, bool);
@@ -21,14 +21,14 @@ type Piece = (u32, u64, bool);
 ///
 /// # Errors
 /// The device's.
-pub fn run(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
+pub fn run(ctx: &Context, prompter: &mut Prompter<'_>) -> Result<()> {
     for ino in std::mem::take(&mut *lock(&ctx.found.to_realign)) {
         let clusters = clusters(ctx, ino)?;
         let misplaced = misplaced(ctx, &clusters);
         let needed = misplaced.iter().filter(|misplaced| **misplaced).count() as u64;
         // A tree of its own takes a block for every few hundred extents.
         if needed + clusters.len() as u64 / 64 + 8 > ctx.found.blocks.free_count() {
-            judge.ask(Problem::of(Code::NoRoom, ino))?;
+            prompter.ask(Problem::of(Code::NoRoom, ino))?;
             continue;
         }
         move_clusters(ctx, ino, clusters, &misplaced)?;

@@ -12,19 +12,19 @@ use ext4_format::inode::{FileType, flag};
 use ext4_format::{BlockNo, FileBlock, Ino};
 
 use crate::alloc;
-use crate::ask::Judge;
 use crate::context::{Context, lock};
 use crate::error::Result;
 use crate::pass1;
+use crate::prompt::Prompter;
 
 /// Rebuilds what the passes asked for.
-pub fn run(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
+pub fn run(ctx: &Context, prompter: &mut Prompter<'_>) -> Result<()> {
     let mut all: Vec<Ino> = lock(&ctx.found.rebuild).drain(..).collect();
     all.sort_unstable();
     all.dedup();
     let total = all.len() as u64;
     for (done, ino) in all.into_iter().enumerate() {
-        judge.progress(4, done as u64, total)?;
+        prompter.progress(4, done as u64, total)?;
         rebuild(ctx, ino)?;
     }
     Ok(())

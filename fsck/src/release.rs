@@ -10,12 +10,12 @@ use ext4_format::inode::{Inode, flag};
 use ext4_format::xattr::{self, Home, Value};
 use ext4_format::{BlockNo, Ino};
 
-use crate::ask::Ask;
 use crate::context::{Context, lock};
 use crate::error::{Error, Result};
 use crate::marks::{self, Run};
 use crate::pass1::{self, Effects};
 use crate::problem::{Code, Problem};
+use crate::prompt::Ask;
 
 /// What is to be given back.
 #[derive(Debug, Default)]

@@ -9,12 +9,12 @@ use ext4_format::group_desc::GroupDesc;
 use ext4_format::superblock::SuperBlock;
 use ext4_format::{BlockNo, GroupNo, Ino};
 
-use crate::ask::{Ask, Judge};
 use crate::context::{Context, NeedsRelocation, UNALLOCATED, lock};
 use crate::error::{Error, Result};
 use crate::map::BlockMap;
 use crate::pass1;
 use crate::problem::{Code, Problem};
+use crate::prompt::{Ask, Prompter};
 use crate::volume::{distrusted, may_lie};
 
 /// Finds what needs a new place; its descriptor says [`UNALLOCATED`] from here on.
@@ -22,7 +22,7 @@ pub fn find_misplaced(
     sb: &SuperBlock,
     geometry: &Geometry,
     descs: &mut [GroupDesc],
-    judge: &mut Judge<'_>,
+    prompter: &mut Prompter<'_>,
 ) -> Result<Vec<NeedsRelocation>> {
     let table = u64::from(geometry.inode_table_blocks());
     // Neighbours among the metadata may share a cluster: overlaps are told block by block.
@@ -51,7 +51,7 @@ pub fn find_misplaced(
                 taken.claim(*place, len, |_| ());
                 continue;
             }
-            let fix = judge.ask(Problem::of_group(code, group).values(place.0, 0_u32))?;
+            let fix = prompter.ask(Problem::of_group(code, group).values(place.0, 0_u32))?;
             if fix {
                 needs_relocation.push(NeedsRelocation { group, code });
             }
@@ -72,19 +72,19 @@ pub fn find_misplaced(
 ///
 /// # Errors
 /// The device's, or [`Error::Unusable`] when a piece that has no place at all gets none.
-pub fn run(ctx: &mut Context, judge: &mut Judge<'_>) -> Result<()> {
+pub fn run(ctx: &mut Context, prompter: &mut Prompter<'_>) -> Result<()> {
     for piece in std::mem::take(&mut ctx.needs_relocation) {
         if !place(ctx, piece)? {
             return Err(Error::Unusable(format!("group {} has no place for its metadata", piece.group)));
         }
     }
     let bad = std::mem::take(&mut *lock(&ctx.found.bad_metadata));
-    bad.into_iter().try_for_each(|block| leave_bad_block(ctx, judge, BlockNo(block)))
+    bad.into_iter().try_for_each(|block| leave_bad_block(ctx, prompter, BlockNo(block)))
 }
 
 /// Moves what lies on a block that the list of bad blocks names. Copies of the superblock and the descriptors
 /// are where they are, and inodes that nothing uses need no better place.
-fn leave_bad_block(ctx: &mut Context, judge: &mut Judge<'_>, block: BlockNo) -> Result<()> {
+fn leave_bad_block(ctx: &mut Context, prompter: &mut Prompter<'_>, block: BlockNo) -> Result<()> {
     let table = u64::from(ctx.geometry.inode_table_blocks());
     let holder = ctx.descs.iter().enumerate().find_map(|(at, desc)| {
         let (name, code) = match block {
@@ -102,12 +102,12 @@ fn leave_bad_block(ctx: &mut Context, judge: &mut Judge<'_>, block: BlockNo) -> 
     let Some((piece, name)) = moved else {
         let head = ctx.geometry.group_of_block(block).unwrap_or(GroupNo(0));
         let (group, name) = holder.map_or((head, "copies"), |(piece, name)| (piece.group, name));
-        judge.ask(Problem::of_group(Code::BadBlockMetadata, group).at(block).named(name))?;
+        prompter.ask(Problem::of_group(Code::BadBlockMetadata, group).at(block).named(name))?;
         return Ok(());
     };
     let problem = |code| Problem::of_group(code, piece.group).at(block).named(name);
-    if judge.ask(problem(Code::BadBlockPlace))? && !place(ctx, piece)? {
-        judge.ask(problem(Code::BadBlockNoRoom))?;
+    if prompter.ask(problem(Code::BadBlockPlace))? && !place(ctx, piece)? {
+        prompter.ask(problem(Code::BadBlockNoRoom))?;
     }
     Ok(())
 }

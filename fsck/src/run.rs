@@ -9,7 +9,6 @@ use ext4_format::BlockNo;
 use ext4_format::features::{Compat, RoCompat};
 use ext4_format::superblock::State;
 
-use crate::ask::{Ask, Judge, Ui};
 use crate::context::{Context, lock};
 use crate::convergence::Turns;
 use crate::disk::Disk;
@@ -17,6 +16,7 @@ use crate::error::{Error, Result};
 use crate::journal::{self, Outcome};
 use crate::options::{Mode, Options};
 use crate::problem::{Code, Problem};
+use crate::prompt::{Ask, Prompter, Ui};
 use crate::report::Report;
 use crate::undo::UndoLog;
 use crate::{
@@ -58,8 +58,8 @@ fn rounds(
     let mut ended = false;
     for _ in 0..ROUNDS {
         let changed = Arc::new(AtomicBool::new(false));
-        let mut judge = Judge::new(&options, ui);
-        match round(disk(&changed), &options, &mut judge) {
+        let mut prompter = Prompter::new(&options, ui);
+        match round(disk(&changed), &options, &mut prompter) {
             Err(Error::Cancelled { .. }) => {
                 let changed = changed.load(Relaxed) || total.is_some_and(|earlier| earlier.changed);
                 if changed {
@@ -69,8 +69,8 @@ fn rounds(
             }
             other => other?,
         }
-        let (restart, mode) = (judge.restart, judge.mode());
-        let report = judge.report;
+        let (restart, mode) = (prompter.restart, prompter.mode());
+        let report = prompter.report;
         turns.add(&report.findings);
         let again = restart || report.needs_another_round();
         let refused = report.left > 0 && options.mode == Mode::Ask && !restart;
@@ -99,82 +99,82 @@ fn rounds(
 /// The rounds are over, and the last one still repaired something: what is left now stays.
 fn give_up(disk: Disk, options: &Options, ui: &mut dyn Ui, total: Report, turns: &Turns) -> Result<Report> {
     let options = Options { mode: Mode::CheckOnly, force: true, superblock: None, ..options.clone() };
-    let mut judge = Judge::new(&options, ui);
+    let mut prompter = Prompter::new(&options, ui);
     let changed = Arc::new(AtomicBool::new(false));
     let look = disk.again(&changed);
-    round(look, &options, &mut judge)?;
-    if judge.report.left > 0 {
-        judge.ask(Problem::new(Code::RepairCycle).named(turns.returning()))?;
+    round(look, &options, &mut prompter)?;
+    if prompter.report.left > 0 {
+        prompter.ask(Problem::new(Code::RepairCycle).named(turns.returning()))?;
         volume::mark_unfinished(&disk)?;
     }
-    Ok(total.then(judge.report))
+    Ok(total.then(prompter.report))
 }
 
-/// Runs one round; the judge holds what it found.
-fn round(disk: Disk, options: &Options, judge: &mut Judge<'_>) -> Result<()> {
+/// Runs one round; the prompter holds what it found.
+fn round(disk: Disk, options: &Options, prompter: &mut Prompter<'_>) -> Result<()> {
     // The journal of a volume in use changes meanwhile.
     let overlaid = !options.may_write() && !options.in_use && volume::needs_recovery(&disk);
     let disk = if options.no_read_ahead { disk.without_read_ahead() } else { disk };
     let disk = if overlaid { disk.overlaid(&options.scratch_folder())? } else { disk };
-    judge.overlaid = overlaid;
-    let ctx = volume::open(disk, options, judge)?;
-    judge.label(&String::from_utf8_lossy(ctx.sb.volume_name()));
-    mmp::check(&ctx, judge)?;
-    let mut ctx = settle_journal(ctx, options, judge)?;
+    prompter.overlaid = overlaid;
+    let ctx = volume::open(disk, options, prompter)?;
+    prompter.label(&String::from_utf8_lossy(ctx.sb.volume_name()));
+    mmp::check(&ctx, prompter)?;
+    let mut ctx = settle_journal(ctx, options, prompter)?;
     if options.journal_only {
-        judge.report.changed = ctx.disk.changed();
+        prompter.report.changed = ctx.disk.changed();
         return ctx.disk.flush();
     }
-    let doubt = settle_orphans(&mut ctx, judge)?;
-    judge.overlaid = false;
+    let doubt = settle_orphans(&mut ctx, prompter)?;
+    prompter.overlaid = false;
     if let Some(list) = &options.bad_blocks {
-        ctx = bad_blocks::update(ctx, list, options, judge)?;
+        ctx = bad_blocks::update(ctx, list, options, prompter)?;
     } else if !options.force {
         let reason = doubt.map(|why| format!("has {why}")).or_else(|| due::reason(&ctx));
-        if judge.report.count == 0 && reason.is_none() {
-            return skip(&ctx, judge);
+        if prompter.report.count == 0 && reason.is_none() {
+            return skip(&ctx, prompter);
         }
         if let Some(reason) = reason {
-            judge.forced(reason);
+            prompter.forced(reason);
         }
     }
-    passes(ctx, options, judge)
+    passes(ctx, options, prompter)
 }
 
 /// Checks and replays the journal until nothing of it is unsettled. What stays unsettled is not asked for
 /// again, and repairs that return are given up.
-fn settle_journal(mut ctx: Context, options: &Options, judge: &mut Judge<'_>) -> Result<Context> {
+fn settle_journal(mut ctx: Context, options: &Options, prompter: &mut Prompter<'_>) -> Result<Context> {
     let mut turns = Turns::default();
     for turn in 0..=REOPENED {
-        let before = judge.report.findings.len();
-        if journal::check(&ctx, judge)? == Outcome::AsItWas {
+        let before = prompter.report.findings.len();
+        if journal::check(&ctx, prompter)? == Outcome::AsItWas {
             break;
         }
-        turns.add(judge.report.findings.get(before..).unwrap_or_default());
+        turns.add(prompter.report.findings.get(before..).unwrap_or_default());
         if turns.repeats() || turn == REOPENED {
-            judge.ask(Problem::new(Code::RepairCycle).named(turns.returning()))?;
+            prompter.ask(Problem::new(Code::RepairCycle).named(turns.returning()))?;
             break;
         }
-        if judge.overlaid {
+        if prompter.overlaid {
             // What was wrong with the volume is asked for again, as it will be after the replay.
-            judge.report.forget(|code| code != Code::JournalOverlaid);
+            prompter.report.forget(|code| code != Code::JournalOverlaid);
         }
-        ctx = volume::open(ctx.disk, options, judge)?;
+        ctx = volume::open(ctx.disk, options, prompter)?;
     }
     Ok(ctx)
 }
 
 /// Frees the orphans and gives back what they held. Returns why that needs the passes, if it does.
-fn settle_orphans(ctx: &mut Context, judge: &mut Judge<'_>) -> Result<Option<String>> {
+fn settle_orphans(ctx: &mut Context, prompter: &mut Prompter<'_>) -> Result<Option<String>> {
     if ctx.sb.last_orphan().is_some() || ctx.sb.compat().has(Compat::ORPHAN_FILE) {
         pass1::claim_metadata(ctx);
     }
-    orphans::process(ctx, judge)?;
+    orphans::process(ctx, prompter)?;
     release::apply(ctx)
 }
 
 /// Ends a round without the passes: the volume says that it is clean.
-fn skip(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
+fn skip(ctx: &Context, prompter: &mut Prompter<'_>) -> Result<()> {
     if ctx.disk.changed() {
         // While a volume is mounted only the groups' counts are kept right.
         marks::count_free(ctx);
@@ -183,88 +183,88 @@ fn skip(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
         ctx.disk.flush()?;
     }
     let sb = lock(&ctx.next_sb);
-    let usage = &mut judge.report.usage;
+    let usage = &mut prompter.report.usage;
     usage.inodes_total = ctx.geometry.inodes_count.into();
     usage.inodes = u64::from(ctx.geometry.inodes_count - sb.free_inodes().min(ctx.geometry.inodes_count));
     usage.blocks_total = ctx.geometry.blocks_count;
     usage.blocks = ctx.geometry.blocks_count.saturating_sub(sb.free_blocks());
-    judge.report.skipped = true;
-    judge.report.next_check = due::in_mounts(&ctx.sb);
-    judge.report.changed = ctx.disk.changed();
+    prompter.report.skipped = true;
+    prompter.report.next_check = due::in_mounts(&ctx.sb);
+    prompter.report.changed = ctx.disk.changed();
     ctx.disk.check_overlay()
 }
 
 /// The five passes and what belongs to them.
-fn passes(mut ctx: Context, options: &Options, judge: &mut Judge<'_>) -> Result<()> {
-    pass1::run(&mut ctx, judge)?;
-    relocate::run(&mut ctx, judge)?;
-    realign::run(&ctx, judge)?;
+fn passes(mut ctx: Context, options: &Options, prompter: &mut Prompter<'_>) -> Result<()> {
+    pass1::run(&mut ctx, prompter)?;
+    relocate::run(&mut ctx, prompter)?;
+    realign::run(&ctx, prompter)?;
     let shares = ctx.sb.ro_compat().has(RoCompat::SHARED_BLOCKS);
     let mut unshared = true;
     if ctx.found.any_multiple.load(Relaxed) && (!shares || options.unshare_blocks) {
-        unshared = pass1b::run(&ctx, judge)?;
+        unshared = pass1b::run(&ctx, prompter)?;
     }
-    alloc::build_trees(&ctx, judge)?;
+    alloc::build_trees(&ctx, prompter)?;
     if shares && options.unshare_blocks && options.may_write() && unshared {
         ctx.edit_super(|raw| {
             raw.feature_ro_compat.set(raw.feature_ro_compat.get() & !RoCompat::SHARED_BLOCKS.0);
         });
     }
-    pass2::run(&ctx, judge)?;
-    if begin_again(&mut ctx, judge)? {
+    pass2::run(&ctx, prompter)?;
+    if begin_again(&mut ctx, prompter)? {
         return Ok(());
     }
-    pass3::run(&ctx, judge)?;
-    pass4::run(&ctx, judge)?;
-    rehash::run(&ctx, judge)?;
-    if judge.journal_lost && options.may_write() {
-        journal::create(&ctx, judge)?;
+    pass3::run(&ctx, prompter)?;
+    pass4::run(&ctx, prompter)?;
+    rehash::run(&ctx, prompter)?;
+    if prompter.journal_lost && options.may_write() {
+        journal::create(&ctx, prompter)?;
     }
-    quota::run(&ctx, judge)?;
-    pass5::run(&mut ctx, judge)?;
-    let calm = judge.report.left == 0 && !judge.report.needs_another_round();
+    quota::run(&ctx, prompter)?;
+    pass5::run(&mut ctx, prompter)?;
+    let calm = prompter.report.left == 0 && !prompter.report.needs_another_round();
     if options.may_write() && calm {
-        optimize::run(&mut ctx, judge)?;
+        optimize::run(&mut ctx, prompter)?;
     }
     if let Some(scratch) = &ctx.found.scratch {
         scratch.check()?;
     }
     ctx.disk.check_overlay()?;
-    judge.name_findings(&ctx);
+    prompter.name_findings(&ctx);
     if options.fragcheck {
-        tell_pieces(&ctx, judge);
+        list_pieces(&ctx, prompter);
     }
     if options.may_write() {
         let state = ctx.sb.state();
-        if judge.report.left == 0 && state.has(State::ERROR) {
-            judge.ask(Problem::new(Code::StateError))?;
+        if prompter.report.left == 0 && state.has(State::ERROR) {
+            prompter.ask(Problem::new(Code::StateError))?;
         }
-        if judge.report.left == 0 && !state.has(State::VALID) {
-            judge.note_fixed(Problem::new(Code::StateNotValid));
+        if prompter.report.left == 0 && !state.has(State::VALID) {
+            prompter.note_fixed(Problem::new(Code::StateNotValid));
         }
-        write_back(&ctx, judge)?;
+        write_back(&ctx, prompter)?;
     }
-    if options.discard && options.may_write() && judge.report.left == 0 {
+    if options.discard && options.may_write() && prompter.report.left == 0 {
         discard_free(&ctx)?;
     }
-    judge.report.changed = ctx.disk.changed();
+    prompter.report.changed = ctx.disk.changed();
     Ok(())
 }
 
 /// Lists the files in more than one piece.
-fn tell_pieces(ctx: &Context, judge: &mut Judge<'_>) {
+fn list_pieces(ctx: &Context, prompter: &mut Prompter<'_>) {
     let mut pieces = std::mem::take(&mut *lock(&ctx.found.pieces));
     pieces.sort_unstable();
-    judge.learn_paths(ctx, pieces.iter().filter_map(|piece| ext4_format::Ino::new(piece.0)));
+    prompter.learn_paths(ctx, pieces.iter().filter_map(|piece| ext4_format::Ino::new(piece.0)));
     for (ino, count) in pieces {
-        let path = judge.path(ino).map(|path| format!(" ({path})")).unwrap_or_default();
-        judge.say(&format!("inode {ino}{path}: {count} pieces"));
+        let path = prompter.path(ino).map(|path| format!(" ({path})")).unwrap_or_default();
+        prompter.say(&format!("inode {ino}{path}: {count} pieces"));
     }
 }
 
 /// Ends the round when groups were found to hold more inodes than they say: the next one looks at all of
 /// them.
-fn begin_again(ctx: &mut Context, judge: &mut Judge<'_>) -> Result<bool> {
+fn begin_again(ctx: &mut Context, prompter: &mut Prompter<'_>) -> Result<bool> {
     let wrong = std::mem::take(&mut *lock(&ctx.found.distrusted));
     if wrong.is_empty() {
         return Ok(false);
@@ -274,7 +274,7 @@ fn begin_again(ctx: &mut Context, judge: &mut Judge<'_>) -> Result<bool> {
         *desc = volume::distrusted(*desc);
     }
     volume::write_back(ctx)?;
-    (judge.report.changed, judge.restart) = (true, true);
+    (prompter.report.changed, prompter.restart) = (true, true);
     Ok(true)
 }
 
@@ -295,8 +295,8 @@ fn discard_free(ctx: &Context) -> Result<()> {
     Ok(())
 }
 
-fn write_back(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
-    let clean = judge.report.left == 0;
+fn write_back(ctx: &Context, prompter: &mut Prompter<'_>) -> Result<()> {
+    let clean = prompter.report.left == 0;
     {
         let mut sb = lock(&ctx.next_sb);
         if clean {
@@ -311,7 +311,7 @@ fn write_back(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
         sb.set_check_time(u64::from(ctx.options.now()));
         sb.set_mount_count(0);
     }
-    if ctx.disk.changed() || judge.report.count > 0 {
+    if ctx.disk.changed() || prompter.report.count > 0 {
         volume::write_back(ctx)?;
         // The stamp alone is no change that another round must look at.
         ctx.disk.flush()?;

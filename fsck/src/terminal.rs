@@ -1,4 +1,4 @@
-//! The terminal, or what stands in for it: lines, questions and progress.
+//! The terminal, or a log in its place: lines, questions and progress.
 
 use std::fs::File;
 use std::io::{self, IsTerminal, Write};
@@ -34,7 +34,7 @@ pub struct Terminal {
     named: bool,
     descriptor: Option<File>,
     /// Pass and percentage that were last written to the descriptor.
-    told: (u8, u64),
+    last_written: (u8, u64),
     bar: Option<ProgressBar>,
     wants_bar: bool,
     started: Instant,
@@ -51,8 +51,8 @@ impl Terminal {
         let descriptor = match cli.progress {
             Some(fd) if fd != 0 => {
                 let open = File::options().write(true).open(format!("/proc/self/fd/{}", fd.unsigned_abs()));
-                let told = |error| io::Error::other(format!("-C {fd}: invalid file descriptor: {error}"));
-                Some(open.map_err(told)?)
+                let invalid = |error| io::Error::other(format!("-C {fd}: invalid file descriptor: {error}"));
+                Some(open.map_err(invalid)?)
             }
             _ => None,
         };
@@ -67,7 +67,7 @@ impl Terminal {
             name: cli.name.clone().unwrap_or_else(|| path.display().to_string()),
             named: cli.name.is_some(),
             descriptor,
-            told: (0, 0),
+            last_written: (0, 0),
             bar: None,
             wants_bar,
             started: Instant::now(),
@@ -94,7 +94,7 @@ impl Terminal {
 
     fn end_pass(&mut self) {
         if let Some(meter) = self.meter.take() {
-            meter.told().lines().for_each(|line| self.print(&format!("Pass {}: {line}", self.pass)));
+            meter.summary().lines().for_each(|line| self.print(&format!("Pass {}: {line}", self.pass)));
         }
     }
 
@@ -143,9 +143,9 @@ impl Ui for Terminal {
         let percent = done * 100 / of.max(1);
         let shown = self.interrupt.shows_progress();
         if let Some(file) = self.descriptor.as_mut().filter(|_| shown)
-            && self.told != (pass, percent)
+            && self.last_written != (pass, percent)
         {
-            self.told = (pass, percent);
+            self.last_written = (pass, percent);
             let _ = writeln!(file, "{pass} {done} {of} {}", self.name);
         }
         if self.wants_bar && shown && self.started.elapsed().as_secs() >= 1 {

@@ -21,7 +21,7 @@ impl Meter {
     }
 
     /// What it has cost since, in e2fsck's words: memory in KiB; wall, user and system time in seconds.
-    pub fn told(&self) -> String {
+    pub fn summary(&self) -> String {
         let wall = self.started.elapsed().as_secs_f64();
         let (user, system) = spent();
         let (read, written) = moved();

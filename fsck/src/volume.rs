@@ -10,15 +10,15 @@ use ext4_format::superblock::{MAGIC, RawSuperBlock, SUPERBLOCK_LEN, State, Super
 use ext4_format::{BlockNo, GroupNo, Ino};
 use zerocopy::FromBytes;
 
-use crate::ask::{Ask, Judge};
 use crate::context::{Context, lock};
 use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::options::{Mode, Options};
 use crate::problem::{Code, Problem};
+use crate::prompt::{Ask, Prompter};
 use crate::relocate;
 
-/// Features with a name that the checker cannot judge; e2fsck refuses the same.
+/// Features with a name that the checker cannot verify; e2fsck refuses the same.
 const REFUSED: [&str; 7] =
     ["compression", "journal_dev", "dirdata", "lazy_bg", "snapshot_bitmap", "snapshot", "replica"];
 
@@ -35,15 +35,15 @@ const SEARCHED: u64 = 256 << 20;
 ///
 /// # Errors
 /// No superblock anywhere, features this checker does not know, or a failing device.
-pub fn open(mut disk: Disk, options: &Options, judge: &mut Judge<'_>) -> Result<Context> {
-    let (sb, adopted) = find_super(&disk, options, judge)?;
+pub fn open(mut disk: Disk, options: &Options, prompter: &mut Prompter<'_>) -> Result<Context> {
+    let (sb, adopted) = find_super(&disk, options, prompter)?;
     refuse_unknown(&sb)?;
     let geometry = Geometry::new(&sb);
     disk.set_block_size(geometry.block_size);
     let device_blocks = disk.size() / u64::from(geometry.block_size);
     if geometry.blocks_count > device_blocks {
         let problem = Problem::new(Code::SizeBeyondDevice).values(device_blocks, geometry.blocks_count);
-        judge.ask(problem)?;
+        prompter.ask(problem)?;
         if options.mode == Mode::Preen {
             return Err(Error::Unexpected);
         }
@@ -55,26 +55,26 @@ pub fn open(mut disk: Disk, options: &Options, judge: &mut Judge<'_>) -> Result<
             )));
         }
     }
-    let mut descs = read_descriptors(&disk, &sb, &geometry, judge)?;
-    let needs_relocation = relocate::find_misplaced(&sb, &geometry, &mut descs, judge)?;
+    let mut descs = read_descriptors(&disk, &sb, &geometry, prompter)?;
+    let needs_relocation = relocate::find_misplaced(&sb, &geometry, &mut descs, prompter)?;
     let ctx = Context::new(disk, sb, (descs, needs_relocation), options.clone())?;
     if adopted {
         ctx.edit_super(|raw| raw.block_group_nr.set(0));
     }
     if let Some((why, change)) = invalid_superblock(&ctx)?
-        && judge.ask(Problem::new(Code::SuperFeatures).named(why))?
+        && prompter.ask(Problem::new(Code::SuperFeatures).named(why))?
     {
         ctx.edit_super(change);
         let sb = lock(&ctx.next_sb).encode();
         ctx.disk.write_bytes(1024, &sb)?;
         // A copy that was named still has the fault.
-        return open(ctx.disk, &Options { superblock: None, ..options.clone() }, judge);
+        return open(ctx.disk, &Options { superblock: None, ..options.clone() }, prompter);
     }
-    check_features(&ctx, judge)?;
+    check_features(&ctx, prompter)?;
     if !adopted {
-        check_copies(&ctx, judge)?;
+        check_copies(&ctx, prompter)?;
         if ctx.needs_relocation.is_empty() {
-            check_descriptor_copies(&ctx, judge)?;
+            check_descriptor_copies(&ctx, prompter)?;
         }
     }
     Ok(ctx)
@@ -228,14 +228,14 @@ fn descriptors_found(disk: &Disk, sb: &SuperBlock) -> Result<usize> {
 }
 
 /// Takes a copy for the superblock.
-fn adopt(sb: SuperBlock, offset: u64, why: &str, judge: &mut Judge<'_>) -> Result<(SuperBlock, bool)> {
+fn adopt(sb: SuperBlock, offset: u64, why: &str, prompter: &mut Prompter<'_>) -> Result<(SuperBlock, bool)> {
     let block = BlockNo(offset / u64::from(sb.block_size()));
-    judge.ask(Problem::new(Code::SuperDamaged).at(block).named(why))?;
+    prompter.ask(Problem::new(Code::SuperDamaged).at(block).named(why))?;
     Ok((sb, true))
 }
 
 /// The superblock to believe, and whether it is a copy put in the place of the first.
-fn find_super(disk: &Disk, options: &Options, judge: &mut Judge<'_>) -> Result<(SuperBlock, bool)> {
+fn find_super(disk: &Disk, options: &Options, prompter: &mut Prompter<'_>) -> Result<(SuperBlock, bool)> {
     if let Some(block) = options.superblock {
         let sizes: Vec<u64> = match options.block_size {
             Some(size) => vec![size.into()],
@@ -263,7 +263,7 @@ fn find_super(disk: &Disk, options: &Options, judge: &mut Judge<'_>) -> Result<(
         for group in [1_u64, 3, 5, 7, 9, 25, 27, 49] {
             let offset = (per_group * group + u64::from(size == 1024)).saturating_mul(size);
             if let Some(sb) = copy_at(disk, offset) {
-                return adopt(sb, offset, &why, judge);
+                return adopt(sb, offset, &why, prompter);
             }
         }
     }
@@ -275,13 +275,13 @@ fn find_super(disk: &Disk, options: &Options, judge: &mut Judge<'_>) -> Result<(
         for at in (0..len.saturating_sub(SUPERBLOCK_LEN)).step_by(SUPERBLOCK_LEN) {
             let magic = chunk[at + 0x38..at + 0x3a] == MAGIC.to_le_bytes();
             if let Some(sb) = magic.then(|| copy_at(disk, start + at as u64)).flatten() {
-                return adopt(sb, start + at as u64, &why, judge);
+                return adopt(sb, start + at as u64, &why, prompter);
             }
         }
     }
     // No copy: a superblock that is wrong only in what follows from its other fields is better than none.
     if let Some(sb) = repaired_primary(disk)? {
-        return adopt(sb, 1024, &why, judge);
+        return adopt(sb, 1024, &why, prompter);
     }
     Err(Error::Unusable(format!(
         "bad magic number or damaged superblock ({why}), and no copy was found; is this an ext2, ext3 or ext4 volume?"
@@ -314,7 +314,7 @@ pub fn refuse_unknown(sb: &SuperBlock) -> Result<()> {
 /// The copies of the superblock against the first one, in what changes only by resizing and tuning. Features
 /// that the kernel switches on by itself stand in the first one alone. All copies are written when any
 /// differs.
-fn check_copies(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
+fn check_copies(ctx: &Context, prompter: &mut Prompter<'_>) -> Result<()> {
     let own = |sb: &SuperBlock| {
         let by_itself = RoCompat::LARGE_FILE.0 | RoCompat::DIR_NLINK.0 | RoCompat::ORPHAN_PRESENT.0;
         let features = [
@@ -336,7 +336,7 @@ fn check_copies(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
             Ok(_) => "features or sizes".to_owned(),
             Err(why) => why,
         };
-        if judge.ask(Problem::new(Code::SuperCopy).at(block).named(why))? {
+        if prompter.ask(Problem::new(Code::SuperCopy).at(block).named(why))? {
             return write_back(ctx);
         }
         break;
@@ -345,24 +345,24 @@ fn check_copies(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
 }
 
 /// Features that exclude or need each other.
-fn check_features(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
+fn check_features(ctx: &Context, prompter: &mut Prompter<'_>) -> Result<()> {
     let (compat, ro, incompat) = (ctx.sb.compat(), ctx.sb.ro_compat(), ctx.sb.incompat());
     let both_sums = ro.has(RoCompat::METADATA_CSUM) && ro.has(RoCompat::GDT_CSUM);
     let why = "metadata_csum supersedes uninit_bg; both feature bits cannot be set";
-    if both_sums && judge.ask(Problem::new(Code::SuperFeatureBits).named(why))? {
+    if both_sums && prompter.ask(Problem::new(Code::SuperFeatureBits).named(why))? {
         ctx.edit_super(|raw| {
             raw.feature_ro_compat.set(raw.feature_ro_compat.get() & !RoCompat::GDT_CSUM.0);
         });
     }
     let narrow = incompat.has(Incompat::BIT64) && !incompat.has(Incompat::EXTENTS);
     let why = "a 64bit volume needs the extents feature";
-    if narrow && judge.ask(Problem::new(Code::SuperFeatureBits).named(why))? {
+    if narrow && prompter.ask(Problem::new(Code::SuperFeatureBits).named(why))? {
         ctx.edit_super(|raw| {
             raw.feature_incompat.set(raw.feature_incompat.get() | Incompat::EXTENTS.0);
         });
     }
     let mut fix = |wrong: bool, why: &str, change: &dyn Fn(&mut ext4_format::superblock::RawSuperBlock)| {
-        if wrong && judge.ask(Problem::new(Code::SuperFeatures).named(why))? {
+        if wrong && prompter.ask(Problem::new(Code::SuperFeatures).named(why))? {
             ctx.edit_super(change);
         }
         Ok::<(), Error>(())
@@ -439,7 +439,7 @@ fn places(desc: &GroupDesc) -> [BlockNo; 3] {
 
 /// The copies of the descriptors against the first ones, in the places they name. All are written when any
 /// differs.
-fn check_descriptor_copies(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
+fn check_descriptor_copies(ctx: &Context, prompter: &mut Prompter<'_>) -> Result<()> {
     let per_block = ctx.geometry.descs_per_block() as usize;
     if ctx.sb.incompat().has(Incompat::META_BG) {
         // mke2fs leaves the copies in such groups unwritten.
@@ -453,7 +453,7 @@ fn check_descriptor_copies(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
             });
             if differs {
                 let first = GroupNo((index * per_block) as u32);
-                if judge.ask(Problem::of_group(Code::DescCopy, first).at(place))? {
+                if prompter.ask(Problem::of_group(Code::DescCopy, first).at(place))? {
                     write_back(ctx)?;
                 }
                 return Ok(());
@@ -502,7 +502,7 @@ fn read_descriptors(
     disk: &Disk,
     sb: &SuperBlock,
     geometry: &Geometry,
-    judge: &mut Judge<'_>,
+    prompter: &mut Prompter<'_>,
 ) -> Result<Vec<GroupDesc>> {
     let csum = Csum::new(sb);
     let mut descs = Vec::with_capacity(geometry.group_count as usize);
@@ -533,7 +533,8 @@ fn read_descriptors(
                 let copy = parse(&bytes);
                 if copy.len() == count as usize && first_bad(&copy).is_none() {
                     let group = GroupNo(first + bad as u32);
-                    judge.ask(Problem::of_group(Code::DescFromBackup, group).at(at).named("bad places"))?;
+                    prompter
+                        .ask(Problem::of_group(Code::DescFromBackup, group).at(at).named("bad places"))?;
                     block = copy.into_iter().map(|(desc, _)| (distrusted(desc), true)).collect();
                     break;
                 }
@@ -551,7 +552,8 @@ fn read_descriptors(
                         continue;
                     }
                     let group = GroupNo(first + at as u32);
-                    judge.ask(Problem::of_group(Code::DescFromBackup, group).at(place).named("checksum"))?;
+                    prompter
+                        .ask(Problem::of_group(Code::DescFromBackup, group).at(place).named("checksum"))?;
                     block[at] = (distrusted(desc), true);
                 }
             }
@@ -561,7 +563,7 @@ fn read_descriptors(
             if sum {
                 descs.push(desc);
             } else {
-                judge.ask(Problem::of_group(Code::DescChecksum, group))?;
+                prompter.ask(Problem::of_group(Code::DescChecksum, group))?;
                 descs.push(distrusted(desc));
             }
         }

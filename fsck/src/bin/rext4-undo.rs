@@ -52,12 +52,12 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
     let device = blockdev::open(&cli.device, &how)?;
     let options =
         UndoOptions { force: cli.force, dry_run: cli.dry_run, offset: cli.offset, undo: cli.undo.clone() };
-    let mut told = |block, len| {
+    let mut progress = |block, len| {
         if cli.verbose {
             println!("block {block}: {len} bytes");
         }
     };
-    let undone = fsck::undo(&cli.log, &*device, &options, &mut told)
+    let undone = fsck::undo(&cli.log, &*device, &options, &mut progress)
         .with_context(|| format!("undoing {}", cli.device.display()))?;
     let verb = if cli.dry_run { "would be put back" } else { "put back" };
     println!("{}: {} bytes {verb}", cli.device.display(), undone.bytes);

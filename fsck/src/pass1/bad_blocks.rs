@@ -6,11 +6,11 @@ use ext4_format::indirect::{DIRECT, pointer, set_pointer};
 
 use super::indirect;
 use super::inode::{Effects, Subject};
-use crate::ask::{Ask, Probe};
 use crate::context::{Context, lock};
 use crate::error::{Error, Result};
 use crate::map::Use;
 use crate::problem::{Code, Problem};
+use crate::prompt::{Ask, DryRun};
 
 /// Checks the inode and what it lists.
 pub fn check(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject, effects: &mut Effects) -> Result<()> {
@@ -29,7 +29,7 @@ pub fn check(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject, effects: &mut Ef
     }
     let mut seen = Effects::default();
     // A list that is itself damaged is worth nothing: it goes as a whole.
-    let sound = match indirect::check(ctx, &mut Probe, s, &mut seen) {
+    let sound = match indirect::check(ctx, &mut DryRun, s, &mut seen) {
         Ok(()) => !wrong,
         Err(Error::Suspect) => false,
         Err(error) => return Err(error),

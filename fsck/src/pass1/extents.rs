@@ -12,10 +12,10 @@ use ext4_format::{BlockNo, FileBlock, Ino};
 
 use super::inode::{Effects, Subject};
 use super::whole_tree;
-use crate::ask::Ask;
 use crate::context::{Context, lock};
 use crate::error::{Error, Result};
 use crate::problem::{Code, Problem};
+use crate::prompt::Ask;
 
 /// Checks the whole tree of an inode.
 pub fn check(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject, effects: &mut Effects) -> Result<()> {

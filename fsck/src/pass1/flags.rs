@@ -8,10 +8,10 @@ use ext4_format::{BlockNo, Ino};
 
 use super::inode::{Effects, Subject};
 use super::{indirect, inline};
-use crate::ask::{Ask, Probe};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::problem::{Code, Problem};
+use crate::prompt::{Ask, DryRun};
 
 /// Slots of a root node.
 const ROOT_SLOTS: u16 = 4;
@@ -128,7 +128,7 @@ fn holds_map(ctx: &Context, s: &mut Subject) -> Result<bool> {
         return Ok(false);
     }
     let mut seen = Effects::default();
-    match indirect::check(ctx, &mut Probe, s, &mut seen) {
+    match indirect::check(ctx, &mut DryRun, s, &mut seen) {
         Ok(()) => {}
         Err(Error::Suspect) => return Ok(false),
         Err(error) => return Err(error),

@@ -6,10 +6,10 @@ use ext4_format::indirect::{DIRECT, pointer, set_pointer, span};
 use ext4_format::{BlockNo, Ino};
 
 use super::inode::{Effects, Subject};
-use crate::ask::Ask;
 use crate::context::Context;
 use crate::error::Result;
 use crate::problem::{Code, Problem};
+use crate::prompt::Ask;
 
 /// Blocks of a hole that is filled in a directory.
 const MAX_HOLE: u64 = 64;

@@ -8,10 +8,10 @@ use ext4_format::xattr::{self, Attributes, Home, INDEX_SYSTEM, OwnedValue, Value
 
 use super::inode::Subject;
 use super::xattr::value_hash;
-use crate::ask::Ask;
 use crate::context::Context;
 use crate::error::Result;
 use crate::problem::{Code, Problem};
+use crate::prompt::Ask;
 
 /// Bytes of the smallest record of a directory.
 pub const LEAST_RECORD: usize = 12;

@@ -15,11 +15,11 @@ use ext4_format::inode::{
 use ext4_format::{BlockNo, Ino};
 
 use super::{extents, flags, indirect, inline, special, xattr};
-use crate::ask::Ask;
 use crate::context::{Context, lock};
 use crate::error::Result;
 use crate::map::Use;
 use crate::problem::{Code, Problem};
+use crate::prompt::Ask;
 
 /// What one inode uses.
 #[derive(Debug, Default)]

@@ -1,7 +1,7 @@
 //! Pass 1: every inode and every block it uses.
 //!
-//! Groups are scanned in parallel by the prober; an inode that needs a question is put on a list and looked
-//! at again, alone and in order, by the judge. Inodes with trees of blocks come after the scan, in parallel
+//! Groups are scanned in parallel as a dry run; an inode that needs a question is put on a list and looked
+//! at again, alone and in order, by the prompter. Inodes with trees of blocks come after the scan, in parallel
 //! too and sorted by place, so that one group full of large files does not keep one core busy alone. The
 //! device hears of the tables and trees that come next while those before them are looked at.
 
@@ -28,29 +28,29 @@ pub use metadata::{claim as claim_metadata, ranges as metadata_ranges};
 pub use xattr::{ea_references, set_ea_references, value_hash};
 
 use crate::alloc;
-use crate::ask::{Ask, Judge, Probe};
 use crate::context::{Context, Dir, SharedBlock, UNALLOCATED, lock};
 use crate::error::{Error, Result};
 use crate::map::Use;
 use crate::parallel;
 use crate::problem::{Code, Problem};
+use crate::prompt::{Ask, DryRun, Prompter};
 
 /// Inodes whose trees are asked for together.
 const TREES_TOGETHER: usize = 8;
 
 /// Runs the pass.
-pub fn run(ctx: &mut Context, judge: &mut Judge<'_>) -> Result<()> {
+pub fn run(ctx: &mut Context, prompter: &mut Prompter<'_>) -> Result<()> {
     metadata::claim(ctx);
     let ctx = &*ctx;
     let suspects: Mutex<Vec<Ino>> = Mutex::default();
     let trees: Mutex<Vec<(u64, Ino)>> = Mutex::default();
     let groups = u64::from(ctx.geometry.group_count);
     let threads = ctx.options.thread_count();
-    judge.progress(1, 0, groups)?;
+    prompter.progress(1, 0, groups)?;
     parallel::for_each(
         threads,
         groups,
-        &mut |done| judge.progress(1, done, groups),
+        &mut |done| prompter.progress(1, done, groups),
         || (),
         |(), group| {
             announce_table(ctx, GroupNo((group as u32).saturating_add(threads as u32)));
@@ -77,16 +77,16 @@ pub fn run(ctx: &mut Context, judge: &mut Judge<'_>) -> Result<()> {
     let mut suspects = suspects.into_inner().unwrap_or_default();
     suspects.sort_unstable();
     suspects.iter().try_for_each(|ino| whole_tree::save(ctx, *ino))?;
-    judge.learn_paths(ctx, suspects.iter().copied());
+    prompter.learn_paths(ctx, suspects.iter().copied());
     for ino in suspects {
         let mut effects = Effects::default();
-        inode::check(ctx, judge, ino, ctx.read_record(ino)?, &mut effects)?;
+        inode::check(ctx, prompter, ino, ctx.read_record(ino)?, &mut effects)?;
         apply(ctx, ino, &effects);
     }
     ctx.found.judged.store(true, Relaxed);
-    special::check_numbers(ctx, judge)?;
-    xattr::check_counts(ctx, judge)?;
-    if ctx.found.large_file.load(Relaxed) && judge.ask(Problem::new(Code::LargeFileFeature))? {
+    special::check_numbers(ctx, prompter)?;
+    xattr::check_counts(ctx, prompter)?;
+    if ctx.found.large_file.load(Relaxed) && prompter.ask(Problem::new(Code::LargeFileFeature))? {
         ctx.edit_super(|raw| {
             raw.feature_ro_compat.set(raw.feature_ro_compat.get() | RoCompat::LARGE_FILE.0);
         });
@@ -186,7 +186,7 @@ fn tree_blocks(record: &[u8]) -> impl Iterator<Item = u64> {
 
 fn probe(ctx: &Context, ino: Ino, record: Vec<u8>, suspects: &Mutex<Vec<Ino>>) -> Result<()> {
     let mut effects = Effects::default();
-    match inode::check(ctx, &mut Probe, ino, record, &mut effects) {
+    match inode::check(ctx, &mut DryRun, ino, record, &mut effects) {
         Ok(()) => apply(ctx, ino, &effects),
         Err(Error::Suspect) => lock(suspects).push(ino),
         Err(error) => return Err(error),

@@ -8,11 +8,11 @@ use ext4_format::{BlockNo, Ino};
 
 use super::inode::{Effects, Subject, largest_size};
 use super::{bad_blocks, extents, flags, indirect, xattr};
-use crate::ask::{Ask, Probe};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::map::Use;
 use crate::problem::{Code, Problem};
+use crate::prompt::{Ask, DryRun};
 
 /// A record of zeros: free, or a reserved inode that is not used.
 pub fn check_empty(ctx: &Context, ask: &mut dyn Ask, ino: Ino, effects: &mut Effects) -> Result<()> {
@@ -153,7 +153,7 @@ fn reserved(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject, effects: &mut Eff
     // Nobody reads what such an inode maps: if that makes no sense, all of it goes. Without a mode it maps
     // nothing.
     let mut seen = Effects::default();
-    let mapped = if s.inode.mode != 0 { internal(ctx, &mut Probe, s, &mut seen) } else { Ok(true) };
+    let mapped = if s.inode.mode != 0 { internal(ctx, &mut DryRun, s, &mut seen) } else { Ok(true) };
     let sound = match mapped {
         Ok(_) => {
             let mapless = s.inode.mode != 0 && !wrong || s.inode.blocks == 0;

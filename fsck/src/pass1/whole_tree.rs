@@ -10,10 +10,10 @@ use ext4_format::{BlockNo, Ino};
 
 use super::extents::set_depth;
 use super::inode::{Effects, Subject};
-use crate::ask::Ask;
 use crate::context::{Context, lock};
 use crate::error::Result;
 use crate::problem::{Code, Problem};
+use crate::prompt::Ask;
 
 /// Levels of the deepest tree that is still followed.
 const MOST_LEVELS: u16 = 64;

@@ -6,12 +6,12 @@ use ext4_format::xattr::{self, Attributes, Home, Value};
 use ext4_format::{BlockNo, Ino};
 
 use super::inode::{Effects, Subject};
-use crate::ask::Ask;
 use crate::context::{Context, lock};
 use crate::encryption;
 use crate::error::{Error, Result};
 use crate::map::Use;
 use crate::problem::{Code, Problem};
+use crate::prompt::Ask;
 
 /// Checks both homes of an inode's attributes.
 pub fn check(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject, effects: &mut Effects) -> Result<()> {

@@ -10,13 +10,13 @@ use ext4_format::{Ino, What};
 
 use super::htree::{Index, Shape};
 use super::{Directory, Place, Said};
-use crate::ask::Ask;
 use crate::context::{Context, lock};
 use crate::encryption;
 use crate::error::Result;
 use crate::map::Use;
 use crate::pass1::inline;
 use crate::problem::{Code, Problem};
+use crate::prompt::Ask;
 
 /// Checks one block, which the caller has read; it is written back when something was repaired.
 pub fn check(

@@ -334,7 +334,7 @@ pub struct Undone {
     pub complete: bool,
 }
 
-/// Puts back everything a log holds and flushes; `told` hears of each block and its bytes. `device` is the
+/// Puts back everything a log holds and flushes; `progress` hears of each block and its bytes. `device` is the
 /// whole device, from its first byte.
 ///
 /// # Errors
@@ -343,7 +343,7 @@ pub fn undo(
     path: &Path,
     device: &dyn BlockDevice,
     options: &UndoOptions,
-    told: &mut dyn FnMut(u64, u32),
+    progress: &mut dyn FnMut(u64, u32),
 ) -> Result<Undone> {
     let failed = |source| Error::Undo { path: path.to_owned(), source };
     let refused = |why: &str| Error::Unusable(format!("undo log {}: {why}", path.display()));
@@ -379,7 +379,7 @@ pub fn undo(
             keep.as_ref().map_or(Ok(()), |keep| keep.save(device, start, bytes.len() as u64))?;
             device.write_at(start, &bytes)?;
         }
-        told(key.block, key.len);
+        progress(key.block, key.len);
         undone.bytes += u64::from(key.len);
     }
     device.flush()?;

@@ -1,5 +1,5 @@
 //! What the checker's tests share: volumes filled by the kernel, a reader that lists what a volume holds, the
-//! map of its metadata, and e2fsck as the other judge.
+//! map of its metadata, and e2fsck as the other prompter.
 
 #![allow(dead_code, reason = "each test binary uses its part")]
 

@@ -1,5 +1,5 @@
-//! Who decides: the same checking code runs with a prober, which stops at the first problem and is what the
-//! parallel scan uses, and with the judge, which reports, asks and remembers.
+//! Who decides: the same checking code runs as a dry run, which stops at the first problem and is what the
+//! parallel scan uses, and with the prompter, which reports each problem and decides by the mode or asks.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -19,20 +19,20 @@ pub trait Ask {
     /// Reports a problem; true when it is to be fixed now.
     ///
     /// # Errors
-    /// [`Error::Suspect`] from a prober, [`Error::Unexpected`] when preening must stop, [`Error::Cancelled`].
+    /// [`Error::Suspect`] from a dry run, [`Error::Unexpected`] when preening must stop, [`Error::Cancelled`].
     fn ask(&mut self, problem: Problem) -> Result<bool>;
 }
 
-/// Stops at the first problem, so that whoever probes knows that there is one and nothing was changed.
-pub struct Probe;
+/// Stops at the first problem, so that the caller knows that there is one, and nothing was changed.
+pub struct DryRun;
 
-impl Ask for Probe {
+impl Ask for DryRun {
     fn ask(&mut self, _: Problem) -> Result<bool> {
         Err(Error::Suspect)
     }
 }
 
-/// Agrees to everything, and nobody hears of it: for what follows from a change that was no repair.
+/// Agrees to everything and reports nothing: for what follows from a change that was no repair.
 pub struct Agree;
 
 impl Ask for Agree {
@@ -80,7 +80,7 @@ impl Ui for Silent {
 }
 
 /// Reports each problem, gets a decision by the mode, and keeps both.
-pub struct Judge<'u> {
+pub struct Prompter<'u> {
     mode: Mode,
     cancel: Option<Arc<AtomicBool>>,
     ui: &'u mut dyn Ui,
@@ -96,11 +96,11 @@ pub struct Judge<'u> {
     paths: HashMap<u32, String>,
 }
 
-impl<'u> Judge<'u> {
-    /// A judge that speaks through `ui`.
-    pub fn new(options: &Options, ui: &'u mut dyn Ui) -> Judge<'u> {
+impl<'u> Prompter<'u> {
+    /// A prompter that speaks through `ui`.
+    pub fn new(options: &Options, ui: &'u mut dyn Ui) -> Prompter<'u> {
         let (mode, cancel) = (options.mode, options.cancel.clone());
-        Judge {
+        Prompter {
             mode,
             cancel,
             ui,
@@ -208,7 +208,7 @@ impl<'u> Judge<'u> {
     }
 }
 
-impl Ask for Judge<'_> {
+impl Ask for Prompter<'_> {
     fn ask(&mut self, problem: Problem) -> Result<bool> {
         self.go_on()?;
         if self.overlaid && problem.code.is_recovery() {
