@@ -14,6 +14,7 @@ mod encryption;
 mod error;
 mod external;
 mod finish;
+mod inline_dir;
 mod journal;
 mod journal_backup;
 mod map;
