@@ -15,6 +15,7 @@ mod due;
 mod encryption;
 mod error;
 mod external;
+mod inline_dir;
 mod journal;
 mod journal_backup;
 mod map;

@@ -9,6 +9,7 @@ use ext4_format::{BlockNo, Ino};
 use crate::alloc;
 use crate::context::{Context, Dir, lock};
 use crate::error::{Error, Result};
+use crate::inline_dir;
 use crate::map::Use;
 use crate::options::Mode;
 use crate::pass1;
@@ -243,6 +244,9 @@ fn with_blocks(
     mut visit: impl FnMut(&mut [u8], DirFormat) -> bool,
 ) -> Result<Option<u64>> {
     let inode = ctx.read_inode(ino)?;
+    if inode.has(flag::INLINE_DATA) {
+        return Ok(inline_dir::with_areas(ctx, ino, &inode, visit)?.then_some(0));
+    }
     let format = DirFormat::new(&ctx.sb, inode.flags);
     for extent in pass1::extents_of(ctx, &inode) {
         for ahead in 0..u64::from(extent.len) {
@@ -287,7 +291,10 @@ fn find(ctx: &Context, dir: Ino, name: &[u8]) -> Result<Option<Ino>> {
 }
 
 /// Removes the first name of `target` in `dir` that is one of those meant.
-fn remove_name(ctx: &Context, dir: Ino, target: Ino, meant: impl Fn(&[u8]) -> bool) -> Result<()> {
+///
+/// # Errors
+/// The device's.
+pub fn remove_name(ctx: &Context, dir: Ino, target: Ino, meant: impl Fn(&[u8]) -> bool) -> Result<()> {
     with_blocks(ctx, dir, 0, |bytes, format| {
         let entry = DirBlock::new(bytes, format).entries().map_while(std::result::Result::ok).find(|entry| {
             entry.ino == Some(target) && entry.name != b"." && entry.name != b".." && meant(entry.name)
@@ -320,6 +327,12 @@ fn add_entry(ctx: &Context, dir: Ino, name: &[u8], target: Ino, kind: FileType) 
     };
     if put(ctx)? {
         return Ok(());
+    }
+    if ctx.read_inode(dir)?.has(flag::INLINE_DATA) {
+        inline_dir::to_block(ctx, dir)?;
+        if put(ctx)? {
+            return Ok(());
+        }
     }
     let end = ctx.read_inode(dir)?.size / u64::from(ctx.geometry.block_size);
     alloc::append_dir_block(ctx, dir, end as u32)?;

@@ -169,6 +169,7 @@ problems! {
     FileAclHighBits "file-acl-high" Clear Fix "Inode {ino}: the upper half of the attribute block is {found}, should be 0";
     BlocksHighBits "blocks-high-bits" Clear Fix "Inode {ino}: the upper half of the block count is {found}, should be 0";
     FlagIndexFile "flag-index-file" Clear Fix "Inode {ino} has the index flag, but is no directory";
+    FlagIndexInline "flag-index-inline" Clear Fix "Directory {ino} has the index flag, but its entries are in the inode";
     FlagIndexFeature "flag-index-feature" Clear Stop "Directory {ino} has the index flag, but the volume has no dir_index";
     FlagExtentsFeature "flag-extents-feature" Fix Stop "Inode {ino} is in extent format, but the superblock lacks the extent feature";
     FlagExtentsOnMap "flag-extents-map" Clear Stop "Inode {ino} has the extent flag, but holds a block map";
@@ -190,6 +191,7 @@ problems! {
     FlagEaInode "flag-ea-inode" Clear Fix "Inode {ino} has the ea_inode flag where it may not have it";
     FlagHugeFile "flag-huge-file" Clear Stop "Inode {ino} counts filesystem blocks, but the volume lacks the feature";
     SpecialFile "special-file" Fix Fix "Inode {ino} is a special file with a size";
+    SymlinkTooBig "symlink-too-big" Truncate Stop "The symbolic link {ino} maps blocks behind its target";
     SymlinkDamaged "symlink-damaged" Clear Stop "The symbolic link {ino} is invalid";
     LargeFileFeature "large-file-feature" Fix Fix "The volume holds large files, but lacks the large_file feature";
     InodeSize "inode-size" Fix Fix "Inode {ino}: size is {found}, should be {expected}";

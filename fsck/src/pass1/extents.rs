@@ -63,13 +63,14 @@ pub fn check(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject, effects: &mut Ef
     Ok(())
 }
 
-/// A node may say that a few entries less fit than do, as old kernels wrote it; not many less.
+/// A node may say that a few entries less fit than do, as old kernels wrote it; not many less, and not more.
 fn repair_max(ask: &mut dyn Ask, ino: Ino, bytes: &mut [u8]) -> Result<bool> {
     const EH_MAX: std::ops::Range<usize> = 4..6;
     let fit = (bytes.len() / ENTRY_SIZE - 1) as u16;
     let stated = u16::from_le_bytes([bytes[EH_MAX.start], bytes[EH_MAX.start + 1]]);
     let magic = bytes[..2] == [0x0a, 0xf3];
-    let wrong = magic && stated.saturating_add(2) < fit;
+    let entries = u16::from_le_bytes([bytes[2], bytes[3]]);
+    let wrong = magic && entries <= fit && (stated.saturating_add(2) < fit || stated > fit);
     if !wrong || !ask.ask(Problem::of(Code::ExtentMax, ino).values(stated, fit))? {
         return Ok(false);
     }

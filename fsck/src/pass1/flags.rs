@@ -46,6 +46,12 @@ pub fn check(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject, kind: FileType) 
             drop_bits(s, if tree { flag::INLINE_DATA } else { flag::EXTENTS });
         }
     }
+    if s.inode.has(flag::INLINE_DATA)
+        && s.inode.has(flag::INDEX)
+        && ask.ask(Problem::of(Code::FlagIndexInline, s.ino))?
+    {
+        drop_bits(s, flag::INDEX);
+    }
     if dir || file || kind == FileType::Symlink {
         extents(ctx, ask, s, kind)?;
     }

@@ -7,12 +7,12 @@
 use std::sync::atomic::Ordering::Relaxed;
 
 use ext4_format::dirent::{DirBlock, DirFormat};
-use ext4_format::extent::Node;
+use ext4_format::extent::{Extent, Node, NodeMut};
 use ext4_format::features::{Incompat, RoCompat};
 use ext4_format::inode::{
     BASE_SIZE, BLOCK_AREA, FULL_EXTRA_ISIZE, FileType, Inode, MAX_FAST_SYMLINK, Time, flag,
 };
-use ext4_format::{BlockNo, Ino};
+use ext4_format::{BlockNo, FileBlock, Ino};
 
 use super::{extents, flags, indirect, inline, special, xattr};
 use crate::context::{Context, lock};
@@ -376,15 +376,26 @@ fn check_symlink(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject, effects: &mu
     } else {
         let before = effects.claims.len();
         map_blocks(ctx, ask, s, effects)?;
-        let data: Vec<_> = effects.claims[before..].to_vec();
-        match (effects.last, data.last()) {
-            (Some(0), Some(&(block, 1))) => match ctx.disk.read(BlockNo(block)) {
-                Ok(mut bytes) => {
-                    bytes.push(0);
-                    fits(&bytes)
+        let held = |block: BlockNo| {
+            ctx.disk.read(block).is_ok_and(|mut bytes| {
+                bytes.push(0);
+                fits(&bytes)
+            })
+        };
+        let first = extents::list(ctx, &s.inode).first().filter(|extent| extent.first.0 == 0).copied();
+        match first {
+            Some(extent) if ctx.on_volume(extent.start, 1) && held(extent.start) => {
+                let one = effects.last == Some(0) && effects.claims.len() == before + 1;
+                if !one && ask.ask(Problem::of(Code::SymlinkTooBig, s.ino))? {
+                    keep_first_block(s, extent.start);
+                    effects.claims.truncate(before);
+                    (effects.last, effects.last_written, effects.breaks) = (None, None, 0);
+                    effects.data(0, extent.start, 1, false);
+                    true
+                } else {
+                    one
                 }
-                Err(_) => false,
-            },
+            }
             _ => false,
         }
     };
@@ -392,6 +403,18 @@ fn check_symlink(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject, effects: &mu
         s.clear(ctx);
     }
     Ok(())
+}
+
+/// Makes an inode map one block, and no other.
+fn keep_first_block(s: &mut Subject, block: BlockNo) {
+    s.inode.block = [0; BLOCK_AREA];
+    if s.inode.has(flag::EXTENTS) {
+        let one = Extent { first: FileBlock(0), len: 1, start: block, unwritten: false };
+        let _ = NodeMut::init(&mut s.inode.block, 0).insert(0, one);
+    } else {
+        ext4_format::indirect::set_pointer(&mut s.inode.block, 0, Some(block));
+    }
+    s.dirty = true;
 }
 
 /// The size of an encrypted target that starts here: its own length stands in front of it, in 16 bits.

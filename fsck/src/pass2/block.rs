@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 
 use ext4_format::casefold;
 use ext4_format::dirent::{self, DirBlock, DirBlockMut, DirEntry, DirFormat, NewEntry};
-use ext4_format::inode::{BLOCK_AREA, FileType, flag};
+use ext4_format::inode::{FileType, flag};
 use ext4_format::{Ino, What};
 
 use super::htree::{Index, Shape};
@@ -15,6 +15,7 @@ use crate::encryption;
 use crate::error::Result;
 use crate::map::Use;
 use crate::pass1::inline;
+use crate::pass3;
 use crate::problem::{Code, Problem};
 use crate::prompt::Ask;
 
@@ -215,7 +216,7 @@ fn salvage(bytes: &mut [u8], at: usize, format: DirFormat, last: u32) -> bool {
         bytes[front + 4..front + 6].copy_from_slice(&rec_len.to_le_bytes());
         return false;
     }
-    if close_gap(bytes, at, format) {
+    if close_gap(bytes, at, format) || restore_length(bytes, at, format, last) {
         return true;
     }
     // Good records up to the end of the block, or so many that they are none by chance.
@@ -273,6 +274,28 @@ fn close_gap(bytes: &mut [u8], at: usize, format: DirFormat) -> bool {
     let last = last - dirent::HEADER;
     bytes[last + 4..last + 6].copy_from_slice(&dirent::encode_rec_len(usable - last, len).to_le_bytes());
     true
+}
+
+/// A record with a good length and a name that does not fit into it gets the name that stands there, up to the
+/// first zero.
+fn restore_length(bytes: &mut [u8], at: usize, format: DirFormat, last: u32) -> bool {
+    let (len, usable) = (bytes.len(), format.usable(bytes.len()));
+    let word = |from: usize| u32::from_le_bytes(std::array::from_fn(|i| bytes[from + i]));
+    let rec_len = dirent::decode_rec_len(u16::from_le_bytes([bytes[at + 4], bytes[at + 5]]), len);
+    let fits = rec_len.is_multiple_of(4) && rec_len >= 12 && at + rec_len <= usable;
+    if !fits || !(1..=last).contains(&word(at)) || FileType::from_dirent(bytes[at + 7]).is_none() {
+        return false;
+    }
+    let area = &bytes[at + dirent::HEADER..at + rec_len.min(dirent::HEADER + dirent::MAX_NAME)];
+    let name = area.iter().position(|&byte| byte == 0).map_or(area, |end| &area[..end]);
+    let follows = DirBlock::new(bytes, format).entries_from(at + rec_len).next();
+    if name.is_empty() || name.contains(&b'/') || follows.is_some_and(|next| next.is_err()) {
+        return false;
+    }
+    let name_len = name.len() as u8;
+    let changed = bytes[at + 6] != name_len;
+    bytes[at + 6] = name_len;
+    changed
 }
 
 /// The bytes that a record needs, when it names something by a name that may be one.
@@ -376,7 +399,7 @@ fn check_entry(
         Some(Code::EntryUnused)
     } else if what == Use::Attribute {
         Some(Code::EntryEaInode)
-    } else if what.is_dir() && second_name(ctx, dir, target, said) {
+    } else if what.is_dir() && second_name(ctx, ask, dir, target, said)? {
         Some(Code::EntryDirLink)
     } else if let Some(policy) = &dir.policy {
         encryption::fault(ctx, policy, entry.name, target)?
@@ -488,10 +511,24 @@ fn beyond_scan(ctx: &Context, ask: &mut dyn Ask, ino: Ino) -> Result<bool> {
     Ok(true)
 }
 
-/// Whether a directory that is named here already has a name.
-fn second_name(ctx: &Context, dir: &Directory, target: Ino, said: &Said) -> bool {
-    let parent = lock(&ctx.found.dirs).get(&target.get()).map_or(0, |dir| dir.parent);
-    (parent != 0 && parent != dir.ino.get()) || said.children.contains(&target)
+/// Whether a directory that is named here already has a name that it keeps. Of two names, that in the
+/// directory which its `..` names is the right one.
+fn second_name(ctx: &Context, ask: &mut dyn Ask, dir: &Directory, target: Ino, said: &Said) -> Result<bool> {
+    let known = lock(&ctx.found.dirs).get(&target.get()).copied().unwrap_or_default();
+    let Some(other) = Ino::new(known.parent).filter(|other| *other != dir.ino) else {
+        return Ok(said.children.contains(&target));
+    };
+    let right = known.dotdot == dir.ino.get() && !said.children.contains(&target);
+    let problem = Problem::of(Code::EntryDirLink, other).named("?").values(target.get(), 0_u32);
+    if !right || !ask.ask(problem)? {
+        return Ok(true);
+    }
+    pass3::remove_name(ctx, other, target, |_| true)?;
+    ctx.found.inodes.add_names(target, -1);
+    if let Some(known) = lock(&ctx.found.dirs).get_mut(&target.get()) {
+        known.parent = 0;
+    }
+    Ok(false)
 }
 
 /// A number for a name; equal numbers are equal names but for a chance of 2^-64 that a stranger cannot steer.
@@ -528,7 +565,7 @@ pub fn check_inline(
     mut record: Vec<u8>,
     said: &mut Said,
 ) -> Result<()> {
-    const START: usize = 0x28;
+    const START: usize = inline::I_BLOCK;
     let parent = u32::from_le_bytes(std::array::from_fn(|i| record[START + i]));
     said.dotdot = parent;
     let mut dirty = false;
@@ -539,13 +576,9 @@ pub fn check_inline(
         record[START..START + 4].copy_from_slice(&said.dotdot.to_le_bytes());
         dirty = true;
     }
-    let rest = inline::rest(ctx, &record, &dir.inode).unwrap_or_default();
     let format = DirFormat { tail: false, ..dir.format };
     let place = Place { file_block: ext4_format::FileBlock(1), block: ext4_format::BlockNo(0) };
-    for area in [START + 4..START + BLOCK_AREA, rest] {
-        if area.len() < inline::LEAST_RECORD {
-            continue;
-        }
+    for area in inline::areas(ctx, &record, &dir.inode) {
         let mut bytes = record[area.clone()].to_vec();
         if check_entries(ctx, ask, dir, place, &mut bytes, format, said, &mut Index::none())? {
             record[area].copy_from_slice(&bytes);
