@@ -60,6 +60,12 @@ pub enum MountError {
         /// Size of the device, in bytes.
         device: u64,
     },
+    /// The journal, or what its log would write, contradicts the volume.
+    #[error("the journal contradicts the volume: {found}; check it with fsck.rext4")]
+    Journal {
+        /// The contradiction.
+        found: Corruption,
+    },
     /// Multi-mount protection says that another host has the volume mounted, or is checking it.
     #[error("the volume is in use on host '{host}' (device {device})")]
     InUse {
@@ -125,7 +131,7 @@ impl Filesystem {
         env: Env,
         claim: Option<Arc<Claim>>,
     ) -> std::result::Result<Arc<Filesystem>, MountError> {
-        let log = recovery::locate(dev.as_ref(), &sb)?;
+        let log = recovery::locate(dev.as_ref(), &sb).map_err(contradicts)?;
         let needs_recovery = sb.incompat().has(Incompat::RECOVER);
         if log.is_some() && needs_recovery && opts.no_recovery && !opts.read_only {
             return Err(MountError::Options("norecovery needs ro: the journal holds changes"));
@@ -137,7 +143,7 @@ impl Filesystem {
                 let replayed = Overlay::new(dev.clone(), block_size, replay);
                 sb = read_superblock(&replayed, &opts)?;
                 judge(&sb, dev.as_ref(), &mut opts)?;
-                recovery::judge(&replayed, block_size, &sb, log)?;
+                recovery::judge(&replayed, block_size, &sb, log).map_err(contradicts)?;
                 if opts.read_only {
                     info!("the journal's contents are shown from memory; the device is not written to");
                     dev = Arc::new(replayed);
@@ -150,7 +156,7 @@ impl Filesystem {
                     }
                 }
             }
-            Some(log) => recovery::apart_from_metadata(dev.as_ref(), &sb, log)?,
+            Some(log) => recovery::apart_from_metadata(dev.as_ref(), &sb, log).map_err(contradicts)?,
             None => {}
         }
         if !opts.read_only {
@@ -221,6 +227,13 @@ impl Filesystem {
             sb.set_orphan_present(false);
             sb.set_state(sb.state().with(State::VALID));
         })
+    }
+}
+
+fn contradicts(error: Error) -> MountError {
+    match error {
+        Error::Corrupt(found) => MountError::Journal { found },
+        other => other.into(),
     }
 }
 

@@ -149,3 +149,25 @@ fn a_block_without_magic_is_no_list_of_orphans() -> Result<()> {
     }
     Ok(())
 }
+
+/// The superblock's copy of the journal's map does not tell its generation, which the map's own blocks have in
+/// their checksums.
+#[test]
+fn a_lost_journal_inode_comes_back_whatever_its_generation_was() -> Result<()> {
+    let folder = tempfile::tempdir_in(scratch())?;
+    let image = folder.path().join("image");
+    let mut forge = base(folder.path(), KINDS[0])?;
+    scatter(&mut fastrand::Rng::with_seed(3), &mut forge)?;
+    ensure!(forge.tree_block(Ino::JOURNAL).is_ok(), "the map fits into the inode");
+    let log = forge.blocks_of(Ino::JOURNAL)?;
+    fs::write(&image, &forge.bytes)?;
+    run(tool("debugfs").args(["-w", "-R", "clri <8>"]).arg(&image))?;
+    for expected in [1, 0] {
+        let answer = output(tests::system::binary("fsck-rext4").arg("-fy").arg(&image))?;
+        ensure!(answer.status.code() == Some(expected), "{answer:?}");
+        e2fsck_is_clean(&image)?;
+    }
+    let after = Forge::load(&image)?;
+    ensure!(after.blocks_of(Ino::JOURNAL)? == log, "the journal lies elsewhere");
+    mount(&after.device(), false)?.unmount().context("unmount")
+}

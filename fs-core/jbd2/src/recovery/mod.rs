@@ -84,7 +84,8 @@ impl Replay {
         match self.blocks().filter(|block| !volume.contains(&block.0)).min() {
             None => Ok(()),
             Some(block) => {
-                let outside = Corruption::new(What::JournalBlock, "t_blocknr", block.0, volume.end);
+                let outside =
+                    Corruption::new(What::JournalBlock, "t_blocknr", block.0, volume.end.saturating_sub(1));
                 Err(outside.into())
             }
         }
