@@ -92,6 +92,7 @@ install: all
 	    [ "$(PREFIX)/sbin" = "$(HELPERS)" ] || \
 	        ln -sf $(PREFIX)/sbin/$$t.rext4 $(DESTDIR)$(HELPERS)/$$t.rext4 || exit 1; \
 	done
+	install -m 755 $(RELEASE)/rext4-undo $(DESTDIR)$(PREFIX)/sbin/rext4-undo
 	ln -sf $(PREFIX)/sbin/mount.rext4 $(DESTDIR)$(HELPERS)/mount.fuse.rext4
 	ln -sf $(PREFIX)/sbin/mount.rext4 $(DESTDIR)$(HELPERS)/umount.fuse.rext4
 	@# The name that umount(8) looks for when root unmounts an absolute path; passes on what is not rext4's.
@@ -102,7 +103,7 @@ install: all
 
 uninstall:
 	for t in $(TOOLS); do rm -f $(DESTDIR)$(PREFIX)/sbin/$$t.rext4 $(DESTDIR)$(HELPERS)/$$t.rext4; done
-	rm -f $(DESTDIR)$(HELPERS)/mount.fuse.rext4 $(DESTDIR)$(HELPERS)/umount.fuse.rext4
+	rm -f $(DESTDIR)$(PREFIX)/sbin/rext4-undo $(DESTDIR)$(HELPERS)/mount.fuse.rext4 $(DESTDIR)$(HELPERS)/umount.fuse.rext4
 	[ "$$(readlink $(DESTDIR)$(HELPERS)/umount.fuse)" != $(PREFIX)/sbin/mount.rext4 ] || \
 	    rm $(DESTDIR)$(HELPERS)/umount.fuse
 	rm -rf $(DESTDIR)$(PREFIX)/libexec/rext4 $(DATADIR)

@@ -15,6 +15,7 @@ need fusermount3 fuse3
 need fuse2fs fuse2fs
 need fio fio
 need setfattr attr
+need xfs_io xfsprogs
 need setfacl acl
 need sqlite3 sqlite3
 need cc gcc

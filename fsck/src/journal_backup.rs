@@ -6,12 +6,12 @@ use ext4_format::jbd2 as format;
 use ext4_format::{BlockNo, Ino};
 
 use crate::alloc;
-use crate::ask::{Ask, Judge};
 use crate::context::{Context, lock};
 use crate::error::Result;
 use crate::journal::{Outcome, length, log_of, on_metadata};
 use crate::pass1;
 use crate::problem::{Code, Problem};
+use crate::prompt::{Ask, Prompter};
 
 /// Words of `i_block` in the copy; the upper and the lower half of the size follow.
 const MAP_WORDS: usize = 15;
@@ -26,12 +26,11 @@ pub fn words_of(inode: &Inode) -> [u32; MAP_WORDS + 2] {
     })
 }
 
-/// The journal inode that the copy describes, if a log lies where it says.
+/// The journal inode that the copy describes, if a log lies where it says, and its number: the one that the
+/// superblock names, or the one reserved for it where another file has that number.
 #[must_use]
-pub fn journal(ctx: &Context) -> Option<Inode> {
+pub fn journal(ctx: &Context, named: Ino) -> Option<(Ino, Inode)> {
     const EXTENT_MAGIC: u32 = 0xf30a;
-    // An inode whose table is lost has no place to come back to.
-    ctx.inode_place(Ino::JOURNAL)?;
     let words = ctx.sb.journal_backup()?;
     let mut inode = alloc::fresh(ctx, FileType::Regular, 0o600);
     inode.links = 1;
@@ -45,17 +44,29 @@ pub fn journal(ctx: &Context) -> Option<Inode> {
     let log = format::SuperBlock::parse(bytes.first_chunk()?).ok()?;
     let fits =
         log.block_size() == ctx.geometry.block_size && u64::from(log.len_blocks()) <= length(&location);
-    fits.then_some(inode)
+    let ino = if may_be_journal(ctx, named, &inode) { named } else { Ino::JOURNAL };
+    // An inode whose table is lost has no place to come back to.
+    ctx.inode_place(ino)?;
+    fits.then_some((ino, inode))
 }
 
 /// Makes the journal inode anew from the copy.
 ///
 /// # Errors
 /// The device's.
-pub fn restore(ctx: &Context, judge: &mut Judge<'_>, why: &str, mut inode: Inode) -> Result<Outcome> {
-    let ino = Ino::JOURNAL;
-    if !judge.ask(Problem::of(Code::JournalFromBackup, ino).named(why))? {
+pub fn restore(
+    ctx: &Context,
+    prompter: &mut Prompter<'_>,
+    why: &str,
+    (ino, mut inode): (Ino, Inode),
+) -> Result<Outcome> {
+    if !prompter.ask(Problem::of(Code::JournalFromBackup, ino).named(why))? {
         return Ok(Outcome::AsItWas);
+    }
+    if ctx.sb.raw().journal_inum.get() != ino.get() {
+        let mut sb = *lock(&ctx.next_sb);
+        let _ = sb.edit(|raw| raw.journal_inum.set(ino.get()));
+        ctx.disk.write_bytes(1024, &sb.encode())?;
     }
     ctx.write_record(ino, &mut vec![0; ctx.geometry.inode_size])?;
     ctx.write_inode(ino, &inode)?;
@@ -64,17 +75,26 @@ pub fn restore(ctx: &Context, judge: &mut Judge<'_>, why: &str, mut inode: Inode
     Ok(Outcome::Reopen)
 }
 
+/// Whether an inode is the journal's or free: one of the volume's own, or a file of the journal's size.
+fn may_be_journal(ctx: &Context, ino: Ino, journal: &Inode) -> bool {
+    let free = |inode: Inode| {
+        let same_size = inode.file_type() == Some(FileType::Regular) && inode.size == journal.size;
+        ino.get() >= ctx.first_ino() && (inode.links == 0 || same_size)
+    };
+    ino == Ino::JOURNAL || ctx.read_inode(ino).is_ok_and(free)
+}
+
 /// Brings the copy in line with a journal inode that is sound, where anything may be written. That is no
 /// repair: a volume with an old copy, or none, is clean.
 ///
 /// # Errors
 /// The device's.
-pub fn refresh(ctx: &Context, judge: &mut Judge<'_>, ino: Ino) -> Result<()> {
+pub fn refresh(ctx: &Context, prompter: &mut Prompter<'_>, ino: Ino) -> Result<()> {
     let words = words_of(&ctx.read_inode(ino)?);
     if !ctx.options.may_write() || ctx.sb.journal_backup() == Some(words) {
         return Ok(());
     }
-    judge.say("Backing up journal inode block information.");
+    prompter.say("Backing up journal inode block information.");
     let mut sb = lock(&ctx.next_sb);
     sb.set_journal_backup(words);
     // The stamp alone is no change that another round must look at.

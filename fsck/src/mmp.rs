@@ -20,23 +20,23 @@ use ext4_format::mmp::{Mmp, SEQ_CLEAN, SEQ_FSCK, SEQ_MAX};
 use ext4_format::superblock::{SUPERBLOCK_LEN, SUPERBLOCK_OFFSET, SuperBlock};
 use zerocopy::IntoBytes;
 
-use crate::ask::{Ask, Judge, Ui};
 use crate::context::{Context, lock};
 use crate::error::{Error, Result};
 use crate::options::{Mode, Options};
 use crate::problem::{Code, Problem};
+use crate::prompt::{Ask, Prompter, Ui};
 
 /// Seconds that a newcomer waits at least: twice that and one more.
 const MIN_CHECK: u16 = 5;
 
 /// Checks the protection block. With `-n` a volume that says it is in use is checked all the same.
-pub fn check(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
+pub fn check(ctx: &Context, prompter: &mut Prompter<'_>) -> Result<()> {
     if !ctx.sb.incompat().has(Incompat::MMP) {
         return Ok(());
     }
     let Some(block) = ctx.sb.mmp_block().filter(|block| ctx.on_volume(*block, 1)) else {
         let why = "the multi-mount protection block lies outside the volume";
-        if judge.ask(Problem::new(Code::SuperFeatures).named(why))? {
+        if prompter.ask(Problem::new(Code::SuperFeatures).named(why))? {
             ctx.edit_super(|raw| {
                 raw.feature_incompat.set(raw.feature_incompat.get() & !Incompat::MMP.0);
                 raw.mmp_block.set(0);
@@ -48,13 +48,13 @@ pub fn check(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
         Ok(mmp) if mmp.seq.get() == SEQ_CLEAN => return Ok(()),
         Ok(mmp) if mmp.seq.get() == SEQ_FSCK && ctx.options.protected => return Ok(()),
         Ok(mmp) if mmp.seq.get() != SEQ_FSCK && ctx.options.mode == Mode::CheckOnly => {
-            judge.say(&format!("Warning: the volume is in use{}, or was not unmounted there.", at(&mmp)));
+            prompter.say(&format!("Warning: the volume is in use{}, or was not unmounted there.", at(&mmp)));
             return Ok(());
         }
         Ok(_) => Problem::new(Code::MmpInUse).at(block),
         Err(corruption) => Problem::new(Code::MmpDamaged).at(block).named(corruption.field),
     };
-    if judge.ask(problem)? {
+    if prompter.ask(problem)? {
         let mut bytes = vec![0; ctx.disk.block_size()];
         Mmp::clean(ctx.sb.mmp_interval(), u64::from(ctx.options.now())).encode_into(&mut bytes, &ctx.csum);
         ctx.disk.write(block, &bytes)?;
@@ -277,7 +277,7 @@ impl Mark {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ask::Silent;
+    use crate::prompt::Silent;
     use blockdev::sim::{Fill, MemDevice};
     use ext4_format::superblock::{MAGIC, RawSuperBlock};
     use std::cell::RefCell;

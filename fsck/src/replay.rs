@@ -8,11 +8,11 @@ use ext4_format::{BlockNo, Corruption, locate};
 use jbd2::recovery::{self, LogLocation, Overlay};
 use zerocopy::FromBytes;
 
-use crate::ask::{Ask, Judge};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::journal::{Outcome, extents_of};
 use crate::problem::{Code, Problem};
+use crate::prompt::{Ask, Prompter};
 use crate::volume;
 
 /// Replays a log that `device` holds, which is the volume or more.
@@ -22,11 +22,11 @@ use crate::volume;
 /// [`Error::Unusable`] for one that would make it a volume that cannot be checked; then nothing was written.
 pub fn run(
     ctx: &Context,
-    judge: &mut Judge<'_>,
+    prompter: &mut Prompter<'_>,
     device: &Arc<dyn BlockDevice>,
     location: &LogLocation,
 ) -> Result<Outcome> {
-    if !judge.ask(Problem::new(Code::JournalReplay))? {
+    if !prompter.ask(Problem::new(Code::JournalReplay))? {
         return Ok(Outcome::AsItWas);
     }
     let block_size = ctx.geometry.block_size;
@@ -49,8 +49,13 @@ pub fn run(
     }
     let done = scan.apply(&**device, block_size, location).map_err(refused)?;
     ctx.disk.note_change();
-    judge.report.replayed = true;
-    judge.say(&format!("journal replayed: {} transaction(s), {} block(s)", done.transactions, done.blocks));
+    if prompter.overlaid {
+        prompter.ask(Problem::new(Code::JournalOverlaid))?;
+    } else {
+        prompter.report.replayed = true;
+        let (transactions, blocks) = (done.transactions, done.blocks);
+        prompter.say(&format!("journal replayed: {transactions} transaction(s), {blocks} block(s)"));
+    }
     clear_needs_recovery(ctx)?;
     Ok(Outcome::Reopen)
 }

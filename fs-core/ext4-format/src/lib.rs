@@ -7,6 +7,7 @@ pub mod corruption;
 pub mod crc;
 pub mod csum;
 pub mod dirent;
+pub mod encryption;
 pub mod expand;
 pub mod extent;
 pub mod features;

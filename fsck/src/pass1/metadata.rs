@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use ext4_format::BlockNo;
 
-use crate::context::{Context, NOWHERE};
+use crate::context::{Context, UNALLOCATED};
 
 /// Claims the metadata of every group.
 pub fn claim(ctx: &mut Context) {
@@ -29,7 +29,7 @@ pub fn ranges(ctx: &Context) -> Vec<Range<u64>> {
         }
         let desc = &ctx.descs[group.0 as usize];
         for (place, len) in [(desc.block_bitmap, 1), (desc.inode_bitmap, 1), (desc.inode_table, table)] {
-            if place != NOWHERE {
+            if place != UNALLOCATED {
                 ranges.push((place.0, place.0 + len));
             }
         }
