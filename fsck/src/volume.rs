@@ -450,7 +450,20 @@ fn places_hold(sb: &SuperBlock, geometry: &Geometry, group: GroupNo, desc: &Grou
     let table = u64::from(geometry.inode_table_blocks());
     [(desc.block_bitmap, 1), (desc.inode_bitmap, 1), (desc.inode_table, table)]
         .into_iter()
-        .all(|(start, len)| may_lie(sb, geometry, group, start, len))
+        .all(|(start, len)| may_lie(sb, geometry, group, start, len) && !on_head(geometry, start, len))
+}
+
+/// Whether blocks lie on the superblock, the descriptors or what is reserved for more of them, in the groups
+/// where they begin and end.
+fn on_head(geometry: &Geometry, start: BlockNo, len: u64) -> bool {
+    let end = start.0 + len;
+    let touches = |block: u64| {
+        geometry.group_of_block(BlockNo(block)).is_some_and(|group| {
+            let (first, head) = (geometry.group_first_block(group).0, geometry.head(group).reserved.end);
+            start.0 < head && first < end
+        })
+    };
+    touches(start.0) || touches(end - 1)
 }
 
 /// The places of the copies of a block of descriptors.
