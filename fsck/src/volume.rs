@@ -553,7 +553,42 @@ fn read_descriptors(
             }
         }
     }
+    prefer_copies(disk, sb, geometry, judge, &mut descs)?;
     Ok(descs)
+}
+
+/// Takes a copy of a block of descriptors with which fewer tables and bitmaps lie on each other.
+fn prefer_copies(
+    disk: &Disk,
+    sb: &SuperBlock,
+    geometry: &Geometry,
+    judge: &mut Judge<'_>,
+    descs: &mut Vec<GroupDesc>,
+) -> Result<()> {
+    let mut misplaced = relocate::count_misplaced(sb, geometry, descs);
+    let per_block = geometry.descs_per_block() as usize;
+    for index in 0..geometry.desc_blocks {
+        if misplaced == 0 {
+            return Ok(());
+        }
+        for place in copies(geometry, index) {
+            let Ok(bytes) = disk.read(place) else { continue };
+            let first = index as usize * per_block;
+            let mut with_copy = descs.clone();
+            for (at, raw) in bytes.chunks_exact(geometry.desc_size).enumerate() {
+                if let (Some(desc), Ok(copy)) = (with_copy.get_mut(first + at), GroupDesc::decode(raw)) {
+                    *desc = distrusted(copy);
+                }
+            }
+            let left = relocate::count_misplaced(sb, geometry, &with_copy);
+            if left < misplaced {
+                let group = GroupNo(first as u32);
+                judge.ask(Problem::of_group(Code::DescFromBackup, group).at(place).named("overlapping"))?;
+                (misplaced, *descs) = (left, with_copy);
+            }
+        }
+    }
+    Ok(())
 }
 
 /// A descriptor whose hints may be stale: everything in its group must be looked at.
