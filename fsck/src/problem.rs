@@ -148,7 +148,7 @@ problems! {
     BadBlockPrimary "bad-block-primary" Clear Stop "Block {block} of the superblock or the group descriptors is on the list of bad blocks: if it really is bad, the volume cannot be repaired";
     BadBlockPlace "bad-block-place" Relocate Stop "Group {group}: the {name} at {block} is on the list of bad blocks";
     BadBlockNoRoom "bad-block-no-room" Tell Stop "Group {group}: there is no room to relocate what lies on the bad block {block}";
-    BadBlockMetadata "bad-block-metadata" Tell Fix "Warning: group {group}: block {block} of the {name} is on the list of bad blocks";
+    BadBlockMetadata "bad-block-metadata" Tell Fix "Warning: group {group}: block {block}, of a copy of superblock or descriptors, is on the list of bad blocks";
 
     // Pass 1: inodes and blocks.
     InodeChecksum "inode-checksum" Fix Fix "Inode {ino} passes every check, but its checksum does not match";

@@ -17,6 +17,26 @@ use crate::problem::{Code, Problem};
 use crate::prompt::{Ask, Prompter};
 use crate::volume::{distrusted, may_lie};
 
+/// How many bitmaps and tables lie on impossible places, or on each other.
+#[must_use]
+pub fn count_misplaced(sb: &SuperBlock, geometry: &Geometry, descs: &[GroupDesc]) -> usize {
+    let mut blockwise = *geometry;
+    blockwise.cluster_ratio = 1;
+    let taken = BlockMap::new(&blockwise);
+    let table = u64::from(geometry.inode_table_blocks());
+    let mut count = 0;
+    for (at, desc) in descs.iter().enumerate() {
+        for (place, len) in [(desc.inode_table, table), (desc.block_bitmap, 1), (desc.inode_bitmap, 1)] {
+            if may_lie(sb, geometry, GroupNo(at as u32), place, len) && !taken.any(place, len) {
+                taken.claim(place, len, |_| ());
+            } else {
+                count += 1;
+            }
+        }
+    }
+    count
+}
+
 /// Finds what needs a new place; its descriptor says [`UNALLOCATED`] from here on.
 pub fn find_misplaced(
     sb: &SuperBlock,
@@ -83,7 +103,7 @@ pub fn run(ctx: &mut Context, prompter: &mut Prompter<'_>) -> Result<()> {
 }
 
 /// Moves what lies on a block that the list of bad blocks names. Copies of the superblock and the descriptors
-/// are where they are, and inodes that nothing uses need no better place.
+/// are where they are.
 fn leave_bad_block(ctx: &mut Context, prompter: &mut Prompter<'_>, block: BlockNo) -> Result<()> {
     let table = u64::from(ctx.geometry.inode_table_blocks());
     let holder = ctx.descs.iter().enumerate().find_map(|(at, desc)| {
@@ -97,12 +117,9 @@ fn leave_bad_block(ctx: &mut Context, prompter: &mut Prompter<'_>, block: BlockN
         };
         Some((NeedsRelocation { group: GroupNo(at as u32), code }, name))
     });
-    let moved =
-        holder.filter(|(piece, _)| piece.code != Code::InodeTablePlace || holds_inodes(ctx, *piece, block));
-    let Some((piece, name)) = moved else {
-        let head = ctx.geometry.group_of_block(block).unwrap_or(GroupNo(0));
-        let (group, name) = holder.map_or((head, "copies"), |(piece, name)| (piece.group, name));
-        prompter.ask(Problem::of_group(Code::BadBlockMetadata, group).at(block).named(name))?;
+    let Some((piece, name)) = holder else {
+        let group = ctx.geometry.group_of_block(block).unwrap_or(GroupNo(0));
+        prompter.ask(Problem::of_group(Code::BadBlockMetadata, group).at(block))?;
         return Ok(());
     };
     let problem = |code| Problem::of_group(code, piece.group).at(block).named(name);
@@ -110,14 +127,6 @@ fn leave_bad_block(ctx: &mut Context, prompter: &mut Prompter<'_>, block: BlockN
         prompter.ask(problem(Code::BadBlockNoRoom))?;
     }
     Ok(())
-}
-
-/// Whether a block of an inode table holds an inode in use.
-fn holds_inodes(ctx: &Context, piece: NeedsRelocation, block: BlockNo) -> bool {
-    let per_block = ctx.geometry.block_size / ctx.geometry.inode_size as u32;
-    let first = (block.0 - ctx.descs[piece.group.0 as usize].inode_table.0) as u32 * per_block;
-    let inodes = (first..first + per_block).filter_map(|index| ctx.geometry.inode_at(piece.group, index));
-    inodes.into_iter().any(|ino| ctx.found.inodes.get(ino).is_used())
 }
 
 /// Finds a place for a piece and moves what it holds; false when there is none.

@@ -476,7 +476,20 @@ fn places_hold(sb: &SuperBlock, geometry: &Geometry, group: GroupNo, desc: &Grou
     let table = u64::from(geometry.inode_table_blocks());
     [(desc.block_bitmap, 1), (desc.inode_bitmap, 1), (desc.inode_table, table)]
         .into_iter()
-        .all(|(start, len)| may_lie(sb, geometry, group, start, len))
+        .all(|(start, len)| may_lie(sb, geometry, group, start, len) && !on_head(geometry, start, len))
+}
+
+/// Whether blocks lie on the superblock, the descriptors or what is reserved for more of them, in the groups
+/// where they begin and end.
+fn on_head(geometry: &Geometry, start: BlockNo, len: u64) -> bool {
+    let end = start.0 + len;
+    let touches = |block: u64| {
+        geometry.group_of_block(BlockNo(block)).is_some_and(|group| {
+            let (first, head) = (geometry.group_first_block(group).0, geometry.head(group).reserved.end);
+            start.0 < head && first < end
+        })
+    };
+    touches(start.0) || touches(end - 1)
 }
 
 /// The places of the copies of a block of descriptors.
@@ -568,7 +581,43 @@ fn read_descriptors(
             }
         }
     }
+    prefer_copies(disk, sb, geometry, prompter, &mut descs)?;
     Ok(descs)
+}
+
+/// Takes a copy of a block of descriptors with which fewer tables and bitmaps lie on each other.
+fn prefer_copies(
+    disk: &Disk,
+    sb: &SuperBlock,
+    geometry: &Geometry,
+    prompter: &mut Prompter<'_>,
+    descs: &mut Vec<GroupDesc>,
+) -> Result<()> {
+    let mut misplaced = relocate::count_misplaced(sb, geometry, descs);
+    let per_block = geometry.descs_per_block() as usize;
+    for index in 0..geometry.desc_blocks {
+        if misplaced == 0 {
+            return Ok(());
+        }
+        for place in copies(geometry, index) {
+            let Ok(bytes) = disk.read(place) else { continue };
+            let first = index as usize * per_block;
+            let mut with_copy = descs.clone();
+            for (at, raw) in bytes.chunks_exact(geometry.desc_size).enumerate() {
+                if let (Some(desc), Ok(copy)) = (with_copy.get_mut(first + at), GroupDesc::decode(raw)) {
+                    *desc = distrusted(copy);
+                }
+            }
+            let left = relocate::count_misplaced(sb, geometry, &with_copy);
+            if left < misplaced {
+                let group = GroupNo(first as u32);
+                prompter
+                    .ask(Problem::of_group(Code::DescFromBackup, group).at(place).named("overlapping"))?;
+                (misplaced, *descs) = (left, with_copy);
+            }
+        }
+    }
+    Ok(())
 }
 
 /// A descriptor whose hints may be stale: everything in its group must be looked at.

@@ -92,10 +92,9 @@ fn extents(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject, kind: FileType) ->
         }
         return Ok(());
     }
-    let missing = !flagged
-        && !s.inode.has(flag::INLINE_DATA)
-        && !(kind == FileType::Symlink && holds_target(s))
-        && if feature { has_header(s) } else { holds_tree(ctx, s) };
+    let text = s.inode.has(flag::INLINE_DATA) || kind == FileType::Symlink && holds_target(s);
+    let tree = if feature { has_header(s) } else { holds_tree(ctx, s) };
+    let missing = tree && !flagged && !text;
     if missing && ask.ask(Problem::of(Code::FlagExtentsMissing, s.ino))? {
         s.inode.flags |= flag::EXTENTS;
         s.dirty = true;

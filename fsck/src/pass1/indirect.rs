@@ -43,7 +43,7 @@ struct Walk<'a> {
 }
 
 /// Pointers off the volume in a block that may still be one of pointers.
-const STRAYS: usize = 2;
+const STRAYS: usize = 12;
 
 impl Walk<'_> {
     /// Whether a block holds something else than pointers: most of them would lead off the volume. To clear

@@ -363,7 +363,11 @@ fn check_symlink(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject, effects: &mu
     };
     let good = if s.inode.has(flag::INLINE_DATA) {
         inline::check(ctx, ask, s)?;
-        true
+        let rest = inline::rest(ctx, &s.record, &s.inode).unwrap_or_default();
+        let mut target = [&s.inode.block[..], &s.record[rest]].concat();
+        target.push(0);
+        // The size may just have been cut to what is there.
+        s.inode.size != size || fits(&target)
     } else if size == 0 || s.inode.has(flag::INDEX) {
         false
     } else if s.inode.is_fast_symlink(&ctx.layout) && !s.inode.has(flag::EXTENTS) {

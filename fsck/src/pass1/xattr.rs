@@ -84,12 +84,15 @@ fn check_inside(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject, effects: &mut
     Ok(())
 }
 
-/// Whether an entry without a value says that it lies outside the region: the kernel does not mind, e2fsck
-/// does.
+/// Whether an entry without a value in the region says that one lies outside it, or in another inode and here,
+/// too: the kernel does not mind, e2fsck does.
 fn empty_value_outside(region: &[u8]) -> bool {
     let mut at = xattr::INODE_HEADER;
     while let Some(entry) = region.get(at..at + xattr::ENTRY_HEADER).filter(|entry| entry[..4] != [0; 4]) {
         let offset = usize::from(u16::from_le_bytes([entry[2], entry[3]]));
+        if entry[4..8] != [0; 4] && offset != 0 {
+            return true;
+        }
         if entry[4..12] == [0; 8] && offset > region.len() - xattr::INODE_HEADER {
             return true;
         }
