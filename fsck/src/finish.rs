@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use ext4_format::BlockNo;
 use ext4_format::features::RoCompat;
-use ext4_format::superblock::State;
+use ext4_format::superblock::{SUPERBLOCK_OFFSET, State};
 
 use crate::ask::{Ask, Judge};
 use crate::context::{Context, lock};
@@ -162,7 +162,7 @@ fn write_back(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
         ctx.disk.flush()?;
     } else if ctx.options.mode != Mode::CheckOnly {
         let sb = lock(&ctx.next_sb).encode();
-        ctx.disk.device().write_at(1024, &sb)?;
+        ctx.disk.device().write_at(SUPERBLOCK_OFFSET, &sb)?;
         ctx.disk.flush()?;
     }
     Ok(())

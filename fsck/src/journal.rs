@@ -3,7 +3,7 @@
 use ext4_format::features::{Compat, Incompat};
 use ext4_format::inode::{FileType, Inode, flag};
 use ext4_format::jbd2 as format;
-use ext4_format::superblock::State;
+use ext4_format::superblock::{SUPERBLOCK_OFFSET, State};
 use ext4_format::{BlockNo, Corruption, Ino, locate};
 use jbd2::recovery::{self, LogExtent, LogLocation};
 
@@ -150,7 +150,7 @@ fn renumber(ctx: &Context, judge: &mut Judge<'_>, problem: Problem) -> Result<Ou
     }
     let mut sb = *lock(&ctx.next_sb);
     let _ = sb.edit(|raw| raw.journal_inum.set(Ino::JOURNAL.get()));
-    ctx.disk.write_bytes(1024, &sb.encode())?;
+    ctx.disk.write_bytes(SUPERBLOCK_OFFSET, &sb.encode())?;
     Ok(Outcome::Reopen)
 }
 
@@ -169,7 +169,7 @@ fn unannounced(ctx: &Context, judge: &mut Judge<'_>) -> Result<Outcome> {
         Some(_) => raw.feature_compat.set(raw.feature_compat.get() | Compat::HAS_JOURNAL.0),
         None => raw.journal_inum.set(0),
     });
-    ctx.disk.write_bytes(1024, &sb.encode())?;
+    ctx.disk.write_bytes(SUPERBLOCK_OFFSET, &sb.encode())?;
     Ok(Outcome::Reopen)
 }
 
@@ -271,7 +271,7 @@ fn discard(ctx: &Context, judge: &mut Judge<'_>, problem: Problem, ino: Option<I
         raw.jnl_backup_type = 0;
         raw.jnl_blocks = Default::default();
     });
-    ctx.disk.write_bytes(1024, &sb.encode())?;
+    ctx.disk.write_bytes(SUPERBLOCK_OFFSET, &sb.encode())?;
     judge.journal_lost = true;
     Ok(Outcome::Reopen)
 }
@@ -313,6 +313,6 @@ pub fn create(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
         raw.feature_compat.set(raw.feature_compat.get() | Compat::HAS_JOURNAL.0);
         raw.journal_inum.set(Ino::JOURNAL.get());
     });
-    lock(&ctx.next_sb).set_journal_backup(backup::words_of(&inode));
+    lock(&ctx.next_sb).set_journal_backup(inode.journal_backup());
     Ok(())
 }

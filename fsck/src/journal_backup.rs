@@ -1,8 +1,10 @@
 //! The superblock's copy of the journal inode's map and size (`s_jnl_blocks`): it brings back a journal whose
 //! inode was damaged, and is kept true to a journal that is sound.
 
+use ext4_format::extent;
 use ext4_format::inode::{FileType, Inode, flag};
 use ext4_format::jbd2 as format;
+use ext4_format::superblock::SUPERBLOCK_OFFSET;
 use ext4_format::{BlockNo, Ino};
 
 use crate::alloc;
@@ -16,27 +18,16 @@ use crate::problem::{Code, Problem};
 /// Words of `i_block` in the copy; the upper and the lower half of the size follow.
 const MAP_WORDS: usize = 15;
 
-/// The copy that an inode should have.
-#[must_use]
-pub fn words_of(inode: &Inode) -> [u32; MAP_WORDS + 2] {
-    std::array::from_fn(|at| match at {
-        0..MAP_WORDS => u32::from_le_bytes(std::array::from_fn(|i| inode.block[4 * at + i])),
-        MAP_WORDS => (inode.size >> 32) as u32,
-        _ => inode.size as u32,
-    })
-}
-
 /// The journal inode that the copy describes, if a log lies where it says.
 #[must_use]
 pub fn journal(ctx: &Context) -> Option<Inode> {
-    const EXTENT_MAGIC: u32 = 0xf30a;
     // An inode whose table is lost has no place to come back to.
     ctx.inode_place(Ino::JOURNAL)?;
     let words = ctx.sb.journal_backup()?;
     let mut inode = alloc::fresh(ctx, FileType::Regular, 0o600);
     inode.links = 1;
     inode.size = u64::from(words[MAP_WORDS]) << 32 | u64::from(words[MAP_WORDS + 1]);
-    inode.flags = if words[0] & 0xffff == EXTENT_MAGIC { flag::EXTENTS } else { 0 };
+    inode.flags = if words[0] & 0xffff == u32::from(extent::MAGIC) { flag::EXTENTS } else { 0 };
     for (place, word) in inode.block.chunks_exact_mut(4).zip(words) {
         place.copy_from_slice(&word.to_le_bytes());
     }
@@ -70,7 +61,7 @@ pub fn restore(ctx: &Context, judge: &mut Judge<'_>, why: &str, mut inode: Inode
 /// # Errors
 /// The device's.
 pub fn refresh(ctx: &Context, judge: &mut Judge<'_>, ino: Ino) -> Result<()> {
-    let words = words_of(&ctx.read_inode(ino)?);
+    let words = ctx.read_inode(ino)?.journal_backup();
     if !ctx.options.may_write() || ctx.sb.journal_backup() == Some(words) {
         return Ok(());
     }
@@ -80,7 +71,7 @@ pub fn refresh(ctx: &Context, judge: &mut Judge<'_>, ino: Ino) -> Result<()> {
     // The stamp alone is no change that another round must look at.
     let mut first = ctx.sb;
     first.set_journal_backup(words);
-    ctx.disk.save(BlockNo(1024 / u64::from(ctx.geometry.block_size)), 1)?;
-    ctx.disk.device().write_at(1024, &first.encode())?;
+    ctx.disk.save(BlockNo(SUPERBLOCK_OFFSET / u64::from(ctx.geometry.block_size)), 1)?;
+    ctx.disk.device().write_at(SUPERBLOCK_OFFSET, &first.encode())?;
     Ok(())
 }

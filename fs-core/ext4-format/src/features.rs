@@ -275,8 +275,8 @@ pub enum Access {
     },
 }
 
-/// Judges a volume by its feature words, and by what else is `refused` by name.
-pub(crate) fn judge(
+/// Decides from the feature words how a volume may be mounted. `refused` names what else is not supported.
+pub(crate) fn check_supported(
     compat: Compat,
     ro_compat: RoCompat,
     incompat: Incompat,

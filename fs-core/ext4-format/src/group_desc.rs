@@ -1,7 +1,7 @@
 //! Group descriptors: where a group's bitmaps and inode table lie, what is free, what is uninitialised.
 //!
 //! A descriptor is 32 bytes, or 64 and more with `64bit`, whose second half holds the high halves. The
-//! uninit flags mean something only where descriptors carry a sum ([`crate::csum::Csum::group_descs`]).
+//! uninit flags are valid only where descriptors carry a sum ([`crate::csum::Csum::group_descs`]).
 //! Source: kernel documentation, ext4 "Block Group Descriptors".
 
 use crate::bits::flag_bits;

@@ -45,12 +45,6 @@ pub fn entries(bytes: &[u8]) -> impl Iterator<Item = (usize, Ino)> + '_ {
     (0..per_block(bytes.len())).filter_map(|slot| Some((slot, Ino::new(word(bytes, slot * 4)?)?)))
 }
 
-/// The first free slot.
-#[must_use]
-pub fn free_slot(bytes: &[u8]) -> Option<usize> {
-    (0..per_block(bytes.len())).find(|slot| word(bytes, slot * 4) == Some(0))
-}
-
 /// Writes a slot; `None` frees it. False when the block has no such slot.
 pub fn set(bytes: &mut [u8], slot: usize, ino: Option<Ino>) -> bool {
     if slot >= per_block(bytes.len()) {
@@ -79,14 +73,16 @@ mod tests {
         init(&mut block);
         check(&block).unwrap();
         assert_eq!(per_block(1024), 254);
-        for n in 0..254 {
-            let slot = free_slot(&block).unwrap();
-            assert!(set(&mut block, slot, Ino::new(100 + n)));
+        for slot in 0..254 {
+            assert!(set(&mut block, slot, Ino::new(100 + slot as u32)));
         }
-        assert_eq!(free_slot(&block), None);
+        assert_eq!(
+            entries(&block).map(|(slot, ino)| ino.get() - slot as u32).collect::<Vec<_>>(),
+            [100; 254]
+        );
         assert!(set(&mut block, 17, None));
         assert!(!set(&mut block, 254, None), "the tail is no slot");
-        assert_eq!(free_slot(&block), Some(17));
+        assert!(entries(&block).all(|(slot, _)| slot != 17));
         assert_eq!(entries(&block).count(), 253);
         check(&block).unwrap();
         assert_eq!(check(&[0; 1024]).unwrap_err().field, "ob_magic");

@@ -1,6 +1,7 @@
 //! Finding a name.
 
 use ext4_format::Ino;
+use ext4_format::dirent::MAX_NAME;
 
 use crate::error::{Posix, Result};
 use crate::fs::Filesystem;
@@ -14,7 +15,7 @@ impl Filesystem {
     /// `NotFound`, `NotDirectory`, `NameTooLong`, and those of a damaged directory.
     pub fn lookup(&self, parent: Ino, name: &[u8]) -> Result<Entry> {
         self.vol.alive()?;
-        if name.len() > 255 {
+        if name.len() > MAX_NAME {
             return Err(Posix::NameTooLong.into());
         }
         let parent = self.directory(parent)?;

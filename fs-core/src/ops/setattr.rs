@@ -1,6 +1,7 @@
 //! Changing attributes.
 
 use ext4_format::Ino;
+use ext4_format::inode::mode::{S_ISGID, S_ISUID, S_IXGRP};
 use ext4_format::inode::{FileType, Time, flag};
 use jbd2::Handle;
 
@@ -10,10 +11,6 @@ use crate::inode::{Core, Inode};
 use crate::tx;
 use crate::types::{Attr, Caller, SetAttr, SetTime};
 use crate::xattr::Changed;
-
-const S_ISUID: u16 = 0o4000;
-const S_ISGID: u16 = 0o2000;
-const S_IXGRP: u16 = 0o010;
 
 impl Filesystem {
     /// Changes what `change` names and gives the attributes that hold afterwards. Permission to

@@ -2,6 +2,7 @@
 
 use ext4_format::Ino;
 use ext4_format::inode::FileType;
+use ext4_format::inode::mode::S_IRWXUGO;
 
 use super::create::Content;
 use crate::error::{Posix, Result};
@@ -22,7 +23,7 @@ impl Filesystem {
         if target.len() >= self.vol.block_size() as usize {
             return Err(Posix::NameTooLong.into());
         }
-        let mode = FileType::Symlink.mode_bits() | 0o777;
+        let mode = FileType::Symlink.mode_bits() | S_IRWXUGO;
         self.create(caller, parent, name, mode, Content::Target(target))
     }
 }

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use ext4_format::extent::{Bounds, ENTRY_SIZE, Extent, MAX_DEPTH, Node, NodeMut};
+use ext4_format::extent::{self, Bounds, ENTRY_SIZE, Extent, MAX_DEPTH, Node, NodeMut};
 use ext4_format::inode::flag;
 use ext4_format::{BlockNo, FileBlock, Ino};
 
@@ -61,15 +61,14 @@ pub fn check(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject, effects: &mut Ef
 
 /// A node may say that a few entries less fit than do, as old kernels wrote it; not many less.
 fn mend_max(ask: &mut dyn Ask, ino: Ino, bytes: &mut [u8]) -> Result<bool> {
-    const EH_MAX: std::ops::Range<usize> = 4..6;
     let fit = (bytes.len() / ENTRY_SIZE - 1) as u16;
-    let stated = u16::from_le_bytes([bytes[EH_MAX.start], bytes[EH_MAX.start + 1]]);
-    let magic = bytes[..2] == [0x0a, 0xf3];
-    let wrong = magic && stated + 2 < fit;
-    if !wrong || !ask.ask(Problem::of(Code::ExtentMax, ino).values(stated, fit))? {
+    let Some(stated) = extent::stated_max(bytes) else { return Ok(false) };
+    if u32::from(stated) + 2 >= u32::from(fit)
+        || !ask.ask(Problem::of(Code::ExtentMax, ino).values(stated, fit))?
+    {
         return Ok(false);
     }
-    bytes[EH_MAX].copy_from_slice(&fit.to_le_bytes());
+    extent::set_max(bytes, fit);
     Ok(true)
 }
 
@@ -77,7 +76,7 @@ fn mend_max(ask: &mut dyn Ask, ino: Ino, bytes: &mut [u8]) -> Result<bool> {
 /// leaf is one.
 fn mend_depth(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject) -> Result<()> {
     let mut leaf = s.inode.block;
-    set_depth(&mut leaf, 0);
+    extent::set_depth(&mut leaf, 0);
     let why = match Node::parse(&s.inode.block) {
         Ok(node) if node.depth() > 0 && node.is_empty() => "no entries",
         Err(corruption) if corruption.field == "eh_depth" && Node::parse(&leaf).is_ok() => "more than five",
@@ -279,7 +278,7 @@ impl Walk<'_> {
         if stated + 1 != depth {
             // A node whose entries make sense where it hangs only has a wrong number.
             let mut right = bytes.clone();
-            set_depth(&mut right, depth - 1);
+            extent::set_depth(&mut right, depth - 1);
             let problem = Problem::of(Code::ExtentNodeDepth, ino).at(block).values(stated, depth - 1);
             if !self.sane(&right) || !self.ask.ask(problem)? {
                 return Ok(decide(
@@ -328,11 +327,6 @@ enum Child {
     Drop,
     /// Damaged, but not to be touched.
     Leave,
-}
-
-fn set_depth(bytes: &mut [u8], depth: u16) {
-    const EH_DEPTH: std::ops::Range<usize> = 6..8;
-    bytes[EH_DEPTH].copy_from_slice(&depth.to_le_bytes());
 }
 
 fn edit(bytes: &mut [u8], change: impl FnOnce(&mut NodeMut<'_>) -> bool) -> bool {

@@ -4,12 +4,15 @@
 //! uses goes into [`Effects`], which the caller joins to the common picture only when the whole inode has
 //! been judged.
 
+use std::mem::take;
 use std::sync::atomic::Ordering::Relaxed;
 
 use ext4_format::dirent::{DirBlock, DirFormat};
-use ext4_format::extent::Node;
+use ext4_format::extent::{self, Node};
 use ext4_format::features::{Compat, Incompat, RoCompat};
-use ext4_format::inode::{BASE_SIZE, BLOCK_AREA, FULL_EXTRA_ISIZE, FileType, Inode, MAX_FAST_SYMLINK, flag};
+use ext4_format::inode::{
+    BASE_SIZE, BLOCK_AREA, FULL_EXTRA_ISIZE, FileType, Inode, MAX_FAST_SYMLINK, RawInode, flag,
+};
 use ext4_format::{BlockNo, Ino};
 
 use super::{extents, indirect, inline, special, xattr};
@@ -115,10 +118,6 @@ impl Subject {
         if self.dirty {
             ctx.encode(&self.inode, &mut self.record);
         }
-    }
-
-    fn word(&self, at: usize) -> u32 {
-        u32::from_le_bytes(std::array::from_fn(|i| self.record[at + i]))
     }
 }
 
@@ -283,25 +282,26 @@ fn check_extra_isize(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject) -> Resul
 fn check_fields(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject) -> Result<()> {
     let is_dir_or_special = s.inode.file_type() != Some(FileType::Regular);
     let large_dir = ctx.layout.large_dir && s.inode.is_dir();
-    let mut zero = |s: &mut Subject, code, at: usize, width: usize| -> Result<()> {
-        let value = if width == 4 { s.word(at) } else { s.word(at) & 0xffff };
+    // `take` leaves 0 in a field of the record and gives what stood there.
+    let mut zero = |s: &mut Subject, code, take: fn(&mut RawInode) -> u32| -> Result<()> {
+        let value = RawInode::of(&s.record).map_or(0, |raw| take(&mut raw.clone()));
         if value != 0 && ask.ask(Problem::of(code, s.ino).values(value, 0_u32))? {
             s.store(ctx);
-            s.record[at..at + width].fill(0);
+            RawInode::of_mut(&mut s.record).map(take);
             s.inode = Inode::decode_damaged(&s.record, &ctx.layout);
             s.dirty = true;
         }
         Ok(())
     };
-    zero(s, Code::InodeFaddr, 0x70, 4)?;
+    zero(s, Code::InodeFaddr, |raw| take(&mut raw.obsolete_faddr).get())?;
     if is_dir_or_special && !large_dir && s.inode.file_type() == Some(FileType::Directory) {
-        zero(s, Code::SizeHighBits, 0x6c, 4)?;
+        zero(s, Code::SizeHighBits, |raw| take(&mut raw.size_hi).get())?;
     }
     if !ctx.sb.incompat().has(Incompat::BIT64) {
-        zero(s, Code::FileAclHighBits, 0x76, 2)?;
+        zero(s, Code::FileAclHighBits, |raw| take(&mut raw.file_acl_hi).get().into())?;
     }
     if !ctx.layout.huge_file {
-        zero(s, Code::BlocksHighBits, 0x74, 2)?;
+        zero(s, Code::BlocksHighBits, |raw| take(&mut raw.blocks_hi).get().into())?;
     }
     Ok(())
 }
@@ -312,7 +312,9 @@ pub fn check_flags(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject, kind: File
     let mut drop = |s: &mut Subject, wrong: bool, code, bits: u32| -> Result<()> {
         if wrong && s.inode.flags & bits != 0 && ask.ask(Problem::of(code, s.ino))? {
             s.inode.flags &= !bits;
-            s.record[0x20..0x24].copy_from_slice(&s.inode.flags.to_le_bytes());
+            if let Some(raw) = RawInode::of_mut(&mut s.record) {
+                raw.flags.set(s.inode.flags);
+            }
             s.dirty = true;
         }
         Ok(())
@@ -329,8 +331,7 @@ pub fn check_flags(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject, kind: File
     if s.inode.has(flag::INLINE_DATA) {
         drop(s, true, Code::FlagInlineAndExtents, flag::EXTENTS)?;
     }
-    let looks_like_tree =
-        s.inode.block[..2] == [0x0a, 0xf3] && u16::from_le_bytes([s.inode.block[4], s.inode.block[5]]) == 4;
+    let looks_like_tree = extent::stated_max(&s.inode.block) == Some(4);
     if s.inode.has(flag::EXTENTS) && !incompat.has(Incompat::EXTENTS) {
         if looks_like_tree && ask.ask(Problem::of(Code::FlagExtentsFeature, s.ino))? {
             ctx.edit_super(|raw| {
@@ -421,8 +422,8 @@ fn check_special_file(ask: &mut dyn Ask, s: &mut Subject) -> Result<()> {
             s.dirty = true;
         }
     }
-    let raw_size = u64::from(s.word(4)) | u64::from(s.word(0x6c)) << 32;
-    if raw_size != 0 && ask.ask(Problem::of(Code::SpecialFile, s.ino))? {
+    let sized = RawInode::of(&s.record).is_some_and(|raw| raw.size_lo.get() | raw.size_hi.get() != 0);
+    if sized && ask.ask(Problem::of(Code::SpecialFile, s.ino))? {
         s.inode.size = 0;
         s.dirty = true;
     }

@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 
 use ext4_format::casefold;
 use ext4_format::dirent::{self, DirBlock, DirBlockMut, DirEntry, DirFormat, NewEntry};
-use ext4_format::inode::{BLOCK_AREA, FileType, flag};
+use ext4_format::inode::{BLOCK_AREA, BLOCK_OFFSET, FileType, flag};
 use ext4_format::{Ino, What};
 
 use super::htree::{Index, Shape};
@@ -471,21 +471,20 @@ pub fn check_inline(
     mut record: Vec<u8>,
     said: &mut Said,
 ) -> Result<()> {
-    const START: usize = 0x28;
-    let parent = u32::from_le_bytes(std::array::from_fn(|i| record[START + i]));
+    let parent = u32::from_le_bytes(std::array::from_fn(|i| record[BLOCK_OFFSET + i]));
     said.dotdot = parent;
     let mut dirty = false;
     if Ino::new(parent).is_none_or(|ino| ino.get() > ctx.geometry.inodes_count)
         && ask.ask(Problem::of(Code::DotDotZero, dir.ino).values(parent, 0_u32))?
     {
         said.dotdot = Ino::ROOT.get();
-        record[START..START + 4].copy_from_slice(&said.dotdot.to_le_bytes());
+        record[BLOCK_OFFSET..BLOCK_OFFSET + 4].copy_from_slice(&said.dotdot.to_le_bytes());
         dirty = true;
     }
     let rest = inline::rest(ctx, &record, &dir.inode).unwrap_or_default();
     let format = DirFormat { tail: false, ..dir.format };
     let place = Place { file_block: ext4_format::FileBlock(1), block: ext4_format::BlockNo(0) };
-    for area in [START + 4..START + BLOCK_AREA, rest] {
+    for area in [BLOCK_OFFSET + 4..BLOCK_OFFSET + BLOCK_AREA, rest] {
         if area.len() < inline::LEAST_RECORD {
             continue;
         }
