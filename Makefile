@@ -97,9 +97,9 @@ lint:
 lint-deps:
 	@export PATH="$(abspath $(TARGET))/tools/bin:$$PATH"; \
 	if command -v cargo-machete >/dev/null; then $(CARGO) machete || exit 1; \
-	else echo 'SKIPPED: unused dependencies, for want of cargo-machete (make lint-tools)'; fi; \
+	else echo 'SKIPPED: unused dependencies: cargo-machete is not installed (make lint-tools)'; fi; \
 	if command -v cargo-deny >/dev/null; then $(CARGO) deny --locked check bans licenses sources || exit 1; \
-	else echo 'SKIPPED: licences of dependencies, for want of cargo-deny (make lint-tools)'; fi
+	else echo 'SKIPPED: licences of dependencies: cargo-deny is not installed (make lint-tools)'; fi
 
 lint-tools:
 	@for t in cargo-machete cargo-deny; do \
