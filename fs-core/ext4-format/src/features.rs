@@ -4,6 +4,11 @@
 //! The three words differ in what an *unknown* bit means (kernel documentation, "Super Block"): compat
 //! bits may be ignored, ro_compat bits forbid writing, incompat bits forbid mounting.
 
+#![cfg_attr(
+    not(test),
+    deny(clippy::as_conversions, clippy::indexing_slicing, clippy::arithmetic_side_effects)
+)]
+
 use std::fmt;
 
 use crate::bits::flag_bits;

@@ -1,5 +1,10 @@
 //! Numbers that the format splits into a low and a high field.
 
+#![cfg_attr(
+    not(test),
+    deny(clippy::as_conversions, clippy::indexing_slicing, clippy::arithmetic_side_effects)
+)]
+
 /// The low and the high half.
 pub(crate) fn split16(value: u32) -> (u16, u16) {
     let [a, b, c, d] = value.to_le_bytes();

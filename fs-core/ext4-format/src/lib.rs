@@ -13,6 +13,7 @@ pub mod extent;
 pub mod features;
 pub mod geometry;
 pub mod group_desc;
+mod halves;
 pub mod hash;
 pub mod htree;
 pub mod indirect;

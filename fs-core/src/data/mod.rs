@@ -1,6 +1,6 @@
 //! The one path of file data (ARCHITECTURE.md, "How the water flows").
 //!
-//! A direct write ([`write`]) and the flush of write-behind (`flush`) take the same steps:
+//! A direct write (`write`) and the flush of write-behind (`flush`) take the same steps:
 //! 1. begin: a `flight::Writing` guard, taken under the shared inode lock, keeps other writes of
 //!    these blocks and everything that frees blocks away; the inode lock is dropped;
 //! 2. place (`place`, handle A): holes get unwritten blocks, unwritten extents are split to the
