@@ -24,9 +24,6 @@ pub const VOLUME_EVENTS: &str = "rext4-fs";
 const EFSBADCRC: u8 = 4;
 const EFSCORRUPTED: u8 = 5;
 
-/// Where `i_atime_extra` ends in an inode.
-const I_ATIME_EXTRA_END: u16 = 144;
-
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
 enum Mode {
@@ -117,20 +114,13 @@ impl Volume {
     /// Nanoseconds between two times that inodes can tell apart.
     #[must_use]
     pub fn time_granularity(&self) -> u32 {
-        // Inodes that end before i_atime_extra have seconds of 32 bits and nothing else.
-        if self.inode_layout.inode_size >= I_ATIME_EXTRA_END { 1 } else { 1_000_000_000 }
+        self.inode_layout.time_granularity()
     }
 
-    /// The time that an inode keeps of `time`: from 1901 to 2446, or to 2038; the ends without nanoseconds.
+    /// The timestamp that an inode of this volume keeps of `time`.
     #[must_use]
     pub fn storable(&self, time: Time) -> Time {
-        let first = i64::from(i32::MIN);
-        let (last, fine) = match self.time_granularity() {
-            1 => (first + (1 << 34) - 1, true),
-            _ => (i32::MAX.into(), false),
-        };
-        let inside = time.sec > first && time.sec < last;
-        Time { sec: time.sec.clamp(first, last), nsec: if inside && fine { time.nsec } else { 0 } }
+        self.inode_layout.storable(time)
     }
 
     /// Refuses when the volume must not be changed (any more).

@@ -10,7 +10,7 @@ use blockdev::{BlockDevice, Direct, OpenOptions};
 use ext4_format::BlockNo;
 use ext4_format::features::Incompat;
 use ext4_format::jbd2 as format;
-use ext4_format::superblock::{MAGIC, RawSuperBlock, SUPERBLOCK_LEN};
+use ext4_format::superblock::{MAGIC, RawSuperBlock, SUPERBLOCK_LEN, SUPERBLOCK_OFFSET};
 use jbd2::recovery::{LogExtent, LogLocation};
 use zerocopy::FromBytes;
 
@@ -99,7 +99,7 @@ fn by_uuid(uuid: &[u8; 16]) -> Option<PathBuf> {
 /// Whether a device is the journal with this number.
 fn recognise(device: &dyn BlockDevice, uuid: &[u8; 16]) -> Result<()> {
     let mut bytes = [0; SUPERBLOCK_LEN];
-    device.read_at(1024, &mut bytes)?;
+    device.read_at(SUPERBLOCK_OFFSET, &mut bytes)?;
     let raw = RawSuperBlock::read_from_bytes(&bytes[..]).ok();
     let raw = raw.filter(|raw| {
         raw.magic.get() == MAGIC && Incompat(raw.feature_incompat.get()).has(Incompat::JOURNAL_DEV)

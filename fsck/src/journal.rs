@@ -3,7 +3,7 @@
 use ext4_format::features::{Compat, Incompat};
 use ext4_format::inode::{FileType, Inode, flag};
 use ext4_format::jbd2 as format;
-use ext4_format::superblock::State;
+use ext4_format::superblock::{SUPERBLOCK_OFFSET, State};
 use ext4_format::{BlockNo, Corruption, Ino, locate};
 use jbd2::recovery::{self, LogExtent, LogLocation};
 
@@ -159,7 +159,7 @@ fn renumber(ctx: &Context, prompter: &mut Prompter<'_>, problem: Problem) -> Res
     }
     let mut sb = *lock(&ctx.next_sb);
     let _ = sb.edit(|raw| raw.journal_inum.set(Ino::JOURNAL.get()));
-    ctx.disk.write_bytes(1024, &sb.encode())?;
+    ctx.disk.write_bytes(SUPERBLOCK_OFFSET, &sb.encode())?;
     Ok(Outcome::Reopen)
 }
 
@@ -178,7 +178,7 @@ fn unannounced(ctx: &Context, prompter: &mut Prompter<'_>) -> Result<Outcome> {
         Some(_) => raw.feature_compat.set(raw.feature_compat.get() | Compat::HAS_JOURNAL.0),
         None => raw.journal_inum.set(0),
     });
-    ctx.disk.write_bytes(1024, &sb.encode())?;
+    ctx.disk.write_bytes(SUPERBLOCK_OFFSET, &sb.encode())?;
     Ok(Outcome::Reopen)
 }
 
@@ -327,6 +327,6 @@ pub fn create(ctx: &Context, prompter: &mut Prompter<'_>) -> Result<()> {
         raw.feature_compat.set(raw.feature_compat.get() | Compat::HAS_JOURNAL.0);
         raw.journal_inum.set(Ino::JOURNAL.get());
     });
-    lock(&ctx.next_sb).set_journal_backup(backup::words_of(&inode));
+    lock(&ctx.next_sb).set_journal_backup(inode.journal_backup());
     Ok(())
 }

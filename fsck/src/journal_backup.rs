@@ -1,8 +1,10 @@
 //! The superblock's copy of the journal inode's map and size (`s_jnl_blocks`): it brings back a journal whose
 //! inode was damaged, and is kept true to a journal that is sound.
 
+use ext4_format::extent;
 use ext4_format::inode::{FileType, Inode, flag};
 use ext4_format::jbd2 as format;
+use ext4_format::superblock::SUPERBLOCK_OFFSET;
 use ext4_format::{BlockNo, Ino};
 
 use crate::alloc;
@@ -30,12 +32,11 @@ pub fn words_of(inode: &Inode) -> [u32; MAP_WORDS + 2] {
 /// superblock names, or the one reserved for it where another file has that number.
 #[must_use]
 pub fn journal(ctx: &Context, named: Ino) -> Option<(Ino, Inode)> {
-    const EXTENT_MAGIC: u32 = 0xf30a;
     let words = ctx.sb.journal_backup()?;
     let mut inode = alloc::fresh(ctx, FileType::Regular, 0o600);
     inode.links = 1;
     inode.size = u64::from(words[MAP_WORDS]) << 32 | u64::from(words[MAP_WORDS + 1]);
-    inode.flags = if words[0] & 0xffff == EXTENT_MAGIC { flag::EXTENTS } else { 0 };
+    inode.flags = if words[0] & 0xffff == u32::from(extent::MAGIC) { flag::EXTENTS } else { 0 };
     for (place, word) in inode.block.chunks_exact_mut(4).zip(words) {
         place.copy_from_slice(&word.to_le_bytes());
     }
@@ -100,7 +101,7 @@ pub fn refresh(ctx: &Context, prompter: &mut Prompter<'_>, ino: Ino) -> Result<(
     // The stamp alone is no change that another round must look at.
     let mut first = ctx.sb;
     first.set_journal_backup(words);
-    ctx.disk.save(BlockNo(1024 / u64::from(ctx.geometry.block_size)), 1)?;
-    ctx.disk.device().write_at(1024, &first.encode())?;
+    ctx.disk.save(BlockNo(SUPERBLOCK_OFFSET / u64::from(ctx.geometry.block_size)), 1)?;
+    ctx.disk.device().write_at(SUPERBLOCK_OFFSET, &first.encode())?;
     Ok(())
 }

@@ -119,10 +119,10 @@ impl From<blockdev::Error> for Unread {
 /// The device's.
 pub fn clear_needs_recovery(ctx: &Context) -> Result<()> {
     let mut bytes = [0; SUPERBLOCK_LEN];
-    ctx.disk.read_bytes(1024, &mut bytes)?;
+    ctx.disk.read_bytes(SUPERBLOCK_OFFSET, &mut bytes)?;
     if let Ok(mut sb) = SuperBlock::parse(&bytes) {
         sb.set_needs_recovery(false);
-        ctx.disk.write_bytes(1024, &sb.encode())?;
+        ctx.disk.write_bytes(SUPERBLOCK_OFFSET, &sb.encode())?;
     }
     ctx.disk.flush()
 }

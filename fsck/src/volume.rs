@@ -6,7 +6,9 @@ use ext4_format::csum::Csum;
 use ext4_format::features::{self, Compat, Incompat, RoCompat};
 use ext4_format::geometry::Geometry;
 use ext4_format::group_desc::{GroupDesc, GroupFlags};
-use ext4_format::superblock::{MAGIC, RawSuperBlock, SUPERBLOCK_LEN, State, SuperBlock};
+use ext4_format::superblock::{
+    RawSuperBlock, SUPERBLOCK_LEN, SUPERBLOCK_OFFSET, State, SuperBlock, has_magic,
+};
 use ext4_format::{BlockNo, GroupNo, Ino};
 use zerocopy::FromBytes;
 
@@ -66,7 +68,7 @@ pub fn open(mut disk: Disk, options: &Options, prompter: &mut Prompter<'_>) -> R
     {
         ctx.edit_super(change);
         let sb = lock(&ctx.next_sb).encode();
-        ctx.disk.write_bytes(1024, &sb)?;
+        ctx.disk.write_bytes(SUPERBLOCK_OFFSET, &sb)?;
         // A copy that was named still has the fault.
         return open(ctx.disk, &Options { superblock: None, ..options.clone() }, prompter);
     }
@@ -140,7 +142,7 @@ fn first_data_block(sb: &SuperBlock) -> u32 {
 /// A copy of the superblock at a byte offset, if there is one and its volume has one there. Some tools leave
 /// the number of the first group in all copies.
 fn copy_at(disk: &Disk, offset: u64) -> Option<SuperBlock> {
-    if offset == 1024 || offset.checked_add(1024)? > disk.size() {
+    if offset == SUPERBLOCK_OFFSET || offset.checked_add(1024)? > disk.size() {
         return None;
     }
     let sb = parse_at(disk, offset).ok()?;
@@ -155,7 +157,7 @@ fn copy_at(disk: &Disk, offset: u64) -> Option<SuperBlock> {
 /// The first superblock with its checksum and its derived fields computed anew, if that makes it a sound one.
 fn repaired_primary(disk: &Disk) -> Result<Option<SuperBlock>> {
     let mut bytes = [0; SUPERBLOCK_LEN];
-    disk.read_bytes(1024, &mut bytes)?;
+    disk.read_bytes(SUPERBLOCK_OFFSET, &mut bytes)?;
     let Ok(mut raw) = RawSuperBlock::read_from_bytes(&bytes[..]) else { return Ok(None) };
     // No mkfs makes another first inode.
     raw.first_ino.set(FIRST_INO);
@@ -250,7 +252,7 @@ fn find_super(disk: &Disk, options: &Options, prompter: &mut Prompter<'_>) -> Re
         }
         return Err(Error::Unusable(format!("there is no superblock in block {block}")));
     }
-    let why = match parse_at(disk, 1024) {
+    let why = match parse_at(disk, SUPERBLOCK_OFFSET) {
         Ok(sb) => return Ok((sb, false)),
         Err(why) => why,
     };
@@ -273,8 +275,7 @@ fn find_super(disk: &Disk, options: &Options, prompter: &mut Prompter<'_>) -> Re
         let len = chunk.len().min((disk.size() - start) as usize);
         disk.read_bytes(start, &mut chunk[..len])?;
         for at in (0..len.saturating_sub(SUPERBLOCK_LEN)).step_by(SUPERBLOCK_LEN) {
-            let magic = chunk[at + 0x38..at + 0x3a] == MAGIC.to_le_bytes();
-            if let Some(sb) = magic.then(|| copy_at(disk, start + at as u64)).flatten() {
+            if let Some(sb) = has_magic(&chunk[at..]).then(|| copy_at(disk, start + at as u64)).flatten() {
                 return adopt(sb, start + at as u64, &why, prompter);
             }
         }
@@ -667,7 +668,7 @@ pub fn write_back(ctx: &Context) -> Result<()> {
             }
         }
     }
-    ctx.disk.write_bytes(1024, &sb.encode())
+    ctx.disk.write_bytes(SUPERBLOCK_OFFSET, &sb.encode())
 }
 
 /// Says that the volume needs a check, after one that did not come to its end.
@@ -675,9 +676,9 @@ pub fn write_back(ctx: &Context) -> Result<()> {
 /// # Errors
 /// The device's.
 pub fn mark_unfinished(disk: &Disk) -> Result<()> {
-    if let Ok(mut sb) = parse_at(disk, 1024) {
+    if let Ok(mut sb) = parse_at(disk, SUPERBLOCK_OFFSET) {
         sb.set_state(State(sb.state().0 & !State::VALID.0));
-        disk.write_bytes(1024, &sb.encode())?;
+        disk.write_bytes(SUPERBLOCK_OFFSET, &sb.encode())?;
     }
     disk.flush()
 }

@@ -206,13 +206,7 @@ fn journal(volume: &mut Volume, shape: &Shape, options: &Options) -> Result<()> 
     let inode = new_inode(volume, options, 0o100_600, size, &mapped);
     volume.put_inode(Ino::JOURNAL, &inode);
 
-    let mut words = [0; 17];
-    for (word, bytes) in words.iter_mut().zip(mapped.area.chunks_exact(4)) {
-        *word = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
-    }
-    words[15] = (size >> 32) as u32;
-    words[16] = size as u32;
-    volume.superblock.set_journal_backup(words);
+    volume.superblock.set_journal_backup(inode.journal_backup());
     volume.superblock.edit(|raw| raw.journal_inum = U32::new(Ino::JOURNAL.get()))?;
     Ok(())
 }

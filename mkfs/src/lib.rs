@@ -1,6 +1,6 @@
 //! Makes an ext4 (ext3, ext2) volume, with the defaults and the layout of mke2fs 1.47.
 //!
-//! [`shape`](mod@crate::shape) turns options into a superblock, purely; [`volume`](mod@crate::volume) holds
+//! `shape` turns options into a superblock, purely; `volume` holds
 //! the volume that comes to be: which blocks are taken, the inodes and the metadata blocks so far; `files`
 //! adds the root, lost+found, the resize inode, the orphan file and the journal; `write` puts it on the
 //! device, the primary superblock last, so that a format cut short leaves no filesystem. Only metadata is
@@ -63,7 +63,7 @@ pub fn format(device: &dyn BlockDevice, options: &Options) -> Result<Report> {
 /// Formats a device and tells how far it is.
 ///
 /// # Errors
-/// As [`format`].
+/// As [`format()`].
 pub fn format_watched(device: &dyn BlockDevice, options: &Options, watch: &mut Watch<'_>) -> Result<Report> {
     let geometry = device.geometry();
     if geometry.read_only {

@@ -1,5 +1,10 @@
 //! One shape for everything a verifier can find wrong: what, where, found, expected.
 
+#![cfg_attr(
+    not(test),
+    deny(clippy::as_conversions, clippy::indexing_slicing, clippy::arithmetic_side_effects)
+)]
+
 use std::fmt;
 
 use crate::num::{BlockNo, GroupNo, Ino};

@@ -4,6 +4,11 @@
 //! The three words differ in what an *unknown* bit means (kernel documentation, "Super Block"): compat
 //! bits may be ignored, ro_compat bits forbid writing, incompat bits forbid mounting.
 
+#![cfg_attr(
+    not(test),
+    deny(clippy::as_conversions, clippy::indexing_slicing, clippy::arithmetic_side_effects)
+)]
+
 use std::fmt;
 
 use crate::bits::flag_bits;
@@ -275,8 +280,8 @@ pub enum Access {
     },
 }
 
-/// Judges a volume by its feature words, and by what else is `refused` by name.
-pub(crate) fn judge(
+/// Decides from the feature words how a volume may be mounted. `refused` names what else is not supported.
+pub(crate) fn check_supported(
     compat: Compat,
     ro_compat: RoCompat,
     incompat: Incompat,

@@ -1,4 +1,5 @@
-//! Floor 0: what the bytes of ext4 and jbd2 mean. No IO, no clock, no threads, no unsafe.
+//! Layer 0: the on-disk format of ext4 and jbd2. Layout, geometry, checksums, edits of one block, and the
+//! verifiers. No IO, no clock, no threads, no unsafe.
 
 pub mod bitmap;
 mod bits;
@@ -13,6 +14,7 @@ pub mod extent;
 pub mod features;
 pub mod geometry;
 pub mod group_desc;
+mod halves;
 pub mod hash;
 pub mod htree;
 pub mod indirect;

@@ -1,6 +1,5 @@
-//! Finding a file's blocks before anything is mounted: the journal must be found to be replayed,
-//! and only then can the rest of the volume be trusted. Pure arithmetic over blocks that the
-//! caller fetches.
+//! Finds a file's blocks before the volume is mounted: replay needs the journal's blocks, and the rest of the
+//! volume is valid only after replay. The caller reads the blocks.
 
 use crate::corruption::{Corruption, What};
 use crate::csum::Csum;
@@ -120,7 +119,7 @@ where
 /// reserved for more of them, bitmaps, inode tables, the multi-mount block.
 ///
 /// # Errors
-/// The first block that both claim, a damaged descriptor, or what `read` returns.
+/// The first block that belongs to both, a damaged descriptor, or what `read` returns.
 pub fn apart_from_metadata<B, E>(
     sb: &SuperBlock,
     runs: &[Run],

@@ -3,7 +3,7 @@
 //!
 //! In a block (32-byte header with a reference count and a hash) entries are sorted by prefix, length and
 //! name and carry hashes, so that equal blocks can be shared. In the inode (four bytes of magic) they keep
-//! their order of arrival. A value too large for either lies in an inode of its own (feature `ea_inode`) and
+//! the order in which they were set. A value too large for either lies in an inode of its own (feature `ea_inode`) and
 //! the entry names that. Changing goes through [`Attributes`]: read a region, edit the list, write it back
 //! packed, or learn that it does not fit. Checksums and the hash of an `ea_inode` value are `csum`'s. Source:
 //! the kernel's `Documentation/filesystems/ext4/attributes.rst`.
@@ -64,7 +64,7 @@ pub fn split_name(full: &[u8]) -> Option<(u8, &[u8])> {
         .map(|(_, index, rest)| (index, rest))
 }
 
-/// Which of the two homes.
+/// Where a region of attributes lies.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Home {
     /// Behind the extra fields of the inode; the region is [`crate::inode::Inode::xattr_range`].

@@ -14,7 +14,6 @@ use crate::admission::Running;
 use crate::buffer::{Buffer, Load, SlotGuard};
 use crate::bytes::BlockData;
 use crate::cache::Cache;
-use crate::commit::Callback;
 use crate::error::{Error, Result};
 use crate::handle::Handle;
 use crate::log::{Log, LogFeatures};
@@ -97,7 +96,6 @@ pub(crate) struct Core {
     /// Waiting starts: the next ticket to give and the one being served.
     pub next_ticket: u64,
     pub serving: u64,
-    pub callbacks: Vec<(Tid, Callback)>,
     /// The log's content; without a log, nothing.
     pub space: Space,
     /// The first cause of an abort.
@@ -181,7 +179,6 @@ impl Journal {
                 leading: None,
                 next_ticket: 0,
                 serving: 0,
-                callbacks: Vec::new(),
                 space,
                 aborted: None,
                 suspended: false,
@@ -291,22 +288,18 @@ impl Journal {
     /// Stops all writing. The first cause is kept and told to the observer; later ones are not.
     pub fn abort(&self, cause: Error) {
         let cause = Arc::new(cause);
-        let callbacks = {
+        {
             let mut core = self.core.lock();
             if core.aborted.is_some() {
                 return;
             }
             self.end(&mut core, cause.clone());
-            std::mem::take(&mut core.callbacks)
-        };
+        }
         tracing::error!(%cause, "journal aborted");
         self.record(&cause);
         let observer = self.observer.read().clone();
         if let Some(observer) = observer {
             observer.aborted(&cause);
-        }
-        for (_, callback) in callbacks {
-            callback(Err(Error::Aborted(cause.clone())));
         }
     }
 

@@ -3,15 +3,15 @@
 //! The truth is on disk: bitmaps and group descriptors, changed through journal handles, always
 //! together and with their checksums. Each group's part is guarded by the group's own lock
 //! (rank 70); volume-wide numbers are atomics. Beside the truth stands what makes searching fast
-//! and may be thrown away at any time: the [`runs::FreeRuns`] of groups in use, and hints about
-//! every group's longest run ([`orders::GroupOrders`]).
+//! and may be thrown away at any time: the `runs::FreeRuns` of groups in use, and hints about
+//! every group's longest run (`orders::GroupOrders`).
 //!
 //! Invariants:
 //! 1. A block freed in a transaction is clear in the bitmap at once, but is not handed out before
 //!    that transaction is durable: until then the old owner's data must survive a crash.
 //! 2. No device IO under a group's lock: a bitmap is loaded first, then the lock is taken.
-//! 3. Blocks are taken only under a claim of [`space::Space`], so an accepted promise is kept.
-//! 4. No block of the [`zone::SystemZone`] is ever handed out or freed.
+//! 3. Blocks are taken only under a claim of `space::Space`, so an accepted promise is kept.
+//! 4. No block of the `zone::SystemZone` is ever handed out or freed.
 //! 5. An inode-table block is zeroed, in the handle that first allocates an inode of it, while
 //!    nobody can look at it: nothing behind `bg_itable_unused` is ever read.
 

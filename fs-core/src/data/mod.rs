@@ -1,13 +1,13 @@
 //! The one path of file data (ARCHITECTURE.md, "How the water flows").
 //!
-//! A direct write ([`write`]) and the flush of write-behind ([`flush`]) take the same steps:
-//! 1. begin: a [`flight::Writing`] guard, taken under the shared inode lock, keeps other writes of
+//! A direct write (`write`) and the flush of write-behind (`flush`) take the same steps:
+//! 1. begin: a `flight::Writing` guard, taken under the shared inode lock, keeps other writes of
 //!    these blocks and everything that frees blocks away; the inode lock is dropped;
-//! 2. place ([`place`], handle A): holes get unwritten blocks, unwritten extents are split to the
+//! 2. place (`place`, handle A): holes get unwritten blocks, unwritten extents are split to the
 //!    range, an inode that grows by them joins the orphan list;
 //! 3. the device write, with no lock and no handle;
-//! 4. end ([`ioend`]): the range joins the completed list, and counts as written to readers;
-//! 5. convert ([`ioend`], handle B): a worker, or fsync if it comes first, makes the extents
+//! 4. end (`ioend`): the range joins the completed list, and counts as written to readers;
+//! 5. convert (`ioend`, handle B): a worker, or fsync if it comes first, makes the extents
 //!    written, moves the size on disk and leaves the orphan list.
 //!
 //! Overwriting written blocks skips 2 and 5. Files mapped by indirect blocks know no unwritten

@@ -2,7 +2,7 @@
 //! is closed with its checksum.
 
 use ext4_format::dirent::DirFormat;
-use ext4_format::htree::{self, Index};
+use ext4_format::htree;
 use ext4_format::{BlockNo, Corruption, FileBlock, What, verify};
 use jbd2::{Buffer, Handle};
 
@@ -56,10 +56,7 @@ impl Dir<'_> {
             let csum = &self.vol.csum;
             match role {
                 Role::Leaf => verify::dir_block(bytes, csum, self.settings.format, ino, generation),
-                Role::Index(kind) => csum
-                    .verify_htree_block(bytes, kind.entries_offset(), ino, generation)
-                    .and_then(|()| Index::parse(bytes, kind, self.settings.format.tail).map(|_| ()))
-                    .map_err(|c| c.in_inode(ino)),
+                Role::Index(kind) => verify::htree_block(bytes, kind, csum, ino, generation),
             }
         })
     }

@@ -5,7 +5,7 @@
 //! without the feature, it joins the chain that starts in the superblock (`s_last_orphan`) and
 //! runs through `i_dtime`. Both change in the handle of the operation they belong to.
 //!
-//! Invariant: the chain on disk equals [`Table::chain`], newest last. It changes under the
+//! Invariant: the chain on disk equals `Table::chain`, newest last. It changes under the
 //! `chaining` lock; a record stored meanwhile takes its `i_dtime` from the chain in memory.
 
 use std::collections::{HashMap, HashSet};

@@ -7,7 +7,8 @@
 use std::sync::Arc;
 
 use ext4_format::dirent::DirBlockMut;
-use ext4_format::inode::{BASE_SIZE, BLOCK_AREA, FileType, Inode as DiskInode, MAX_FAST_SYMLINK, flag};
+use ext4_format::inode::mode::{S_IALLUGO, S_ISGID};
+use ext4_format::inode::{BLOCK_AREA, FileType, Inode as DiskInode, InodeLayout, MAX_FAST_SYMLINK, flag};
 use ext4_format::{FileBlock, Ino};
 use jbd2::{Buffer, Credits, Handle};
 
@@ -21,12 +22,6 @@ use crate::node::{Dir, Held, Hold, Node};
 use crate::tx;
 use crate::types::Credentials;
 use crate::xattr::acl::{self, Inherited};
-
-const S_ISGID: u16 = 0o2000;
-/// Permission bits with set-user-id, set-group-id and sticky.
-const PERMISSIONS: u16 = 0o7777;
-/// End of `i_crtime_extra` in the extra fields.
-const CRTIME_END: u16 = 24;
 
 /// A file to be made.
 pub(super) struct Wanted<'a> {
@@ -177,7 +172,7 @@ impl Filesystem {
             let core = parent.core.read();
             (core.disk.gid, core.disk.mode, core.disk.flags, core.disk.project)
         };
-        let mut mode = kind.mode_bits() | mode & PERMISSIONS;
+        let mut mode = kind.mode_bits() | mode & S_IALLUGO;
         let sets_gid = above_mode & S_ISGID != 0;
         let group_from_above = sets_gid || self.vol.opts.bsd_groups;
         if sets_gid && kind == FileType::Directory {
@@ -187,8 +182,7 @@ impl Filesystem {
             let sb = self.vol.sb.lock();
             (sb.incompat().has(ext4_format::features::Incompat::EXTENTS), sb.want_extra_isize())
         };
-        let room = self.vol.inode_layout.inode_size - BASE_SIZE as u16;
-        let extra_isize = want_extra.min(room) & !3;
+        let extra_isize = self.vol.inode_layout.extra_isize(want_extra);
         let now = self.vol.now();
         let mut disk = DiskInode {
             mode,
@@ -198,7 +192,7 @@ impl Filesystem {
             atime: now,
             ctime: now,
             mtime: now,
-            crtime: (extra_isize >= CRTIME_END).then_some(now),
+            crtime: InodeLayout::has_crtime(extra_isize).then_some(now),
             dtime: 0,
             links: if kind == FileType::Directory { 2 } else { 1 },
             blocks: 0,

@@ -1,5 +1,6 @@
 //! Attributes of an inode and of the volume.
 
+use ext4_format::dirent::MAX_NAME;
 use ext4_format::inode::LINKS_UNCOUNTED;
 
 use crate::error::Result;
@@ -71,7 +72,7 @@ impl Filesystem {
             blocks_available: free.saturating_sub(counts.withheld),
             files: self.vol.geo.inodes_count.into(),
             files_free: counts.free_inodes.into(),
-            name_max: 255,
+            name_max: MAX_NAME as u32,
             id: half(high) ^ half(low),
         })
     }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use ext4_format::Ino;
+use ext4_format::dirent::MAX_NAME;
 use ext4_format::inode::flag;
 
 use crate::error::{Posix, Result};
@@ -51,7 +52,7 @@ impl Filesystem {
 
     fn find(&self, parent: &Arc<Inode>, name: &[u8]) -> Result<Hold<'_>> {
         self.vol.alive()?;
-        if name.len() > 255 {
+        if name.len() > MAX_NAME {
             return Err(Posix::NameTooLong.into());
         }
         let _lock = parent.lock.read();

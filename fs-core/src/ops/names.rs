@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use ext4_format::dirent::MAX_NAME;
 use ext4_format::inode::{FileType, LINKS_UNCOUNTED, MAX_LINKS, Time, flag};
 use ext4_format::{Corruption, Ino, What};
 use jbd2::Handle;
@@ -16,12 +17,9 @@ use crate::node::{Hold, Node};
 use crate::tx::Tx;
 use crate::types::Credentials;
 
-/// The longest name, in bytes.
-const NAME_MAX: usize = 255;
-
 /// Refuses what cannot be the name of a new or removed entry.
 pub(super) fn check_name(name: &[u8]) -> Result<()> {
-    if name.len() > NAME_MAX {
+    if name.len() > MAX_NAME {
         return Err(Posix::NameTooLong.into());
     }
     if name.is_empty() {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use ext4_format::inode::flag;
+use ext4_format::inode::mode::{S_ISGID, S_ISUID};
 use jbd2::Credits;
 
 use super::setattr::without_privileges;
@@ -14,9 +15,6 @@ use crate::node::{Node, OpenFile};
 use crate::tx;
 use crate::types::Credentials;
 use crate::xattr::Changed;
-
-const S_ISUID: u16 = 0o4000;
-const S_ISGID: u16 = 0o2000;
 
 /// What kind of write it is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -1,5 +1,6 @@
 //! Extended attributes and access control lists.
 
+use ext4_format::inode::mode::{S_IRWXUGO, S_ISGID};
 use ext4_format::inode::{FileType, flag};
 use ext4_format::xattr::MAX_VALUE;
 use ext4_format::{Corruption, What};
@@ -16,9 +17,6 @@ use crate::types::Credentials;
 use crate::xattr::acl::{Acl, Inherited};
 use crate::xattr::name::{ACL_ACCESS, ACL_DEFAULT, CAPABILITY, visible};
 use crate::xattr::{Changed, Ctx, DROP_CREDITS, Key, Xattrs, set_credits};
-
-const S_ISGID: u16 = 0o2000;
-const PERMISSIONS: u16 = 0o777;
 
 /// How setting treats a name that exists or does not.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -118,7 +116,7 @@ impl Node {
         };
         let (mode, says_all) = acl.as_mode();
         let stored = (!says_all).then(|| acl.to_disk());
-        let take = PERMISSIONS | if drop_sgid { S_ISGID } else { 0 };
+        let take = S_IRWXUGO | if drop_sgid { S_ISGID } else { 0 };
         fs.change_xattr(caller, inode, key, stored.as_deref(), SetXattr::Any, Some((take, mode)))
     }
 

@@ -9,6 +9,7 @@
 //! and ext4's attribute values as `getfattr` and `debugfs` show them.
 
 use ext4_format::inode::FileType;
+use ext4_format::inode::mode::S_IRWXUGO;
 
 use crate::error::{Posix, Result};
 use crate::types::Credentials;
@@ -270,7 +271,7 @@ impl Acl {
 #[must_use]
 pub fn inherit(default: Option<Acl>, kind: FileType, mode: u16, umask: u32) -> Inherited {
     let Some(default) = default.filter(|_| kind != FileType::Symlink) else {
-        let mode = if kind == FileType::Symlink { mode } else { mode & !(umask as u16 & 0o777) };
+        let mode = if kind == FileType::Symlink { mode } else { mode & !(umask as u16 & S_IRWXUGO) };
         return Inherited { mode, access: None, default: None };
     };
     let (access, mode) = default.clone().masked_by(mode);

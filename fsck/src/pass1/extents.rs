@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use ext4_format::extent::{Bounds, ENTRY_SIZE, Extent, MAX_DEPTH, Node, NodeMut};
+use ext4_format::extent::{self, Bounds, ENTRY_SIZE, Extent, MAX_DEPTH, Node, NodeMut};
 use ext4_format::inode::flag;
 use ext4_format::{BlockNo, FileBlock, Ino};
 
@@ -74,7 +74,7 @@ fn repair_max(ask: &mut dyn Ask, ino: Ino, bytes: &mut [u8]) -> Result<bool> {
     if !wrong || !ask.ask(Problem::of(Code::ExtentMax, ino).values(stated, fit))? {
         return Ok(false);
     }
-    bytes[EH_MAX].copy_from_slice(&fit.to_le_bytes());
+    extent::set_max(bytes, fit);
     Ok(true)
 }
 
@@ -82,7 +82,7 @@ fn repair_max(ask: &mut dyn Ask, ino: Ino, bytes: &mut [u8]) -> Result<bool> {
 /// leaf is one.
 fn repair_depth(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject) -> Result<()> {
     let mut leaf = s.inode.block;
-    set_depth(&mut leaf, 0);
+    extent::set_depth(&mut leaf, 0);
     let why = match Node::parse(&s.inode.block) {
         Ok(node) if node.depth() > 0 && node.is_empty() => "no entries",
         Err(corruption) if corruption.field == "eh_depth" && Node::parse(&leaf).is_ok() => "more than five",
@@ -287,7 +287,7 @@ impl Walk<'_> {
         if stated + 1 != depth {
             // A node whose entries make sense where it hangs only has a wrong number.
             let mut right = bytes.clone();
-            set_depth(&mut right, depth - 1);
+            extent::set_depth(&mut right, depth - 1);
             let problem = Problem::of(Code::ExtentNodeDepth, ino).at(block).values(stated, depth - 1);
             if !self.sane(&right) || !self.ask.ask(problem)? {
                 return Ok(decide(

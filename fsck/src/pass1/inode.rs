@@ -4,13 +4,14 @@
 //! uses goes into [`Effects`], which the caller joins to the common picture only when the whole inode has
 //! been judged.
 
+use std::mem::take;
 use std::sync::atomic::Ordering::Relaxed;
 
 use ext4_format::dirent::{DirBlock, DirFormat};
 use ext4_format::extent::{Extent, Node, NodeMut};
 use ext4_format::features::{Incompat, RoCompat};
 use ext4_format::inode::{
-    BASE_SIZE, BLOCK_AREA, FULL_EXTRA_ISIZE, FileType, Inode, MAX_FAST_SYMLINK, Time, flag,
+    BASE_SIZE, BLOCK_AREA, FULL_EXTRA_ISIZE, FileType, Inode, MAX_FAST_SYMLINK, RawInode, Time, flag,
 };
 use ext4_format::{BlockNo, FileBlock, Ino};
 
@@ -121,10 +122,6 @@ impl Subject {
         if self.dirty {
             ctx.encode(&self.inode, &mut self.record);
         }
-    }
-
-    fn word(&self, at: usize) -> u32 {
-        u32::from_le_bytes(std::array::from_fn(|i| self.record[at + i]))
     }
 }
 
@@ -316,25 +313,26 @@ fn check_extra_isize(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject) -> Resul
 fn check_fields(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject) -> Result<()> {
     let is_dir_or_special = s.inode.file_type() != Some(FileType::Regular);
     let large_dir = ctx.layout.large_dir && s.inode.is_dir();
-    let mut zero = |s: &mut Subject, code, at: usize, width: usize| -> Result<()> {
-        let value = if width == 4 { s.word(at) } else { s.word(at) & 0xffff };
+    // `take` leaves 0 in a field of the record and gives what stood there.
+    let mut zero = |s: &mut Subject, code, take: fn(&mut RawInode) -> u32| -> Result<()> {
+        let value = RawInode::of(&s.record).map_or(0, |raw| take(&mut raw.clone()));
         if value != 0 && ask.ask(Problem::of(code, s.ino).values(value, 0_u32))? {
             s.store(ctx);
-            s.record[at..at + width].fill(0);
+            RawInode::of_mut(&mut s.record).map(take);
             s.inode = Inode::decode_damaged(&s.record, &ctx.layout);
             s.dirty = true;
         }
         Ok(())
     };
-    zero(s, Code::InodeFaddr, 0x70, 4)?;
+    zero(s, Code::InodeFaddr, |raw| take(&mut raw.obsolete_faddr).get())?;
     if is_dir_or_special && !large_dir && s.inode.file_type() == Some(FileType::Directory) {
-        zero(s, Code::SizeHighBits, 0x6c, 4)?;
+        zero(s, Code::SizeHighBits, |raw| take(&mut raw.size_hi).get())?;
     }
     if !ctx.sb.incompat().has(Incompat::BIT64) {
-        zero(s, Code::FileAclHighBits, 0x76, 2)?;
+        zero(s, Code::FileAclHighBits, |raw| take(&mut raw.file_acl_hi).get().into())?;
     }
     if !ctx.layout.huge_file {
-        zero(s, Code::BlocksHighBits, 0x74, 2)?;
+        zero(s, Code::BlocksHighBits, |raw| take(&mut raw.blocks_hi).get().into())?;
     }
     Ok(())
 }
@@ -463,8 +461,8 @@ fn check_special_file(ask: &mut dyn Ask, s: &mut Subject) -> Result<()> {
             s.dirty = true;
         }
     }
-    let raw_size = u64::from(s.word(4)) | u64::from(s.word(0x6c)) << 32;
-    if raw_size != 0 && ask.ask(Problem::of(Code::SpecialFile, s.ino))? {
+    let sized = RawInode::of(&s.record).is_some_and(|raw| raw.size_lo.get() | raw.size_hi.get() != 0);
+    if sized && ask.ask(Problem::of(Code::SpecialFile, s.ino))? {
         s.inode.size = 0;
         s.dirty = true;
     }

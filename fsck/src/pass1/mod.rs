@@ -19,7 +19,10 @@ mod xattr;
 use std::sync::Mutex;
 use std::sync::atomic::Ordering::Relaxed;
 
+use ext4_format::extent::Node;
 use ext4_format::features::RoCompat;
+use ext4_format::indirect::{DIRECT, pointer};
+use ext4_format::inode::{FileType, RawInode, flag};
 use ext4_format::{BlockNo, GroupNo, Ino};
 
 pub use extents::list as extents_of;
@@ -167,21 +170,21 @@ fn announce_table(ctx: &Context, group: GroupNo) {
 /// The blocks that the record itself names of the tree of an inode that needs more than its record to be
 /// checked.
 fn tree_blocks(record: &[u8]) -> impl Iterator<Item = u64> {
-    let word = |at: usize| u32::from_le_bytes(std::array::from_fn(|i| record[at + i]));
-    let (mode, flags) = (word(0) & 0xf000, word(0x20));
-    let links = word(0x18) >> 16;
-    let depth = word(0x2c) >> 16;
-    let places: &[usize] = if links == 0 || !(mode == 0x8000 || mode == 0x4000) {
-        &[]
-    } else if flags & ext4_format::inode::flag::EXTENTS == 0 {
-        &[48, 52, 56]
-    } else if depth > 0 {
-        let entries = (word(0x28) >> 16) as usize;
-        &[16, 28, 40, 52][..entries.clamp(1, 4)]
-    } else {
-        &[]
+    let raw = RawInode::of(record).filter(|raw| {
+        let kind = FileType::from_mode(raw.mode.get());
+        raw.links.get() != 0 && matches!(kind, Some(FileType::Regular | FileType::Directory))
+    });
+    let (extents, mapped): (Option<Node>, Option<&RawInode>) = match raw {
+        Some(raw) if raw.flags.get() & flag::EXTENTS != 0 => (Node::parse(&raw.block).ok(), None),
+        raw => (None, raw),
     };
-    places.iter().map(move |at| u64::from(word(0x28 + at))).filter(|&block| block != 0)
+    let children = extents
+        .into_iter()
+        .flat_map(|node| (0..node.len()).filter_map(move |at| Some(node.index(at)?.child)));
+    let roots = DIRECT..DIRECT + 3;
+    let roots =
+        mapped.into_iter().flat_map(move |raw| roots.clone().filter_map(|slot| pointer(&raw.block, slot)));
+    children.chain(roots).map(|block| block.0).filter(|&block| block != 0)
 }
 
 fn probe(ctx: &Context, ino: Ino, record: Vec<u8>, suspects: &Mutex<Vec<Ino>>) -> Result<()> {

@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 
 use ext4_format::casefold;
 use ext4_format::dirent::{self, DirBlock, DirBlockMut, DirEntry, DirFormat, NewEntry};
-use ext4_format::inode::{FileType, flag};
+use ext4_format::inode::{BLOCK_OFFSET, FileType, flag};
 use ext4_format::{Ino, What};
 
 use super::htree::{Index, Shape};
@@ -565,15 +565,14 @@ pub fn check_inline(
     mut record: Vec<u8>,
     said: &mut Said,
 ) -> Result<()> {
-    const START: usize = inline::I_BLOCK;
-    let parent = u32::from_le_bytes(std::array::from_fn(|i| record[START + i]));
+    let parent = u32::from_le_bytes(std::array::from_fn(|i| record[BLOCK_OFFSET + i]));
     said.dotdot = parent;
     let mut dirty = false;
     if Ino::new(parent).is_none_or(|ino| ino.get() > ctx.geometry.inodes_count)
         && ask.ask(Problem::of(Code::DotDotZero, dir.ino).values(parent, 0_u32))?
     {
         said.dotdot = Ino::ROOT.get();
-        record[START..START + 4].copy_from_slice(&said.dotdot.to_le_bytes());
+        record[BLOCK_OFFSET..BLOCK_OFFSET + 4].copy_from_slice(&said.dotdot.to_le_bytes());
         dirty = true;
     }
     let format = DirFormat { tail: false, ..dir.format };

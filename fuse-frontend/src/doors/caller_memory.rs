@@ -2,8 +2,8 @@
 //!
 //! To read it may wait: for a page of a file of this very mount, whose READ is a request to us, or for a lock
 //! that the caller's other threads hold. So no thread that serves reads it. One is started for it, and
-//! the answer waits no longer than [`PATIENCE`]; what cannot be read by then stays unknown. No more than
-//! [`MOST`] of them are there at a time, however many callers have memory that never comes.
+//! the answer waits no longer than `PATIENCE`; what cannot be read by then stays unknown. No more than
+//! `MOST` of them are there at a time, however many callers have memory that never comes.
 //!
 //! The caller waits for its answer meanwhile, so its number is no other thread's. If the wait ends first,
 //! whatever is read afterwards is thrown away.

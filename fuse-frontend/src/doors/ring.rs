@@ -3,7 +3,7 @@
 //! The kernel has one queue for each possible processor, and a request goes to the queue of its
 //! caller's. Each thread here has a ring with one entry: a request waits for a thread that is free,
 //! never behind one that is busy. FORGET and INTERRUPT still come over /dev/fuse, where one thread
-//! of the [`dev`](super::dev) door takes them.
+//! of the `dev` door takes them.
 //!
 //! Once INIT has told it of rings, the kernel holds every request back until each queue has an entry. So
 //! what can be wanting is had before ([`Rings::prepare`]); and if a queue is refused all the same, the

@@ -87,7 +87,7 @@ impl Service {
     ///
     /// # Errors
     /// As the kernel's ext4 says: EPERM without CAP_SYS_ADMIN, EACCES for a file of somebody else's, EROFS
-    /// through a read-only mount, as far as that is known ([`caller`]).
+    /// through a read-only mount, as far as that is known (`caller`).
     pub fn may_ioctl(&self, sender: Sender, node: u64, command: u32) -> Answer<()> {
         match command {
             FITRIM | EXT4_IOC_SHUTDOWN | FS_IOC_SETFSLABEL => {

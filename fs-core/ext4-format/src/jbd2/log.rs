@@ -49,7 +49,7 @@ flag_bits! {
 /// One tag of a descriptor block: where the logged block belongs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Tag {
-    /// The block's home.
+    /// The block's final (in-place) location.
     pub block: BlockNo,
     /// Whether the logged copy is escaped.
     pub escaped: bool,
@@ -358,11 +358,11 @@ mod tests {
         fn tags_come_back_as_they_were_pushed(
             format in formats(),
             size in prop::sample::select(vec![1024usize, 2048, 4096]),
-            homes in prop::collection::vec((any::<u64>(), any::<bool>(), any::<u32>()), 1..600),
+            tags in prop::collection::vec((any::<u64>(), any::<bool>(), any::<u32>()), 1..600),
         ) {
             let mut builder = format.descriptor(size, Tid(7), &[9; 16]);
             let mut pushed = Vec::new();
-            for (block, escaped, csum) in homes {
+            for (block, escaped, csum) in tags {
                 let block = BlockNo(if format.wide { block } else { block & 0xffff_ffff });
                 let csum = match format.tags {
                     TagFormat::V1 => 0,

@@ -83,6 +83,12 @@ fn put_text(field: &mut [u8], text: &[u8]) {
     field[..len].copy_from_slice(&text[..len]);
 }
 
+/// Whether `bytes` may be a superblock: they carry its magic at its place.
+#[must_use]
+pub fn has_magic(bytes: &[u8]) -> bool {
+    RawSuperBlock::ref_from_prefix(bytes).is_ok_and(|(raw, _)| raw.magic.get() == MAGIC)
+}
+
 impl SuperBlock {
     /// Reads a superblock: magic, checksum if it has one, then its arithmetic.
     pub fn parse(bytes: &[u8; SUPERBLOCK_LEN]) -> Result<SuperBlock, Corruption> {
@@ -455,7 +461,7 @@ impl SuperBlock {
         if self.incompat().has(Incompat::CASEFOLD) && encoding != casefold::ENCODING_UTF8 {
             refused.push(format!("casefold with encoding {encoding}"));
         }
-        features::judge(self.compat(), self.ro_compat(), self.incompat(), refused)
+        features::check_supported(self.compat(), self.ro_compat(), self.incompat(), refused)
     }
 
     /// What to do at an error; an unknown value means to carry on, as the kernel takes it.
@@ -486,21 +492,9 @@ impl SuperBlock {
         (count != 0 && count & 0x8000 == 0).then_some(count)
     }
 
-    /// Last mount, seconds since 1970.
-    #[must_use]
-    pub fn mount_time(&self) -> u64 {
-        time(self.raw.mtime, self.raw.mtime_hi)
-    }
-
     /// Sets the last mount, seconds since 1970.
     pub fn set_mount_time(&mut self, seconds: u64) {
         (self.raw.mtime, self.raw.mtime_hi) = split_time(seconds);
-    }
-
-    /// Last write, seconds since 1970.
-    #[must_use]
-    pub fn write_time(&self) -> u64 {
-        time(self.raw.wtime, self.raw.wtime_hi)
     }
 
     /// Sets the last write, seconds since 1970.
@@ -643,36 +637,6 @@ impl SuperBlock {
     #[must_use]
     pub fn error_count(&self) -> u32 {
         self.raw.error_count.get()
-    }
-
-    /// The first error since the last check, `None` when there was none.
-    #[must_use]
-    pub fn first_error(&self) -> Option<ErrorEntry<'_>> {
-        let raw = &self.raw;
-        let seconds = time(raw.first_error_time, raw.first_error_time_hi);
-        (seconds != 0).then(|| ErrorEntry {
-            time: seconds,
-            func: std::str::from_utf8(text(&raw.first_error_func)).unwrap_or("?"),
-            line: raw.first_error_line.get(),
-            ino: raw.first_error_ino.get(),
-            block: raw.first_error_block.get(),
-            code: raw.first_error_errcode,
-        })
-    }
-
-    /// The latest error since the last check, `None` when there was none.
-    #[must_use]
-    pub fn last_error(&self) -> Option<ErrorEntry<'_>> {
-        let raw = &self.raw;
-        let seconds = time(raw.last_error_time, raw.last_error_time_hi);
-        (seconds != 0).then(|| ErrorEntry {
-            time: seconds,
-            func: std::str::from_utf8(text(&raw.last_error_func)).unwrap_or("?"),
-            line: raw.last_error_line.get(),
-            ino: raw.last_error_ino.get(),
-            block: raw.last_error_block.get(),
-            code: raw.last_error_errcode,
-        })
     }
 
     /// Enters an error: sets the error state, counts it, and keeps it as the latest (and the first, if it

@@ -2,7 +2,7 @@
 //!
 //! Each thread reads a request, answers it and reads the next. A request is read so that the data
 //! of a WRITE begin on a page boundary, and go to the device from there. A large READ is answered
-//! by [`splice`], without the bytes ever being copied here.
+//! by `splice`, without the bytes ever being copied here.
 
 mod splice;
 
