@@ -3,7 +3,7 @@
 //!
 //! `errno` at the end is the only place in the core where an errno value stands.
 
-use ext4_format::Corruption;
+use ext4_format::{Corruption, Fault};
 
 /// Failures of normal life, each standing for one POSIX answer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
@@ -83,6 +83,9 @@ pub enum Posix {
     /// ELOOP
     #[error("too many symbolic links")]
     TooManySymlinks,
+    /// ENOMEM
+    #[error("cannot allocate memory")]
+    NoMemory,
 }
 
 /// Any failure of an operation of the core.
@@ -182,12 +185,18 @@ impl Error {
                 Posix::NotTty => e::ENOTTY,
                 Posix::BadHandle => e::EBADF,
                 Posix::TooManySymlinks => e::ELOOP,
+                Posix::NoMemory => e::ENOMEM,
             },
             Error::NoSpace => e::ENOSPC,
+            Error::Io(cause) if cause.source.kind() == std::io::ErrorKind::OutOfMemory => e::ENOMEM,
+            // The server's limit on the size of files, below the size of its image.
+            Error::Io(cause) if cause.source.raw_os_error() == Some(e::EFBIG) => e::EFBIG,
             Error::Io(_) | Error::ShutDown => e::EIO,
             // EFSBADCRC and EFSCORRUPTED, as Linux spells them.
-            Error::Corrupt(c) if c.is_checksum() => e::EBADMSG,
-            Error::Corrupt(_) => e::EUCLEAN,
+            Error::Corrupt(c) => match c.fault {
+                Fault::Checksum => e::EBADMSG,
+                Fault::Structure => e::EUCLEAN,
+            },
             Error::Journal(_) | Error::ReadOnly => e::EROFS,
         }
     }

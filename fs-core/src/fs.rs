@@ -13,7 +13,8 @@ use crate::data::DataPath;
 use crate::dir;
 use crate::extent::MapCtx;
 use crate::inode::{Inode, Orphans, Reclaim, Table};
-use crate::mmp::Claim;
+use crate::mmp::MmpGuard;
+use crate::remount;
 use crate::sync::RankedMutex;
 use crate::volume::Volume;
 use crate::xattr::XattrCache;
@@ -44,7 +45,7 @@ pub struct Filesystem {
     pub(crate) closed: AtomicBool,
     pub(crate) background: Background,
     /// The claim on a volume with multi-mount protection, while it is mounted for writing.
-    pub(crate) claim: Option<Arc<Claim>>,
+    pub(crate) claim: Option<Arc<MmpGuard>>,
 }
 
 impl Filesystem {
@@ -91,6 +92,10 @@ impl CommitObserver for Observer {
         if let Some(data) = self.data.upgrade() {
             data.committed(tid);
         }
+    }
+
+    fn resuming(&self) -> jbd2::Result<()> {
+        self.vol.upgrade().map_or(Ok(()), |vol| remount::resuming(&vol))
     }
 
     fn aborted(&self, cause: &jbd2::Error) {

@@ -74,6 +74,8 @@ mod node;
 mod ops;
 mod options;
 mod path;
+mod recovery;
+mod remount;
 mod rounds;
 mod sync;
 mod threads;
@@ -98,6 +100,7 @@ pub use ops::{
 pub use options::OpenOptions;
 pub use path::Walk;
 pub use types::{Atime, Attr, Credentials, ErrorPolicy, MountOptions, SetAttr, SetTime, StatFs, TimesFrom};
+pub use volume::{MayResume, VOLUME_EVENTS};
 pub use xattr::acl::Acl;
 
 /// Parts of the engine, for this crate's own tests: no part of the API.

@@ -26,7 +26,7 @@ impl Filesystem {
     /// One round of the commit timer: what became dirty an interval ago goes out, completions
     /// are converted, and the transaction commits.
     pub fn tick(&self) -> Result<()> {
-        if self.vol.writable().is_err() {
+        if !self.vol.is_active() {
             return Ok(());
         }
         let now = self.vol.env.clock.now();

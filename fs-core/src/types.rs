@@ -181,6 +181,10 @@ pub enum Atime {
 pub struct MountOptions {
     /// Change nothing.
     pub read_only: bool,
+    /// With `read_only`: recover the volume on its device first, if it needs that, and let
+    /// [`crate::Filesystem::resume`] make it writable later. Has no effect where the device, its features or
+    /// multi-mount protection speak against it.
+    pub recover_on_device: bool,
     /// Do not replay the journal (only with `read_only`).
     pub no_recovery: bool,
     /// Instead of the superblock's own.
@@ -223,6 +227,7 @@ impl Default for MountOptions {
     fn default() -> Self {
         MountOptions {
             read_only: false,
+            recover_on_device: false,
             no_recovery: false,
             errors: None,
             atime: Atime::Relative,

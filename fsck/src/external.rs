@@ -17,8 +17,9 @@ use zerocopy::FromBytes;
 use crate::ask::{Ask, Judge};
 use crate::context::{Context, lock};
 use crate::error::{Error, Result};
-use crate::journal::{self, Outcome};
+use crate::journal::Outcome;
 use crate::problem::{Code, Problem};
+use crate::replay;
 
 /// Checks and replays the journal of a volume that has it on another device.
 ///
@@ -77,7 +78,7 @@ pub fn check(ctx: &Context, judge: &mut Judge<'_>) -> Result<Outcome> {
         judge.ask(Problem::new(Code::JournalSkipped))?;
         return Ok(Outcome::AsItWas);
     }
-    journal::replay(ctx, judge, &both, &LogLocation { extents })
+    replay::run(ctx, judge, &both, &LogLocation { extents })
 }
 
 /// The device of a journal, by the names that udev keeps.

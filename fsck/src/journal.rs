@@ -1,8 +1,5 @@
-//! The journal before everything else: is it one, does it hold transactions, and replaying them.
+//! The journal before everything else: is it one, and does it hold transactions.
 
-use std::sync::Arc;
-
-use blockdev::BlockDevice;
 use ext4_format::features::{Compat, Incompat};
 use ext4_format::inode::{FileType, Inode, flag};
 use ext4_format::jbd2 as format;
@@ -17,7 +14,9 @@ use crate::error::{Error, Result};
 use crate::external;
 use crate::journal_backup as backup;
 use crate::map::Use;
+use crate::pass1;
 use crate::problem::{Code, Problem};
+use crate::replay::{self, clear_needs_recovery};
 
 /// The smallest journal, in blocks.
 const MIN_BLOCKS: u64 = 1024;
@@ -92,9 +91,17 @@ pub fn check(ctx: &Context, judge: &mut Judge<'_>) -> Result<Outcome> {
             {
                 return backup::restore(ctx, judge, why, inode);
             }
+            // An empty log would be written over what lies there.
+            if on_metadata(ctx, &location) {
+                return displaced(ctx, judge, ino);
+            }
             return reset(ctx, judge, first, why);
         }
     };
+    // An empty log gets blocks of its own in pass 1B.
+    if log.start().is_some() && on_metadata(ctx, &location) {
+        return displaced(ctx, judge, ino);
+    }
     if log.errno() != 0 && judge.ask(Problem::new(Code::JournalError))? {
         recovery::clear_errno(ctx.disk.device(), ctx.geometry.block_size, &location)
             .map_err(|error| Error::Journal(error.to_string()))?;
@@ -114,10 +121,26 @@ pub fn check(ctx: &Context, judge: &mut Judge<'_>) -> Result<Outcome> {
         judge.ask(Problem::new(Code::JournalSkipped))?;
         return Ok(Outcome::AsItWas);
     }
-    match replay(ctx, judge, ctx.disk.device(), &location) {
+    match replay::run(ctx, judge, ctx.disk.device(), &location) {
         Err(Error::Journal(why)) => reset(ctx, judge, first, &why),
         other => other,
     }
+}
+
+/// Whether a log lies on the volume's own metadata.
+pub fn on_metadata(ctx: &Context, location: &LogLocation) -> bool {
+    let metadata = pass1::metadata_ranges(ctx);
+    location.extents.iter().any(|extent| {
+        let (start, end) = (extent.start.0, extent.start.0 + u64::from(extent.len));
+        let at = metadata.partition_point(|range| range.end <= start);
+        metadata.get(at).is_some_and(|range| range.start < end)
+    })
+}
+
+/// A log on the volume's own metadata is not replayed: its blocks are somebody else's.
+fn displaced(ctx: &Context, judge: &mut Judge<'_>, ino: Ino) -> Result<Outcome> {
+    let problem = Problem::of(Code::JournalInode, ino).named("on the volume's own metadata");
+    discard(ctx, judge, problem, Some(ino).filter(|ino| ino.get() < ctx.first_ino()))
 }
 
 /// The number of the journal's inode is wrong, and the journal is where it always is.
@@ -150,53 +173,6 @@ fn unannounced(ctx: &Context, judge: &mut Judge<'_>) -> Result<Outcome> {
     Ok(Outcome::Reopen)
 }
 
-/// Replays a log that `device` holds, which is the volume or more.
-///
-/// # Errors
-/// [`Error::Journal`] for a log that cannot be replayed; then nothing was written.
-pub fn replay(
-    ctx: &Context,
-    judge: &mut Judge<'_>,
-    device: &Arc<dyn BlockDevice>,
-    location: &LogLocation,
-) -> Result<Outcome> {
-    if !judge.ask(Problem::new(Code::JournalReplay))? {
-        return Ok(Outcome::AsItWas);
-    }
-    let block_size = ctx.geometry.block_size;
-    let refused = |error: recovery::Error| match error {
-        recovery::Error::Unsupported { what } => {
-            Error::Unusable(format!("the journal cannot be replayed: {what}"))
-        }
-        error => Error::Journal(error.to_string()),
-    };
-    let scan = recovery::scan(&**device, block_size, location).map_err(refused)?;
-    // What is overwritten goes into the undo log first: the replay itself writes through the device.
-    let mut bytes = vec![0; block_size as usize];
-    for block in scan.blocks().chain(location.extents.first().map(|extent| extent.start)) {
-        if ctx.disk.read_into(block, &mut bytes).is_ok() {
-            ctx.disk.save(block, 1)?;
-        }
-    }
-    let done = recovery::recover(&**device, block_size, location).map_err(refused)?;
-    ctx.disk.note_change();
-    judge.report.replayed = true;
-    judge.say(&format!("journal replayed: {} transaction(s), {} block(s)", done.transactions, done.blocks));
-    clear_needs_recovery(ctx)?;
-    Ok(Outcome::Reopen)
-}
-
-/// The flag falls on disk only after the replay: the superblock may itself have been replayed.
-fn clear_needs_recovery(ctx: &Context) -> Result<()> {
-    let mut bytes = [0; ext4_format::superblock::SUPERBLOCK_LEN];
-    ctx.disk.read_bytes(1024, &mut bytes)?;
-    if let Ok(mut sb) = ext4_format::superblock::SuperBlock::parse(&bytes) {
-        sb.set_needs_recovery(false);
-        ctx.disk.write_bytes(1024, &sb.encode())?;
-    }
-    ctx.disk.flush()
-}
-
 /// Where the log of a journal inode lies.
 fn locate_log(ctx: &Context, ino: Ino) -> std::result::Result<LogLocation, String> {
     let record = ctx.read_record(ino).map_err(|error| error.to_string())?;
@@ -225,11 +201,9 @@ pub fn log_of(ctx: &Context, inode: &Inode) -> std::result::Result<LogLocation, 
     if inode.has(flag::INLINE_DATA) {
         return Err("inline data".to_owned());
     }
-    let runs = locate::runs(&ctx.sb, inode, &mut |block| ctx.disk.read(block).map_err(Failed::Device))
+    let runs = locate::runs(&ctx.sb, inode, None, &mut |block| ctx.disk.read(block).map_err(Failed::Device))
         .map_err(text)?;
-    let extents: Vec<LogExtent> =
-        runs.iter().map(|run| LogExtent { first: run.first.0, len: run.len, start: run.start }).collect();
-    let location = LogLocation { extents };
+    let location = LogLocation { extents: extents_of(&runs) };
     let mut next = 0;
     for extent in &location.extents {
         if u64::from(extent.first) != next {
@@ -241,6 +215,12 @@ pub fn log_of(ctx: &Context, inode: &Inode) -> std::result::Result<LogLocation, 
         return Err("too small".to_owned());
     }
     Ok(location)
+}
+
+/// The runs of a file, as those of a log.
+#[must_use]
+pub fn extents_of(runs: &[locate::Run]) -> Vec<LogExtent> {
+    runs.iter().map(|run| LogExtent { first: run.first.0, len: run.len, start: run.start }).collect()
 }
 
 /// Blocks of a log.

@@ -9,7 +9,7 @@ use crate::alloc;
 use crate::ask::{Ask, Judge};
 use crate::context::{Context, lock};
 use crate::error::Result;
-use crate::journal::{Outcome, length, log_of};
+use crate::journal::{Outcome, length, log_of, on_metadata};
 use crate::pass1;
 use crate::problem::{Code, Problem};
 
@@ -40,7 +40,7 @@ pub fn journal(ctx: &Context) -> Option<Inode> {
     for (place, word) in inode.block.chunks_exact_mut(4).zip(words) {
         place.copy_from_slice(&word.to_le_bytes());
     }
-    let location = log_of(ctx, &inode).ok()?;
+    let location = log_of(ctx, &inode).ok().filter(|location| !on_metadata(ctx, location))?;
     let bytes = ctx.disk.read(location.extents.first()?.start).ok()?;
     let log = format::SuperBlock::parse(bytes.first_chunk()?).ok()?;
     let fits =

@@ -31,6 +31,7 @@ mod problem;
 mod quota;
 mod rehash;
 mod relocate;
+mod replay;
 mod report;
 mod scratch;
 mod undo;
@@ -43,6 +44,7 @@ use blockdev::BlockDevice;
 
 pub use ask::{Answer, Silent, Ui};
 pub use error::{Error, Result};
+pub use mmp::{Protection, protect};
 pub use options::{Mode, Options};
 pub use problem::{Code, Preen, Problem, Question, Row};
 pub use report::{Finding, Report, Usage};

@@ -23,6 +23,7 @@ const USAGE: u8 = 16;
 const CANCELLED: u8 = 32;
 
 fn main() -> ExitCode {
+    blockdev::file_size_limit_is_an_error();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
@@ -33,7 +34,7 @@ fn main() -> ExitCode {
     match run(&cli) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
-            eprintln!("fsck.rext4: {error:#}");
+            eprintln!("fsck.rext4: {}", blockdev::in_one_line(error.as_ref()));
             let cause = error.downcast_ref::<Error>();
             ExitCode::from(match cause {
                 Some(Error::Unexpected) => 4,
@@ -50,28 +51,37 @@ const REBOOT: u8 = 2;
 
 fn run(cli: &Cli) -> anyhow::Result<u8> {
     let interrupt = Interrupt::listen()?;
-    let options = Options { cancel: Some(Arc::clone(&interrupt.0)), ..cli.options()? };
+    let mut options = Options { cancel: Some(Arc::clone(&interrupt.0)), ..cli.options()? };
     let name = cli.device.display().to_string();
     let read_only = options.mode == Mode::CheckOnly;
     let mount = blockdev::mounted(&cli.device);
     // A root that is mounted read-only may be repaired, and with -f whatever is; the claim refuses the rest.
-    let underneath = mount.as_ref().is_some_and(|mount| mount.read_only && (mount.root || cli.force));
+    let underneath =
+        mount.as_ref().is_some_and(|mount| mount.read_only && !mount.fuse && (mount.root || cli.force));
     if mount.as_ref().is_some_and(|mount| read_only || underneath && !mount.root) && !cli.json {
         println!("Warning!  {name} is mounted.");
     }
-    let device = blockdev::open(
-        &cli.device,
-        &blockdev::OpenOptions {
-            read_only,
-            offset: 0,
-            direct: blockdev::Direct::Never,
-            exclusive: !read_only && !underneath,
-            mounted: underneath,
-        },
-    )?;
+    let how = blockdev::OpenOptions {
+        read_only,
+        offset: 0,
+        direct: blockdev::Direct::Never,
+        exclusive: !underneath,
+        mounted: underneath,
+    };
+    let wait = |text: &str| eprintln!("fsck.rext4: {text}");
+    let device = match blockdev::open_when_free(&cli.device, &how, wait) {
+        // Who only looks may look at what others use, and keeps nobody out.
+        Ok(_) | Err(blockdev::OpenError::InUse { .. }) if read_only => {
+            blockdev::open(&cli.device, &blockdev::OpenOptions { exclusive: false, ..how })
+        }
+        done => done,
+    }?;
     let started = std::time::Instant::now();
     let mut terminal = Terminal::new(cli, interrupt)?;
-    let report = fsck::check_with(device, &options, &mut terminal).map_err(anyhow::Error::new)?;
+    let (device, protection) = fsck::protect(device, &mut options, &mut terminal)?;
+    let checked = fsck::check_with(device, &options, &mut terminal);
+    protection.release(&options)?;
+    let report = checked?;
     terminal.finish();
     let mut text = if cli.json { report.json() + "\n" } else { told(cli, &name, &report) };
     if cli.timing {

@@ -55,6 +55,8 @@ pub struct Options {
     pub journal: Option<PathBuf>,
     /// Set by somebody else, it ends the check at its next step with [`crate::Error::Cancelled`].
     pub cancel: Option<Arc<AtomicBool>>,
+    /// The volume's multi-mount protection carries the caller's mark ([`crate::protect`] sets this).
+    pub protected: bool,
     /// The time that repairs stamp, in seconds since 1970; 0 is the machine's clock.
     pub now: u64,
 }

@@ -225,7 +225,11 @@ fn find_super(disk: &Disk, options: &Options, judge: &mut Judge<'_>) -> Result<(
     )))
 }
 
-fn refuse_unknown(sb: &SuperBlock) -> Result<()> {
+/// Refuses a volume with features, or an encoding of names, that this checker does not know.
+///
+/// # Errors
+/// [`Error::Unusable`], with their names.
+pub fn refuse_unknown(sb: &SuperBlock) -> Result<()> {
     let known = |word| {
         let judged = features::TABLE.iter().filter(|f| f.word == word && !REFUSED.contains(&f.name));
         judged.fold(0, |all, f| all | f.mask)

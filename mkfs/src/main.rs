@@ -16,22 +16,14 @@ use mkfs::{Shape, format_watched, probe};
 use cli::{Args, Job};
 
 fn main() -> ExitCode {
+    blockdev::file_size_limit_is_an_error();
     match cli::job(&Args::parse()).and_then(|job| run(&job)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("mkfs.rext4: {}", in_one_line(&error));
+            eprintln!("mkfs.rext4: {}", blockdev::in_one_line(error.as_ref()));
             ExitCode::FAILURE
         }
     }
-}
-
-/// An error and its causes; a cause that its effect already quotes is not said twice.
-fn in_one_line(error: &anyhow::Error) -> String {
-    error.chain().map(ToString::to_string).fold(String::new(), |line, cause| match line.as_str() {
-        "" => cause,
-        line if line.ends_with(&cause) => line.to_owned(),
-        line => format!("{line}: {cause}"),
-    })
 }
 
 fn run(job: &Job) -> Result<()> {
@@ -63,7 +55,8 @@ fn run(job: &Job) -> Result<()> {
         exclusive: !job.dry_run,
         ..OpenOptions::default()
     };
-    let device = blockdev::open(path, &how)?;
+    let wait = |text: &str| eprintln!("mkfs.rext4: {text}");
+    let device = blockdev::open_when_free(path, &how, wait)?;
     let geometry = device.geometry();
     let shape = Shape::new(&job.options, geometry.size, geometry.logical_sector)?;
     if job.dry_run {

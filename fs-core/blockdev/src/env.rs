@@ -2,6 +2,7 @@
 //! and who runs the background work.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
 
@@ -18,6 +19,12 @@ pub struct Timestamp {
 pub trait Clock: Send + Sync {
     /// The wall clock now.
     fn now(&self) -> Timestamp;
+
+    /// Time since the machine started, which nobody sets; goes on while the machine sleeps.
+    fn since_boot(&self) -> Duration {
+        let now = clock_gettime(ClockId::Boottime);
+        Duration::new(now.tv_sec.max(0) as u64, now.tv_nsec.clamp(0, 999_999_999) as u32)
+    }
 }
 
 /// Draws random numbers (inode generations, new hash seeds, UUIDs).

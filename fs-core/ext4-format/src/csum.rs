@@ -468,9 +468,5 @@ fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
 }
 
 fn same(what: What, found: u32, expected: u32) -> Result<(), Corruption> {
-    if found == expected {
-        Ok(())
-    } else {
-        Err(Corruption::new(what, "checksum", u64::from(found), u64::from(expected)))
-    }
+    if found == expected { Ok(()) } else { Err(Corruption::checksum(what, found, expected)) }
 }

@@ -231,7 +231,7 @@ pub const TABLE: &[Feature] = &[
     incompat(Incompat::LARGEDIR, "large_dir", ReadWrite),
     incompat(Incompat::INLINE_DATA, "inline_data", Refused),
     incompat(Incompat::ENCRYPT, "encrypt", Refused),
-    incompat(Incompat::CASEFOLD, "casefold", Refused),
+    incompat(Incompat::CASEFOLD, "casefold", ReadWrite),
 ];
 
 /// The row of a feature by its e2fsprogs name; the spellings mke2fs also takes are understood.
@@ -275,14 +275,13 @@ pub enum Access {
     },
 }
 
-/// Judges a volume by its feature words, and refuses an external journal by name.
+/// Judges a volume by its feature words, and by what else is `refused` by name.
 pub(crate) fn judge(
     compat: Compat,
     ro_compat: RoCompat,
     incompat: Incompat,
-    has_external_journal: bool,
+    mut refused: Vec<String>,
 ) -> Access {
-    let mut refused = Vec::new();
     let mut read_only = Vec::new();
     for (word, bits, when_unknown) in [
         (Word::Compat, compat.0, ReadWrite),
@@ -297,9 +296,6 @@ pub(crate) fn judge(
                 Refused => refused.push(name_of(word, mask)),
             }
         }
-    }
-    if has_external_journal {
-        refused.push("external journal".to_owned());
     }
     if !refused.is_empty() {
         Access::Refused { names: refused }

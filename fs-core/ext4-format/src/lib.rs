@@ -26,5 +26,5 @@ pub mod superblock;
 pub mod verify;
 pub mod xattr;
 
-pub use corruption::{Corruption, Place, What};
+pub use corruption::{Corruption, Fault, Place, What};
 pub use num::{BlockNo, FileBlock, GroupNo, Ino, Tid};

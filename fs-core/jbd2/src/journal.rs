@@ -27,6 +27,8 @@ const MAX_READ_AHEAD: usize = 1 << 20;
 /// How a journal is run.
 #[derive(Clone)]
 pub struct Options {
+    /// Blocks of the volume. The device may have more, which are none of the journal's business.
+    pub blocks: u64,
     /// Memory for cached blocks, in bytes. Blocks that must stay (dirty, in the log only) can pass it.
     pub cache_bytes: usize,
     /// Whether commits and checkpoints flush the device. Off, a power cut may lose anything.
@@ -42,6 +44,7 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Options {
+            blocks: u64::MAX,
             cache_bytes: 64 << 20,
             barrier: true,
             closing_credits: 4,
@@ -61,6 +64,12 @@ pub trait CommitObserver: Send + Sync {
     /// `tid` is durable: blocks freed in it may be reused, and discarded, from now on. Runs before
     /// any waiter of the commit wakes. Must not wait for a commit; should be short.
     fn committed(&self, tid: Tid);
+
+    /// The journal rested ([`Journal::suspend`]) and a handle is about to start: what was said of the volume then
+    /// is taken back. Must not start a handle.
+    fn resuming(&self) -> Result<()> {
+        Ok(())
+    }
 
     /// The journal was aborted: nothing will be written from here on. Called once.
     fn aborted(&self, cause: &Error);
@@ -93,13 +102,15 @@ pub(crate) struct Core {
     pub space: Space,
     /// The first cause of an abort.
     pub aborted: Option<Arc<Error>>,
+    /// The journal rests ([`Journal::suspend`]).
+    pub suspended: bool,
 }
 
 /// A cache of metadata blocks whose changes reach the device in transactions.
 pub struct Journal {
     pub(crate) dev: Arc<dyn BlockDevice>,
     pub(crate) block_size: usize,
-    /// Blocks on the device.
+    /// Blocks that may be read and written.
     blocks: u64,
     pub(crate) cache: Cache,
     pub(crate) opts: Options,
@@ -115,6 +126,8 @@ pub struct Journal {
     pub(crate) landed: Condvar,
     /// Whose turn it is to write home; taken before anything else of this crate.
     pub(crate) checkpointing: Mutex<()>,
+    /// Who suspends or resumes; taken before anything else of this crate.
+    pub(crate) suspending: Mutex<()>,
     /// Set with `Core::aborted`, for a look without the lock.
     dead: AtomicBool,
     pub(crate) observer: RwLock<Option<Arc<dyn CommitObserver>>>,
@@ -155,7 +168,7 @@ impl Journal {
     ) -> Journal {
         let block_size = block_size as usize;
         Journal {
-            blocks: dev.geometry().size / block_size as u64,
+            blocks: opts.blocks.min(dev.geometry().size / block_size as u64),
             dev,
             block_size,
             cache: Cache::new(block_size, opts.cache_bytes),
@@ -171,12 +184,14 @@ impl Journal {
                 callbacks: Vec::new(),
                 space,
                 aborted: None,
+                suspended: false,
             }),
             handles_gone: Condvar::new(),
             admission: Condvar::new(),
             commit_ended: Condvar::new(),
             landed: Condvar::new(),
             checkpointing: Mutex::new(()),
+            suspending: Mutex::new(()),
             dead: AtomicBool::new(false),
             observer: RwLock::new(None),
             counters: Counters::default(),
@@ -302,8 +317,7 @@ impl Journal {
         if core.aborted.is_some() {
             return false;
         }
-        let idle = core.running.as_ref().is_none_or(|r| r.handles == 0 && r.tx.work.lock().is_empty());
-        let settled = idle && core.leading.is_none() && core.space.logged.is_empty();
+        let settled = core.is_settled();
         self.end(&mut core, Arc::new(Error::ShutDown));
         settled
     }

@@ -185,7 +185,7 @@ impl Allocator {
         stream: Option<Stream>,
     ) -> Result<Option<Run>> {
         let locked = match self.with_blocks(no) {
-            Err(Error::Corrupt(_)) => self.vol.writable().map(|()| None),
+            Err(Error::Corrupt(_)) => self.vol.changeable().map(|()| None),
             other => other,
         }?;
         let Some(mut locked) = locked else { return Ok(None) };

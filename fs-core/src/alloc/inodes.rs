@@ -140,7 +140,7 @@ impl Allocator {
     fn take_inode(&self, handle: &Handle<'_>, no: GroupNo, directory: bool) -> Result<Option<Ino>> {
         let geo = self.vol.geo;
         let locked = match self.with_inodes(no) {
-            Err(Error::Corrupt(_)) => self.vol.writable().map(|()| None),
+            Err(Error::Corrupt(_)) => self.vol.changeable().map(|()| None),
             other => other,
         }?;
         let Some(mut locked) = locked else { return Ok(None) };

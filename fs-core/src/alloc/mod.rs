@@ -311,7 +311,7 @@ fn journal_runs(vol: &Volume, sb: &SuperBlock) -> Result<Vec<locate::Run>> {
     let Some(ino) = sb.journal_ino() else { return Ok(Vec::new()) };
     let mut read = |block| Ok::<_, Error>(vol.journal.read(block, |_| Ok(()))?.data());
     let inode = locate::inode(sb, ino, &mut read)?;
-    locate::runs(sb, &inode, &mut read)
+    locate::runs(sb, &inode, Some(ino), &mut read)
 }
 
 fn pool_of(sb: &SuperBlock) -> u64 {

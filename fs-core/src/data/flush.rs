@@ -10,7 +10,7 @@ use super::flight::Writing;
 use super::place::{Account, Run};
 use super::{DataPath, Place};
 use crate::alloc::Depth;
-use crate::error::Result;
+use crate::error::{Posix, Result};
 use crate::inode::{Inode, IoGuard, Put, Slice};
 
 /// Most bytes that one handle and one round of device writes deal with.
@@ -21,9 +21,11 @@ impl DataPath {
     /// inode lock.
     ///
     /// # Errors
-    /// `NoSpace` when no place can be promised; nothing was written then.
+    /// `NoSpace` when no place can be promised, ENOMEM when there is no memory; nothing was written then.
     pub fn write_behind(&self, inode: &Arc<Inode>, at: u64, data: &[u8], privileged: bool) -> Result<()> {
         let bs = self.block_size();
+        // From here on a buffer lies in the pool: once space is promised, nothing may be refused.
+        PooledBuf::try_take(data.len()).map_err(|_| Posix::NoMemory)?;
         let end = at + data.len() as u64;
         self.promise(inode, at / bs..end.div_ceil(bs), privileged)?;
         self.put_dirty(inode, at, data)?;

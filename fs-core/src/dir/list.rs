@@ -14,6 +14,7 @@ use ext4_format::{FileBlock, Ino, What};
 use jbd2::Buffer;
 
 use super::blocks::Role;
+use super::find::is_bad_index;
 use super::{Dir, cookie};
 use crate::error::{Error, Result};
 use crate::inode::{Core, Listed, Listing};
@@ -40,7 +41,9 @@ impl Dir<'_> {
     pub fn list(&self, position: u64, emit: &mut dyn FnMut(&Item<'_>) -> ControlFlow<()>) -> Result<()> {
         let hashed = {
             let core = self.inode.core.read();
-            self.settings.indexed && (core.disk.has(flag::INDEX) || self.block_count(&core) <= 1)
+            self.settings.indexed
+                && !self.folds(&core)
+                && (core.disk.has(flag::INDEX) || self.block_count(&core) <= 1)
         };
         // Byte offsets lie below every major hash but the first.
         let index_is_bad = || position > cookie::FIRST && self.inode.dir.index_is_bad();
@@ -59,7 +62,7 @@ impl Dir<'_> {
         while position < cookie::END {
             let listing = match self.listing(position) {
                 // A bad index leaves the entries themselves readable.
-                Err(Error::Corrupt(c)) if c.what == What::HtreeBlock && cookie::major(position) == 0 => {
+                Err(Error::Corrupt(c)) if is_bad_index(&c) && cookie::major(position) == 0 => {
                     self.inode.dir.set_index_is_bad();
                     return self.list_linear(position.max(AFTER_DOT), emit);
                 }

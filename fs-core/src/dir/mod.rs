@@ -50,6 +50,8 @@ pub struct Settings {
     pub large: bool,
     /// Feature `dir_nlink`: a directory may stop counting its subdirectories.
     pub links_uncounted: bool,
+    /// Feature `casefold`: directories with the flag compare names by their folded form.
+    folds: bool,
     /// How new indexes hash, without the signedness.
     hash_base: HashVersion,
     hash_unsigned: bool,
@@ -69,6 +71,7 @@ impl Settings {
             indexed: sb.compat().has(Compat::DIR_INDEX),
             large: sb.incompat().has(Incompat::LARGEDIR),
             links_uncounted: sb.ro_compat().has(RoCompat::DIR_NLINK),
+            folds: sb.incompat().has(Incompat::CASEFOLD),
             hash_base: HashVersion::from_raw(sb.hash_version()).unwrap_or(HashVersion::HalfMd4),
             hash_unsigned: sb.hash_unsigned(),
             hash_seed: sb.hash_seed(),
@@ -118,6 +121,13 @@ impl<'a> Dir<'a> {
         depth: Depth,
     ) -> Dir<'a> {
         Dir { settings, vol, alloc, table, inode, depth }
+    }
+
+    /// Whether the directory is case-insensitive. Such a directory is read, block by block since its index
+    /// hashes folded names, and not changed.
+    #[must_use]
+    pub fn folds(&self, core: &Core) -> bool {
+        self.settings.folds && core.disk.has(flag::CASEFOLD)
     }
 
     /// Whether the directory has an index that counts.

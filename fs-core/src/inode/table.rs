@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use ext4_format::expand::expand_extra;
 use ext4_format::inode::{BASE_SIZE, FileType, Inode as DiskInode, flag};
-use ext4_format::{BlockNo, Corruption, Ino, What};
+use ext4_format::{BlockNo, Corruption, Ino, What, verify};
 use jbd2::Handle;
 use jbd2::mutants::{Mutant, is};
 
@@ -279,11 +279,10 @@ impl Table {
             if bytes.iter().all(|b| *b == 0) {
                 return Err(None);
             }
-            self.vol.csum.verify_inode(bytes, ino).map_err(Some)?;
-            DiskInode::decode(bytes, layout).map_err(Some)
+            verify::inode(bytes, &self.vol.csum, layout, ino).map_err(Some)
         })?;
         let disk = disk.map_err(|c| match c {
-            Some(c) => self.vol.corrupt(c.in_inode(ino)),
+            Some(c) => self.vol.corrupt(c),
             None => Posix::Stale.into(),
         })?;
         if disk.links == 0 && accept == Accept::Named {

@@ -44,7 +44,7 @@ impl OpenFile {
         if len > 0 {
             to.kill_privileges_by(caller)?;
         }
-        let mut buf = PooledBuf::take(len.min(CHUNK) as usize);
+        let mut buf = PooledBuf::try_take(len.min(CHUNK) as usize).map_err(|_| Posix::NoMemory)?;
         let mut copied = 0;
         while copied < len {
             let want = (len - copied).min(CHUNK) as usize;

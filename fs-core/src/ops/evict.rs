@@ -168,7 +168,7 @@ impl Filesystem {
 
     /// Frees everything that belongs to `inode`, which is an orphan that nobody can reach.
     fn delete(&self, inode: &Arc<Inode>) -> Result<()> {
-        self.vol.writable()?;
+        self.vol.changeable()?;
         self.truncate_blocks(inode, 0)?;
         self.free_xattrs(inode)?;
         let credits = 1 + orphan::CREDITS + alloc::FREE_INODE_CREDITS;

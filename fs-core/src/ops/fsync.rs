@@ -85,7 +85,7 @@ impl Filesystem {
 
     pub(crate) fn sync_all(&self) -> Result<()> {
         self.vol.alive()?;
-        if self.vol.writable().is_err() {
+        if self.vol.changeable().is_err() {
             return self.left_behind();
         }
         for inode in self.data.dirty.all() {
@@ -109,7 +109,7 @@ impl Filesystem {
     }
 
     fn sync_inode(&self, inode: &Arc<Inode>, data_only: bool) -> Result<()> {
-        if self.vol.writable().is_err() {
+        if self.vol.changeable().is_err() {
             return self.left_behind();
         }
         // The names are a directory's content: to fdatasync it is to fsync it.

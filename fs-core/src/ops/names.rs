@@ -140,12 +140,15 @@ impl Filesystem {
         if dir.core.read().disk.links == 0 { Err(Posix::NotFound.into()) } else { Ok(()) }
     }
 
-    /// Refuses a new name in `dir`; with `kind` a directory it also counts a link.
+    /// Refuses a new name in `dir`, which must not be case-insensitive; with `kind` a directory it also counts a link.
     pub(super) fn may_add(&self, dir: &Inode, kind: FileType) -> Result<()> {
         self.alive(dir)?;
         let core = dir.core.read();
         if core.disk.has(flag::IMMUTABLE) {
             return Err(Posix::NotPermitted.into());
+        }
+        if self.entries(dir).folds(&core) {
+            return Err(Posix::NotSupported.into());
         }
         let full = core.disk.links >= MAX_LINKS && !self.counts_subdirectories_loosely(&core);
         if kind == FileType::Directory && full {
@@ -161,6 +164,9 @@ impl Filesystem {
             if inode.core.read().disk.flags & frozen != 0 {
                 return Err(Posix::NotPermitted.into());
             }
+        }
+        if self.entries(dir).folds(&dir.core.read()) {
+            return Err(Posix::NotSupported.into());
         }
         Ok(())
     }

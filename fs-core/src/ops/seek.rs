@@ -1,5 +1,7 @@
 //! Finding data and holes.
 
+use ext4_format::{Corruption, What};
+
 use crate::data::Place;
 use crate::error::{Posix, Result};
 use crate::node::OpenFile;
@@ -30,6 +32,9 @@ impl OpenFile {
         }
         let end = core.size.div_ceil(bs);
         let mut at = offset / bs;
+        // Blocks of data that a sound map can still have: one that names its blocks again and again would be
+        // looked through without end.
+        let mut left = fs.vol.geo.blocks_count;
         while at < end {
             let dirty = inode.io.lock().behind.status(at, end - at);
             let (is_data, len) = match dirty {
@@ -41,6 +46,13 @@ impl OpenFile {
             };
             if is_data == (whence == SeekWhence::Data) {
                 return Ok(offset.max(at * bs));
+            }
+            if is_data {
+                left = left.checked_sub(len).ok_or_else(|| {
+                    let blocks = fs.vol.geo.blocks_count;
+                    let c = Corruption::new(What::ExtentNode, "mapped blocks", at + len, blocks);
+                    fs.vol.corrupt(c.in_inode(inode.ino))
+                })?;
             }
             at += len;
         }

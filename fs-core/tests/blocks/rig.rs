@@ -142,7 +142,7 @@ impl Rig {
                     Ok::<_, Error>(bytes)
                 };
                 let inode = locate::inode(&sb, ino, &mut read).unwrap();
-                let runs = locate::runs(&sb, &inode, &mut read).unwrap();
+                let runs = locate::runs(&sb, &inode, Some(ino), &mut read).unwrap();
                 let extents = runs
                     .iter()
                     .map(|run| LogExtent { first: run.first.0, len: run.len, start: run.start })

@@ -1,6 +1,7 @@
 //! `rext4-undo LOG DEVICE`: puts back what a repair with `fsck.rext4 -z LOG` overwrote.
 
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::Parser;
@@ -15,8 +16,18 @@ struct Cli {
     device: PathBuf,
 }
 
-fn main() -> anyhow::Result<()> {
-    let cli = Cli::parse();
+fn main() -> ExitCode {
+    blockdev::file_size_limit_is_an_error();
+    match run(&Cli::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("rext4-undo: {}", blockdev::in_one_line(error.as_ref()));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: &Cli) -> anyhow::Result<()> {
     let device = blockdev::open(
         &cli.device,
         &blockdev::OpenOptions { direct: blockdev::Direct::Never, ..Default::default() },

@@ -358,12 +358,11 @@ pub fn list(ctx: &Context, inode: &ext4_format::inode::Inode) -> Vec<Extent> {
             },
         );
     } else {
-        let device = 1..ctx.geometry.blocks_count;
+        let volume = 1..ctx.geometry.blocks_count;
         let _ = ext4_format::indirect::walk::<_, Walked>(
             &inode.block,
             ctx.geometry.block_size,
-            device,
-            ctx.geometry.blocks_count,
+            volume,
             &mut |block| {
                 if ctx.spend_tree() { ctx.disk.read(block).map_err(|_| Walked) } else { Err(Walked) }
             },

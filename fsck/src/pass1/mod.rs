@@ -21,7 +21,7 @@ use ext4_format::{BlockNo, GroupNo, Ino};
 
 pub use extents::list as extents_of;
 pub use inode::Effects;
-pub use metadata::claim as claim_metadata;
+pub use metadata::{claim as claim_metadata, ranges as metadata_ranges};
 
 use crate::ask::{Ask, Judge, Probe};
 use crate::context::{Context, Dir, NOWHERE, SharedBlock, lock};

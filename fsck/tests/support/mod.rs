@@ -289,7 +289,6 @@ impl<'a> Volume<'a> {
                 &inode.block,
                 self.geometry.block_size,
                 1..self.geometry.blocks_count,
-                100_000,
                 &mut |b| self.block(b.0).ok_or_else(lost),
                 &mut |step| {
                     match step {

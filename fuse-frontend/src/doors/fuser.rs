@@ -20,7 +20,8 @@ use super::old_pages::{OldPages, Range};
 use super::reserve::Reserve;
 use crate::service::attributes::Change;
 use crate::service::{
-    Answer, FOR_EVER, Sender, Service, WriteHow, changes_attributes, encode_device, is_immutable, node_of,
+    Answer, FOR_EVER, Sender, Service, WriteHow, changes_attributes, encode_device, is_immutable, native,
+    node_of,
 };
 
 /// Largest request, in bytes.
@@ -60,7 +61,7 @@ fn drop_pages(notifier: &OnceLock<Notifier>, Range { node, offset, len }: Range)
 }
 
 fn sender(req: &Request) -> Sender {
-    Sender { uid: req.uid(), gid: req.gid() }
+    Sender { uid: req.uid(), gid: req.gid(), thread: req.pid() }
 }
 
 fn errno(code: i32) -> Errno {
@@ -165,18 +166,19 @@ impl Door {
         }
     }
 
-    /// A change of attributes: the kernel does not expect that it may move the file's count of blocks.
-    fn changing_sectors(&self, ino: INodeNo, change: impl FnOnce() -> Answer<()>) -> Answer<()> {
-        let before = self.service.sectors(ino.0)?;
+    /// A change of extended attributes: the kernel does not expect that it may move the file's count of
+    /// blocks, nor, where it keeps no access control lists itself, its mode.
+    fn changing_xattrs(&self, ino: INodeNo, change: impl FnOnce() -> Answer<()>) -> Answer<()> {
+        let before = self.service.aside_of_xattrs(ino.0)?;
         change()?;
-        if self.service.sectors(ino.0)? != before {
+        if self.service.aside_of_xattrs(ino.0)? != before {
             self.forget_attributes(ino);
         }
         Ok(())
     }
 
-    /// Set-id bits go when somebody else than root changes a file; the kernel leaves that to us and does not
-    /// look again.
+    /// Set-id bits go when somebody else than root changes a file, also when the change itself fails; the kernel
+    /// leaves that to us and does not look again.
     fn privileges_are_gone(&self, req: &Request, ino: INodeNo) {
         if req.uid() != 0 {
             self.forget_attributes(ino);
@@ -244,14 +246,15 @@ impl fuser::Filesystem for Door {
             InitFlags::FUSE_WRITEBACK_CACHE,
             InitFlags::FUSE_PARALLEL_DIROPS,
             InitFlags::FUSE_HANDLE_KILLPRIV_V2,
-            InitFlags::FUSE_POSIX_ACL,
             InitFlags::FUSE_MAX_PAGES,
             InitFlags::FUSE_CACHE_SYMLINKS,
             InitFlags::FUSE_NO_OPENDIR_SUPPORT,
             InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
         ];
         let async_dio = self.async_dio.then_some(InitFlags::FUSE_ASYNC_DIO);
-        for flag in wanted.into_iter().chain(async_dio) {
+        // With these the kernel checks permissions, whatever the mount says.
+        let acl = (!self.service.has_fake_root()).then_some(InitFlags::FUSE_POSIX_ACL);
+        for flag in wanted.into_iter().chain(async_dio).chain(acl) {
             if config.add_capabilities(flag).is_err() {
                 tracing::debug!(?flag, "the kernel does not offer this");
             }
@@ -380,7 +383,11 @@ impl fuser::Filesystem for Door {
     }
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: fuser::ReplyOpen) {
-        match self.service.open(sender(req), ino.0, flags.0) {
+        let opened = self.service.open(sender(req), ino.0, flags.0);
+        if flags.0 & libc::O_TRUNC != 0 {
+            self.privileges_are_gone(req, ino);
+        }
+        match opened {
             Ok(opened) => reply.opened(FileHandle(opened.handle), opened_flags(opened.direct)),
             Err(code) => reply.error(errno(code)),
         }
@@ -593,7 +600,7 @@ impl fuser::Filesystem for Door {
         reply: fuser::ReplyEmpty,
     ) {
         let set = || self.service.setxattr(sender(req), ino.0, name.as_bytes(), value, flags, None);
-        reply_empty(reply, self.changing_sectors(ino, set));
+        reply_empty(reply, self.changing_xattrs(ino, set));
     }
 
     fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: fuser::ReplyXattr) {
@@ -606,7 +613,7 @@ impl fuser::Filesystem for Door {
 
     fn removexattr(&self, req: &Request, ino: INodeNo, name: &OsStr, reply: fuser::ReplyEmpty) {
         let remove = || self.service.removexattr(sender(req), ino.0, name.as_bytes());
-        reply_empty(reply, self.changing_sectors(ino, remove));
+        reply_empty(reply, self.changing_xattrs(ino, remove));
     }
 
     fn fallocate(
@@ -629,13 +636,14 @@ impl fuser::Filesystem for Door {
         req: &Request,
         ino: INodeNo,
         _fh: FileHandle,
-        _flags: fuser::IoctlFlags,
+        flags: fuser::IoctlFlags,
         cmd: u32,
         in_data: &[u8],
         out_size: u32,
         reply: fuser::ReplyIoctl,
     ) {
-        let answer = self.service.ioctl(sender(req), ino.0, cmd, in_data, None);
+        let cmd = native(cmd, flags.contains(fuser::IoctlFlags::FUSE_IOCTL_COMPAT));
+        let answer = self.service.ioctl(sender(req), ino.0, cmd, in_data);
         if answer.is_ok() && changes_attributes(cmd) {
             self.forget_attributes(ino);
         }

@@ -123,9 +123,10 @@ impl Service {
         known.node().set_xattr_as(&Credentials::root(), name, value, SetXattr::Any, false).map_err(refuse)
     }
 
-    /// Space that a file takes, in 512-byte units.
-    pub fn sectors(&self, node: u64) -> Answer<u64> {
-        self.nodes.get(node)?.node().attributes().map(|attr| attr.sectors).map_err(refuse)
+    /// What a change of extended attributes may change of the attributes that the kernel knows: the space
+    /// that the file takes, and the mode, by an access control list.
+    pub fn aside_of_xattrs(&self, node: u64) -> Answer<(u64, u16)> {
+        self.nodes.get(node)?.node().attributes().map(|attr| (attr.sectors, attr.mode)).map_err(refuse)
     }
 
     /// GETXATTR.

@@ -138,7 +138,9 @@ impl Service {
         from_cache: bool,
         reply: impl FnOnce(Answer<&[u8]>) -> T,
     ) -> T {
-        let mut buf = PooledBuf::take(size.min(MAX_READ) as usize);
+        let Ok(mut buf) = PooledBuf::try_take(size.min(MAX_READ) as usize) else {
+            return reply(Err(libc::ENOMEM));
+        };
         match self.read_into(handle, offset, &mut buf, from_cache) {
             Ok(n) => reply(Ok(&buf[..n])),
             Err(errno) => reply(Err(errno)),
@@ -193,7 +195,7 @@ impl Service {
             writers.pages_cached = true;
         }
         let caller = self.caller(writer, 0);
-        if how.kill_privileges {
+        if how.kill_privileges && !self.fake_root {
             file.kill_privileges(&caller).map_err(refuse)?;
         }
         let taken = match file.write_as(&caller, data, offset, kind) {

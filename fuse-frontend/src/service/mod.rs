@@ -4,6 +4,7 @@
 //! Must not know: message layouts, transports, how a reply is sent.
 
 pub mod attributes;
+mod caller;
 mod directories;
 mod files;
 mod ioctl;
@@ -16,7 +17,7 @@ use std::time::Duration;
 use fs_core::{Attr, Credentials, Error, FileType, Filesystem, Node, flag};
 
 pub use files::{Opened, Source, WriteHow};
-pub use ioctl::{argument_in_memory, changes_attributes, syncs_volume, wants_cached_data};
+pub use ioctl::{EXT4_IOC_SHUTDOWN, changes_attributes, native, shutdown_asked, wants_cached_data};
 
 use crate::nodes::Nodes;
 use crate::options::Options;
@@ -45,6 +46,8 @@ pub struct Sender {
     pub uid: u32,
     /// Filesystem group id.
     pub gid: u32,
+    /// Number of the calling thread, 0 when it has none in the namespace of this process.
+    pub thread: u32,
 }
 
 /// Returns when every FORGET that was sent before has been heard, or begun to be.
@@ -95,10 +98,22 @@ impl Service {
         self.fs.block_size()
     }
 
+    /// Whether everybody who gets in has root's rights, and the kernel checks none.
+    #[must_use]
+    pub fn has_fake_root(&self) -> bool {
+        self.fake_root
+    }
+
+    /// As whom a request acts on what is there.
     fn caller(&self, sender: Sender, umask: u32) -> Credentials {
         if self.fake_root {
             return Credentials { umask, ..Credentials::root() };
         }
+        self.owner(sender, umask)
+    }
+
+    /// As whose a request makes something new.
+    fn owner(&self, sender: Sender, umask: u32) -> Credentials {
         Credentials { uid: sender.uid, gid: sender.gid, umask, ..Credentials::root() }
     }
 }
@@ -114,10 +129,11 @@ fn decode_device(rdev: u32) -> (u32, u32) {
     ((rdev & 0xf_ff00) >> 8, (rdev & 0xff) | ((rdev >> 12) & 0xf_ff00))
 }
 
-/// The errno of a failure. What is not the caller's doing is logged.
+/// The errno of a failure. What is not the caller's doing, and was not logged where it was found, is logged.
 pub(crate) fn refuse(error: Error) -> i32 {
     match &error {
         Error::Posix(_) | Error::NoSpace | Error::ReadOnly | Error::ShutDown => {}
+        Error::Corrupt(_) | Error::Journal(_) => tracing::debug!(%error, "a request failed"),
         error => tracing::error!(%error, "a request failed"),
     }
     error.errno()

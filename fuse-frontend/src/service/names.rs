@@ -27,7 +27,7 @@ impl Service {
         umask: u32,
         rdev: u32,
     ) -> Answer<Attr> {
-        let caller = self.caller(sender, umask);
+        let caller = self.owner(sender, umask);
         let (known, rdev) = (self.nodes.get(parent)?, decode_device(rdev));
         let made = known.dir()?.mknod_as(&caller, name, mode as u16, rdev).map_err(refuse)?;
         self.remember(made)
@@ -35,14 +35,14 @@ impl Service {
 
     /// The making half of TMPFILE: a regular file without a name, to be opened and, maybe, linked.
     pub fn tmpfile(&self, sender: Sender, parent: u64, mode: u32, umask: u32) -> Answer<Attr> {
-        let (known, caller) = (self.nodes.get(parent)?, self.caller(sender, umask));
+        let (known, caller) = (self.nodes.get(parent)?, self.owner(sender, umask));
         let made = known.dir()?.tmpfile_as(&caller, mode as u16).map_err(refuse)?;
         self.remember(made)
     }
 
     /// MKDIR.
     pub fn mkdir(&self, sender: Sender, parent: u64, name: &[u8], mode: u32, umask: u32) -> Answer<Attr> {
-        let caller = self.caller(sender, umask);
+        let caller = self.owner(sender, umask);
         let known = self.nodes.get(parent)?;
         let made = known.dir()?.create_dir_as(&caller, name, mode as u16).map_err(refuse)?;
         self.remember(made.into())
@@ -50,7 +50,7 @@ impl Service {
 
     /// SYMLINK.
     pub fn symlink(&self, sender: Sender, parent: u64, name: &[u8], target: &[u8]) -> Answer<Attr> {
-        let (known, caller) = (self.nodes.get(parent)?, self.caller(sender, 0));
+        let (known, caller) = (self.nodes.get(parent)?, self.owner(sender, 0));
         let made = known.dir()?.symlink_as(&caller, name, target).map_err(refuse)?;
         self.remember(made)
     }

@@ -117,7 +117,7 @@ fn space_of_a_file_that_is_being_closed_is_waited_for() -> Result<()> {
     let fs = fs_core::OpenOptions::new().open_device(Arc::new(disk))?;
     let service = Service::new(fs.clone(), &Options::default());
     let size = fs.statfs()?.blocks_available * 3 / 4 * u64::from(fs.block_size());
-    let sender = Sender { uid: 0, gid: 0 };
+    let sender = Sender { uid: 0, gid: 0, thread: 0 };
     let refused = |errno| std::io::Error::from_raw_os_error(errno);
     let fill = |name: &str| -> std::io::Result<(u64, u64)> {
         let made = service.mknod(sender, ROOT_NODE, name.as_bytes(), 0o100_644, 0, 0).map_err(refused)?;

@@ -167,6 +167,32 @@ fn a_label_reaches_every_superblock_at_once() -> Result<()> {
     Ok(())
 }
 
+/// What each of the ioctls that give something writes into a buffer that is large enough for anything, all of it:
+/// a byte too many is in a caller's stack.
+const WRITTEN: &str = r#"
+    chdir shift or die; open(my $new, ">", "file") or die; close $new; open(my $f, "<", "file") or die;
+    my @all = (0x80086601, 0x80046601, 0x80087601, 0x80047601, 0x80086603, 0x80046603, 0x80086605, 0x80046605,
+        0x801c581f, 0x81009431);
+    for my $ioctl (@all) {
+        # Never the same byte by chance.
+        my @seen = map { my $word = chr($_) x 300; [ioctl($f, $ioctl, $word), "$!", $word] } 0xa5, 0x5a;
+        my $written = grep { substr($seen[0][2], $_, 1) eq substr($seen[1][2], $_, 1) } 0 .. 299;
+        my $done = defined $seen[0][0] ? "done" : $seen[0][1];
+        printf "%x: %s, %d bytes\n", $ioctl, $done, $written;
+    }
+"#;
+
+#[test]
+fn an_ioctl_writes_what_the_kernel_writes_and_no_more() -> Result<()> {
+    if !can_run("an_ioctl_writes_what_the_kernel_writes_and_no_more", &NEEDS) {
+        return Ok(());
+    }
+    let pair = Pair::new(SIZE, "-t ext4 -L label", &[])?;
+    let said = pair.ask("sizes", |root| perl(WRITTEN, root))?;
+    ensure!(said.contains("80087601: done, 4 bytes"), "{said}");
+    pair.finish()
+}
+
 /// What a project's volume, which is only read here, says of its files.
 #[test]
 fn project_ids_are_shown() -> Result<()> {

@@ -197,12 +197,17 @@ fn a_refused_registration_falls_back() -> Result<()> {
         mkfs::format(&disk, &mkfs::Options::new(mkfs::Kind::Ext4, 1_700_000_000)).context("mkfs")?;
         let fs = OpenOptions::new().open_device(Arc::new(disk))?;
         let point = tempfile::tempdir()?;
-        let wish = Wish { source: "rext4-tests".into(), flags: MountFlags::empty(), allow_other: true };
+        let wish = Wish {
+            source: "rext4-tests".into(),
+            flags: MountFlags::empty(),
+            allow_other: true,
+            default_permissions: true,
+        };
         let mount = Mount::plain(point.path(), &wish)?;
         // One queue more than there are processors is one that the kernel does not have.
         let queues = possible_processors()? + usize::from(too_many);
         let rings = Rings::prepare(Layout { queues, threads: 2, pinned: true })?;
-        let capabilities = shake_hands(mount.device(), wanted(true) | init::OVER_IO_URING)?;
+        let capabilities = shake_hands(mount.device(), wanted(true, false) | init::OVER_IO_URING)?;
         let service = Arc::new(Service::new(fs.clone(), &Options::default()));
         let (tell, ended) = channel();
         let device = Arc::new(mount.device().try_clone()?);
@@ -213,6 +218,7 @@ fn a_refused_registration_falls_back() -> Result<()> {
             reserve,
             dispatch: Arc::new(Dispatch::new(service, Box::new(|| ()))),
             capabilities,
+            caller_memory: Arc::default(),
             splice_from: Options::default().splice_from,
             on_end: Arc::new(move |how| {
                 let _ = tell.send(how);

@@ -123,7 +123,11 @@ impl LogFormat {
         };
         let found = u32::from_be_bytes([block[at], block[at + 1], block[at + 2], block[at + 3]]);
         let expected = self.csum.block_tail(block);
-        if found == expected { Ok(()) } else { Err(bad("checksum", found.into(), expected.into())) }
+        if found == expected {
+            Ok(())
+        } else {
+            Err(Corruption::checksum(What::JournalBlock, found, expected))
+        }
     }
 
     fn set_tail(&self, block: &mut [u8]) {
@@ -150,7 +154,7 @@ impl LogFormat {
         if tag.csum == expected {
             Ok(())
         } else {
-            Err(bad("t_checksum", tag.csum.into(), expected.into()).at_block(tag.block))
+            Err(Corruption::checksum(What::JournalBlock, tag.csum, expected).at_block(tag.block))
         }
     }
 
@@ -207,7 +211,11 @@ impl LogFormat {
             RawCommit::ref_from_prefix(block).map_err(|_| bad("length", block.len() as u64, 64))?;
         let expected = self.csum.commit(block);
         let found = commit.checksum[0].get();
-        if found == expected { Ok(()) } else { Err(bad("h_chksum", found.into(), expected.into())) }
+        if found == expected {
+            Ok(())
+        } else {
+            Err(Corruption::checksum(What::JournalBlock, found, expected))
+        }
     }
 }
 

@@ -122,7 +122,7 @@ impl SuperBlock {
             }
             let sum = JournalCsum::superblock(bytes);
             if raw.checksum.get() != sum {
-                return Err(wrong("checksum", raw.checksum.get(), sum));
+                return Err(Corruption::checksum(What::JournalSuperBlock, raw.checksum.get(), sum));
             }
         }
         let block_size = raw.block_size.get();

@@ -10,6 +10,7 @@ mod raw;
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, IntoBytes};
 
+use crate::casefold;
 use crate::corruption::{Corruption, What};
 use crate::crc::crc32c;
 use crate::features::{self, Access, Compat, Incompat, RoCompat};
@@ -96,7 +97,7 @@ impl SuperBlock {
             }
             let sum = checksum(bytes);
             if raw.checksum.get() != sum {
-                return Err(wrong("checksum", raw.checksum.get(), sum));
+                return Err(Corruption::checksum(What::SuperBlock, raw.checksum.get(), sum));
             }
         }
         SuperBlock::from_raw(raw)
@@ -442,10 +443,19 @@ impl SuperBlock {
         self.raw.state = U16::new(state.0);
     }
 
-    /// What may be done with the volume, by its features; an external journal is refused by name.
+    /// What may be done with the volume, by its features; an external journal is refused by name, and so are
+    /// case-insensitive names in an unknown encoding.
     #[must_use]
     pub fn access(&self) -> Access {
-        features::judge(self.compat(), self.ro_compat(), self.incompat(), self.has_external_journal())
+        let mut refused = Vec::new();
+        if self.has_external_journal() {
+            refused.push("external journal".to_owned());
+        }
+        let encoding = self.raw.encoding.get();
+        if self.incompat().has(Incompat::CASEFOLD) && encoding != casefold::ENCODING_UTF8 {
+            refused.push(format!("casefold with encoding {encoding}"));
+        }
+        features::judge(self.compat(), self.ro_compat(), self.incompat(), refused)
     }
 
     /// What to do at an error; an unknown value means to carry on, as the kernel takes it.

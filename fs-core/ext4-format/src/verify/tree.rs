@@ -1,6 +1,7 @@
 //! Checks of what belongs to one file: its inode, the blocks of its tree, its names and its attributes.
 //!
-//! Each looks at one structure alone. What needs two (an index and its child, a name and its inode) is the
+//! What a structure must be for its sum to be found is looked at first, then the sum, then the rest: so damage is
+//! told from a wrong sum as the kernel tells it. Each looks at one structure alone. What needs two (an index and its child, a name and its inode) is the
 //! business of who holds both.
 
 use crate::corruption::{Corruption, What};
@@ -22,8 +23,9 @@ pub fn inode(bytes: &[u8], csum: &Csum, layout: &InodeLayout, ino: Ino) -> Resul
         .get(..size)
         .ok_or_else(|| Corruption::new(What::Inode, "inode_size", bytes.len() as u64, size as u64))
         .map_err(|c| c.in_inode(ino))?;
+    let inode = Inode::decode(record, layout).map_err(|c| c.in_inode(ino))?;
     csum.verify_inode(record, ino)?;
-    Inode::decode(record, layout).map_err(|c| c.in_inode(ino))
+    Ok(inode)
 }
 
 /// Checks a block of an extent tree: header, sum, order, and that all it names lies on the volume.
