@@ -22,11 +22,11 @@ use ext4_format::mmp::{Mmp, SEQ_CLEAN, SEQ_FSCK, SEQ_MAX};
 use ext4_format::superblock::SuperBlock;
 use ext4_format::{BlockNo, Corruption, What, verify};
 use jbd2::Journal;
-use parking_lot::{Condvar, Mutex};
 use tracing::{error, info};
 
 use crate::error::Result;
 use crate::mount::MountError;
+use crate::sync::{Condvar, Rank, RankedMutex};
 use crate::threads::{self, Thread};
 
 /// A newcomer waits at least for this many seconds, and twice that and one more.
@@ -35,7 +35,7 @@ const MIN_CHECK: u16 = 5;
 /// The volume is ours until this is dropped or released.
 pub(crate) struct MmpGuard {
     shared: Arc<Shared>,
-    heart: Mutex<Option<Thread>>,
+    heart: RankedMutex<Option<Thread>>,
 }
 
 struct Shared {
@@ -52,8 +52,8 @@ struct Shared {
     /// Another host has the volume, or the block cannot be kept up.
     lost: AtomicBool,
     /// What we last wrote. Rank of a leaf: held across the IO of this one block and nothing else.
-    ours: Mutex<Mmp>,
-    stopping: Mutex<bool>,
+    ours: RankedMutex<Mmp>,
+    stopping: RankedMutex<bool>,
     wake: Condvar,
 }
 
@@ -94,9 +94,10 @@ fn acquire_pausing(
         limit: u64::from(ours.check_interval.get()) * 1_000_000_000,
         last_beat: AtomicU64::new(0),
         lost: AtomicBool::new(false),
-        ours: Mutex::new(ours),
-        stopping: Mutex::new(false),
-        wake: Condvar::new(),
+        // After all others: any write to the device may ask for a heartbeat first.
+        ours: RankedMutex::keyed(Rank::Leaf, u64::MAX, ours),
+        stopping: RankedMutex::new(Rank::Leaf, false),
+        wake: Condvar::default(),
     };
     let found = shared.read()?;
     let check = u64::from(found.check_interval.get().max(interval).max(MIN_CHECK));
@@ -119,7 +120,7 @@ fn acquire_pausing(
     if !shared.heartbeat()? {
         return Err(in_use(&shared.read()?));
     }
-    Ok(Some(MmpGuard { shared: Arc::new(shared), heart: Mutex::new(None) }))
+    Ok(Some(MmpGuard { shared: Arc::new(shared), heart: RankedMutex::new(Rank::Leaf, None) }))
 }
 
 fn in_use(mmp: &Mmp) -> MountError {
@@ -327,7 +328,7 @@ mod tests {
     fn a_dead_owner_is_waited_for_once_and_replaced() {
         let (dev, sb, env) = volume();
         put(dev.as_ref(), &sb, 77);
-        let waits = Mutex::new(Vec::new());
+        let waits = RankedMutex::new(Rank::Leaf, Vec::new());
         let guard = acquire_pausing(&dev, &sb, &env, &|time| waits.lock().push(time.as_secs()));
         assert!(guard.is_ok_and(|guard| guard.is_some()));
         assert_eq!(*waits.lock(), [11, 11]);

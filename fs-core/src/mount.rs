@@ -97,6 +97,7 @@ impl MountError {
             }
             MountError::Journal { .. } => libc::EUCLEAN,
             MountError::Features { .. } => libc::EOPNOTSUPP,
+            MountError::Journal { .. } => libc::EUCLEAN,
             MountError::Truncated { .. } => libc::EINVAL,
             MountError::InUse { .. } => libc::EBUSY,
             MountError::Open(error) => match error {
@@ -282,15 +283,15 @@ impl Filesystem {
             };
         }
         let drained = self.sync_all();
-        let (mut settled, mut was_suspended) = (false, false);
+        let (mut rests, mut settled) = (false, false);
         self.delete_unlinked_and(|| {
             let closed = drained.and_then(|()| Ok(self.vol.journal.close()?));
-            was_suspended = self.vol.journal.is_suspended();
-            settled = !was_suspended && self.vol.journal.seal();
+            rests = self.vol.journal.is_suspended();
+            settled = rests || self.vol.journal.seal();
             self.vol.shut_down();
             closed
         })?;
-        if was_suspended {
+        if rests {
             // The volume is marked clean, and nothing has changed since.
             return Ok(());
         }

@@ -5,6 +5,8 @@
 //! A thread that waits for a condition may hold locks of rank 60 and below, if whoever brings the
 //! condition about needs none of them; of those above it holds only the one that it waits with.
 
+#![expect(clippy::disallowed_types, reason = "the locks that the ranked ones are made of")]
+
 use std::ops::{Deref, DerefMut};
 use std::time::{Duration, Instant};
 

@@ -1,5 +1,7 @@
 //! The crate as a library: handles, and what becomes of files and filesystems when they are dropped; paths.
 
+#![expect(clippy::disallowed_types, reason = "a test has no order of locks")]
+
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -175,19 +175,19 @@ impl OrphanFile {
     ) -> Result<OrphanFile> {
         let inode = table.get_any(ino, Accept::Orphaned)?;
         let map = MapCtx { vol, alloc, ino, generation: inode.generation };
-        let file = Self::load(vol, table, &map, ino, &inode, found);
+        let read = Self::read_all(vol, table, &map, &inode, found);
         table.unhold(inode);
         file
     }
 
-    fn load(
+    fn read_all(
         vol: &Volume,
         table: &Table,
         map: &MapCtx<'_>,
-        ino: Ino,
         inode: &Inode,
         found: &mut Vec<Arc<Inode>>,
     ) -> Result<OrphanFile> {
+        let ino = inode.ino;
         let core = inode.core.read();
         let count = (core.disk.size / u64::from(vol.block_size())).min(MAX_FILE_BLOCKS.into());
         let mut file = OrphanFile { ino, generation: inode.generation, blocks: vec![], free: vec![] };

@@ -1,5 +1,7 @@
 //! The allocator against a model, dumpe2fs and e2fsck.
 
+#![expect(clippy::disallowed_types, reason = "a test has no order of locks")]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
 

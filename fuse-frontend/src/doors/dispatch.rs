@@ -308,8 +308,7 @@ impl Dispatch {
         most: u64,
         kernel: &dyn Kernel,
     ) -> Served<u64> {
-        let source = (how.fh_in, how.off_in);
-        let target = (how.fh_out, how.off_out);
+        let (source, target) = ((how.fh_in, how.off_in), (how.fh_out, how.off_out));
         let copied = self.service.copy_file_range(sender(request), source, target, how.len.min(most));
         if request.header.uid != 0 {
             privileges_are_gone(how.nodeid_out, kernel);

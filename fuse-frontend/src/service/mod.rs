@@ -106,7 +106,10 @@ impl Service {
 
     /// As whom a request acts on what is there.
     fn caller(&self, sender: Sender, umask: u32) -> Credentials {
-        if self.fake_root { Credentials { umask, ..Credentials::root() } } else { self.owner(sender, umask) }
+        if self.fake_root {
+            return Credentials { umask, ..Credentials::root() };
+        }
+        self.owner(sender, umask)
     }
 
     /// As whose a request makes something new.

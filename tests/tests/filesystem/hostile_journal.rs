@@ -55,10 +55,8 @@ fn seeds(small: u64) -> impl Iterator<Item = u64> {
 /// Mounts and unmounts in this process; the device's bytes afterwards.
 fn ours(forge: &Forge, read_only: bool) -> (std::result::Result<(), String>, Vec<u8>) {
     let device = forge.device();
-    let mounted =
-        OpenOptions::new().read_only(read_only).open_device(Arc::clone(&device) as Arc<dyn BlockDevice>);
-    let verdict = match mounted {
-        Ok(fs) => fs.close().map_err(|error| format!("unmount: {error}")),
+    let verdict = match OpenOptions::new().read_only(read_only).open_device(device.clone()) {
+        Ok(fs) => fs.close().map_err(|error| format!("closing: {error}")),
         Err(error) => Err(error.to_string()),
     };
     (verdict, contents(&device))

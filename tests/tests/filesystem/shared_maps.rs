@@ -19,7 +19,7 @@ use ext4_format::indirect::{DIRECT, set_pointer, span};
 use ext4_format::inode::{Inode, InodeLayout};
 use ext4_format::superblock::SuperBlock;
 use ext4_format::{BlockNo, Ino, locate};
-use fs_core::{Node, OpenFlags, OpenOptions, SeekWhence};
+use fs_core::{OpenFlags, OpenOptions, SeekWhence, SetAttr};
 use tests::forge::{Forge, contents};
 use tests::oracle::e2fsck_is_clean;
 use tests::run::{both, output, run, tool};
@@ -163,7 +163,7 @@ fn journal_is_refused(folder: &Path, forge: &Forge) -> Result<()> {
     ensure!(System::Kernel.mount(&image).is_err(), "the kernel mounts it");
     let device = Arc::new(Counted { device: forge.device(), read: 0.into() });
     let started = Instant::now();
-    let mounted = OpenOptions::new().open_device(Arc::clone(&device) as _);
+    let mounted = OpenOptions::new().open_device(device.clone());
     ensure!(mounted.is_err(), "we mount it");
     let read = device.read.load(Ordering::Relaxed);
     ensure!(read < VOLUME && started.elapsed() < LONGEST, "{read} bytes, {:?}", started.elapsed());
@@ -190,24 +190,21 @@ fn a_file_with_a_shared_map_costs_what_is_there() -> Result<()> {
 
 fn file_is_bounded(folder: &Path, forge: &Forge, ino: Ino, data: u64, way: u64) -> Result<()> {
     let device = Arc::new(Counted { device: forge.device(), read: 0.into() });
-    let fs = OpenOptions::new().open_device(Arc::clone(&device) as _)?;
+    let fs = OpenOptions::new().open_device(device.clone())?;
+    let file = fs.open_file("file", OpenFlags::default())?;
+    ensure!(file.ino() == ino);
     let started = Instant::now();
     // Whether each succeeds depends on the map; it ends, and says so where it does not.
     let node = fs.root()?.lookup("file")?;
     ensure!(node.ino() == ino, "another file");
     let opened = |node: Node| node.open(OpenFlags { write: true, ..OpenFlags::default() });
     match way {
-        0 => drop(
-            opened(node)
-                .map(|file| [SeekWhence::Data, SeekWhence::Hole].map(|whence| file.seek_to(data, whence))),
-        ),
-        1 => drop(opened(node).map(|file| file.set_len(5000))),
-        2 => {
-            drop(node);
-            drop(fs.root()?.unlink("file"));
-        }
-        _ => drop(opened(node).map(|file| file.read_at(&mut vec![0; 1 << 20], data))),
+        0 => drop([SeekWhence::Data, SeekWhence::Hole].map(|whence| file.seek_to(data, whence))),
+        1 => drop(file.set_attributes(&shrink)),
+        2 => drop(fs.remove_file("file")),
+        _ => drop(file.read_at(&mut vec![0; 1 << 20], data)),
     }
+    drop(file);
     ensure!(started.elapsed() < LONGEST, "{:?}", started.elapsed());
     // A volume that was found damaged may not end clean.
     drop(fs.close());

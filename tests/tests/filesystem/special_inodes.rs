@@ -12,7 +12,7 @@ use blockdev::BlockDevice;
 use blockdev::sim::MemDevice;
 use ext4_format::csum::Csum;
 use ext4_format::{BlockNo, Ino, orphan};
-use fs_core::{Filesystem, OpenFile, OpenOptions};
+use fs_core::{Credentials, Filesystem, OpenFile, OpenOptions, WriteKind};
 use tests::forge::{Forge, contents, scattered};
 use tests::oracle::{e2fsck_is_clean, our_fsck_is_clean};
 use tests::run::{output, run, tool};
@@ -40,7 +40,7 @@ fn seeds(small: u64) -> impl Iterator<Item = u64> {
 }
 
 fn mount(device: &Arc<MemDevice>, read_only: bool) -> Result<Arc<Filesystem>> {
-    Ok(OpenOptions::new().read_only(read_only).open_device(Arc::clone(device) as Arc<dyn BlockDevice>)?)
+    Ok(OpenOptions::new().read_only(read_only).open_device(device.clone())?)
 }
 
 /// Scatters the blocks of the journal and of the orphan file, and gives both inodes a generation.
@@ -72,13 +72,13 @@ fn scatter(rng: &mut fastrand::Rng, forge: &mut Forge) -> Result<()> {
     Ok(())
 }
 
-/// Makes a file, and one that is deleted while it is open, so that the orphan file is used: its handle.
+/// Makes files, and one that is deleted while it is open, so that the orphan file is used.
 fn use_it(fs: &Arc<Filesystem>) -> Result<OpenFile> {
-    let root = fs.root()?;
-    root.create("kept", 0o644)?.write_all_at(&[7; 5000], 0)?;
-    let gone = root.create("gone", 0o644)?;
-    gone.write_all_at(&[7; 5000], 0)?;
-    root.unlink("gone")?;
+    fs.write("kept", [7; 5000])?;
+    let gone = fs.create_file("gone")?;
+    gone.write_as(&Credentials::root(), &[7; 5000], 0, WriteKind::Direct)?;
+    fs.remove_file("gone")?;
+    fs.sync()?;
     Ok(gone)
 }
 
@@ -101,11 +101,9 @@ fn scattered_special_files_are_read_by_their_own_numbers() -> Result<()> {
             mount(&device, true)?.close()?;
             ensure!(contents(&device) == forge.bytes, "a mount for reading wrote");
             let fs = mount(&device, false)?;
-            let unlinked = use_it(&fs)?;
-            fs.sync()?;
+            let _open = use_it(&fs)?;
             // Orphans that a crash leaves behind are found by the next mount.
             let crashed = MemDevice::from_image(device.snapshot());
-            drop(unlinked);
             fs.close()?;
             mount(&Arc::new(crashed), false)?.close()?;
             fs::write(&image, contents(&device))?;
@@ -166,5 +164,5 @@ fn a_lost_journal_inode_comes_back_whatever_its_generation_was() -> Result<()> {
     }
     let after = Forge::load(&image)?;
     ensure!(after.blocks_of(Ino::JOURNAL)? == log, "the journal lies elsewhere");
-    mount(&after.device(), false)?.close().context("close")
+    mount(&after.device(), false)?.close().context("closing")
 }
