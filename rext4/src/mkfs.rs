@@ -1,6 +1,6 @@
 //! Making volumes, with the defaults and the layout of mke2fs.
 //!
-//! [`format`] takes any device, and overwrites what is there; [`format_file`] makes a new image file.
+//! [`format()`] takes any device, and overwrites what is there; [`format_file`] makes a new image file.
 
 use std::fs::File;
 use std::io;

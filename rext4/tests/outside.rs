@@ -24,19 +24,23 @@ fn the_program_of_the_readme_runs_outside_the_workspace() {
     assert!(code.lines().count() <= 20 && code.lines().all(|line| !line.contains("#[")), "{code}");
     fs::create_dir(package.path().join("src")).unwrap();
     fs::write(package.path().join("src/main.rs"), &code).unwrap();
-    let manifest = format!(
+    let mut manifest = format!(
         "[package]\nname = \"outsider\"\nversion = \"0.1.0\"\nedition = \"2024\"\n\n\
-         [dependencies]\nrext4 = {{ path = {:?} }}\n\n[profile.dev]\ndebug = false\n",
+         [dependencies]\nrext4 = {{ path = {:?} }}\n\n[profile.dev.package.\"*\"]\nopt-level = 2\n",
         here.to_str().unwrap()
     );
+    // As in the workspace, so that what has been compiled for it is used.
+    for ours in ["ext4-format", "jbd2", "fs-core", "mkfs", "fsck", "rext4"] {
+        manifest += &format!("\n[profile.dev.package.{ours}]\nopt-level = 0\n");
+    }
     fs::write(package.path().join("Cargo.toml"), manifest).unwrap();
     // The versions that are there, so that nothing is fetched.
     fs::copy(here.join("../Cargo.lock"), package.path().join("Cargo.lock")).unwrap();
     let test = std::env::current_exe().unwrap();
-    let target = test.ancestors().nth(3).unwrap().join("outsider");
+    let target = test.ancestors().nth(3).unwrap();
     run(Command::new(env!("CARGO"))
         .args(["build", "--offline", "--quiet", "--target-dir"])
-        .arg(&target)
+        .arg(target)
         .current_dir(package.path()));
 
     let folder = folder();

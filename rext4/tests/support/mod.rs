@@ -43,9 +43,12 @@ pub fn give(path: &Path) {
 
 /// A program to be run by an ordinary user, in `folder`.
 pub fn as_user(program: &Path, folder: &Path) -> Command {
-    // The folder that it was built in may be closed to others.
+    // The folder that it was built in may be closed to others. Copied by another process: a file that is open for
+    // writing here, or in a child that another thread has just forked, cannot be run.
     let copy = folder.join(program.file_name().unwrap());
-    fs::copy(program, &copy).unwrap();
+    if !copy.exists() {
+        run(Command::new("cp").arg(program).arg(&copy));
+    }
     let mut command = Command::new(&copy);
     command.current_dir(folder);
     if is_root() {
