@@ -116,7 +116,7 @@ fn space_of_a_file_that_is_being_closed_is_waited_for() -> Result<()> {
     mkfs::format(&disk, &mkfs::Options::new(mkfs::Kind::Ext4, 1_700_000_000)).context("mkfs")?;
     let fs = fs_core::OpenOptions::new().open_device(Arc::new(disk))?;
     let service = Service::new(fs.clone(), &Options::default());
-    let size = fs.statfs()?.blocks_available * 4096 * 3 / 4;
+    let size = fs.statfs()?.blocks_available * 3 / 4 * u64::from(fs.block_size());
     let sender = Sender { uid: 0, gid: 0 };
     let refused = |errno| std::io::Error::from_raw_os_error(errno);
     let fill = |name: &str| -> std::io::Result<(u64, u64)> {
