@@ -24,7 +24,7 @@ help:
 	@echo 'make crash-mutants  the crash lab tested: every deliberate fault must be caught (minutes)'
 	@echo 'make bench       the benchmark against the kernel and fuse2fs (BENCH="--only ... --json ...")'
 	@echo 'make bench-fsck  fsck.rext4 and e2fsck side by side, time and memory (2 GiB; FOLDER= keeps the images)'
-	@echo 'make lint        formatting and clippy'
+	@echo 'make lint        formatting, clippy and documentation'
 	@echo 'make install     PREFIX=$(PREFIX) DESTDIR=$(DESTDIR); helpers for mount(8) in $(HELPERS)'
 	@echo 'make uninstall   the reverse'
 
@@ -82,6 +82,7 @@ crash-mutants: setup
 lint:
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --workspace --all-targets
+	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --locked --no-deps -p rext4 -p fs-core -p fsck -p blockdev -p jbd2 -p ext4-format
 
 # Apptainer and others run a program called fuse2fs: put $(PREFIX)/libexec/rext4 first in their PATH.
 install: all

@@ -63,7 +63,7 @@ pub fn format(device: &dyn BlockDevice, options: &Options) -> Result<Report> {
 /// Formats a device and tells how far it is.
 ///
 /// # Errors
-/// As [`format`].
+/// As [`format()`].
 pub fn format_watched(device: &dyn BlockDevice, options: &Options, watch: &mut Watch<'_>) -> Result<Report> {
     let geometry = device.geometry();
     if geometry.read_only {

@@ -4,7 +4,9 @@
 
 use std::sync::Arc;
 
+#[doc(inline)]
 pub use blockdev::sim::{Fill, Image, MemDevice};
+#[doc(inline)]
 pub use blockdev::{
     BlockDevice, DeviceGeometry, Direct, Error, FileDevice, Op, OpenError, OpenOptions, Result, Window, open,
 };

@@ -18,10 +18,14 @@
 
 use std::path::Path;
 
+#[doc(inline)]
 pub use ::fsck::{
     Answer, Code, Error, Finding, Mode, Options, Preen, Problem, Question, Report, Result, Row, Silent, Ui,
     UndoLog, Usage, check, check_with, undo,
 };
+
+#[doc(inline)]
+pub use ext4_format::{BlockNo, GroupNo, Ino};
 
 use crate::device;
 

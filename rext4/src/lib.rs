@@ -93,9 +93,9 @@
 //!
 //! # Rights
 //!
-//! Operations check no permissions and files belong to root, unless the caller says otherwise:
-//! [`Node::check_access`] answers whether some [`Credentials`] may read, write or execute, by mode and access control
-//! list, and the operations whose names end in `_as` create files for them.
+//! Operations check no permissions, but for what an inode's own flags forbid (immutable, append-only), and what they
+//! make belongs to root. Whoever acts for others asks first: [`Node::check_access`] answers whether some [`Credentials`] may read, write or execute, by mode and access control
+//! list, and the operations whose names end in `_as` make files that belong to them.
 //!
 //! # Errors
 //!
@@ -128,12 +128,15 @@ pub mod device;
 pub mod fsck;
 pub mod mkfs;
 
+#[doc(inline)]
 pub use fs_core::{
-    Access, Acl, Atime, Attr, Clock, Corruption, Credentials, Dir, DirEntry, DirItem, Env, Error,
+    Access, Acl, Atime, Attr, Clock, Corruption, Credentials, DataStats, Dir, DirEntry, DirItem, Env, Error,
     ErrorPolicy, FallocateMode, FileType, Filesystem, Ino, MountError, MountOptions, Node, OpenFile,
-    OpenFlags, OpenOptions, Posix, ReadDir, RenameFlags, Result, SeekWhence, SetAttr, SetTime, SetXattr,
-    Shutdown, StatFs, Time, TimesFrom, Timestamp, Walk, Workers, WriteKind, check_access, flag,
+    OpenFlags, OpenOptions, Posix, ReadDir, ReadPlan, RenameFlags, Result, SeekWhence, Segment, SetAttr,
+    SetTime, SetXattr, Shutdown, StatFs, Time, TimesFrom, Timestamp, Walk, Workers, WriteKind, check_access,
+    flag,
 };
+#[doc(inline)]
 pub use fsck::check_file as check;
 
 #[cfg(doctest)]

@@ -6,10 +6,14 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
+#[doc(inline)]
 pub use ::mkfs::{
     Error, Kind, Options, ParseError, Report, Result, Step, Usage, Watch, format, format_watched, probe,
     size_in_bytes,
 };
+
+#[doc(inline)]
+pub use ext4_format::superblock::{OnError, SuperBlock};
 
 use crate::device;
 
