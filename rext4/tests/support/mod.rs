@@ -58,10 +58,20 @@ pub fn as_user(program: &Path, folder: &Path) -> Command {
     command
 }
 
-/// An example of this package, which cargo builds with the tests.
+/// An example of this package, to be run by an ordinary user. `cargo test` builds it, but not when it is told to build
+/// one test only.
 pub fn example(name: &str, folder: &Path) -> Command {
     let test = std::env::current_exe().unwrap();
     let built = test.parent().and_then(Path::parent).unwrap().join("examples").join(name);
+    let time = |path: &Path| fs::metadata(path).and_then(|meta| meta.modified()).ok();
+    let package = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let is_new = ["src", "examples"].into_iter().all(|folder| {
+        let sources = tree(&package.join(folder));
+        let mut own =
+            sources.keys().filter(|path| folder == "src" || path.with_extension("").starts_with(name));
+        own.all(|source| time(&package.join(folder).join(source)) <= time(&built))
+    });
+    assert!(is_new, "{} is missing or old: run `cargo build -p rext4 --examples` first", built.display());
     as_user(&built, folder)
 }
 
