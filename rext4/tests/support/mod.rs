@@ -11,6 +11,7 @@ use std::os::unix::fs::{MetadataExt as _, chown, lchown};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
@@ -145,6 +146,16 @@ pub fn kernel_tree(image: &Path) -> Option<BTreeMap<PathBuf, Seen>> {
     let point = tempfile::tempdir().unwrap();
     run(tool("mount").args(["-t", "ext4", "-o", "loop,ro"]).arg(image).arg(point.path()));
     let seen = std::panic::catch_unwind(|| tree(point.path()));
-    run(tool("umount").arg(point.path()));
+    // Other processes of the machine may look into every mount for a moment, and the loop device ends after it.
+    wait_until(|| tool("umount").arg(point.path()).status().unwrap().success());
+    wait_until(|| run(tool("losetup").arg("-j").arg(image)).is_empty());
     Some(seen.unwrap())
+}
+
+fn wait_until(mut done: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !done() {
+        assert!(Instant::now() < deadline, "the image is still mounted");
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
