@@ -38,6 +38,7 @@ const RULES: &[Rule] = &[
     Rule { name: "fs-core", dir: "fs-core", may: &["ext4_format", "blockdev", "jbd2"], tests_may: &["fs_core", "mkfs"], never: NO_FILES, may_be_unsafe: false },
     Rule { name: "mkfs", dir: "mkfs", may: &["ext4_format", "blockdev"], tests_may: &[], never: &[], may_be_unsafe: false },
     Rule { name: "fsck", dir: "fsck", may: &["ext4_format", "blockdev", "jbd2::recovery"], tests_may: &[], never: &[], may_be_unsafe: false },
+    Rule { name: "rext4", dir: "rext4", may: &["ext4_format", "blockdev", "fs_core", "mkfs", "fsck"], tests_may: &[], never: &[], may_be_unsafe: false },
     Rule { name: "fuse-uring", dir: "fuse-frontend/fuse-uring", may: &[], tests_may: &[], never: &[], may_be_unsafe: true },
     Rule { name: "fuse-frontend", dir: "fuse-frontend", may: &["fs_core", "blockdev", "fuse_uring"], tests_may: &[], never: &[], may_be_unsafe: false },
     Rule { name: "tests", dir: "tests", may: &["ext4_format", "blockdev", "jbd2", "fs_core", "mkfs", "fsck", "fuse_frontend"], tests_may: &[],
