@@ -95,7 +95,6 @@ impl MountError {
             MountError::TooSmall { .. } | MountError::SuperBlock { .. } | MountError::Options(_) => {
                 libc::EINVAL
             }
-            MountError::Journal { .. } => libc::EUCLEAN,
             MountError::Features { .. } => libc::EOPNOTSUPP,
             MountError::Journal { .. } => libc::EUCLEAN,
             MountError::Truncated { .. } => libc::EINVAL,

@@ -177,7 +177,7 @@ impl OrphanFile {
         let map = MapCtx { vol, alloc, ino, generation: inode.generation };
         let read = Self::read_all(vol, table, &map, &inode, found);
         table.unhold(inode);
-        file
+        read
     }
 
     fn read_all(

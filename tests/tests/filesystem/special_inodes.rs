@@ -8,7 +8,6 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
-use blockdev::BlockDevice;
 use blockdev::sim::MemDevice;
 use ext4_format::csum::Csum;
 use ext4_format::{BlockNo, Ino, orphan};
