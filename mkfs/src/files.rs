@@ -25,18 +25,23 @@ const MMP_MIN_CHECK: u16 = 5;
 pub fn build(layout: &Layout, options: &Options) -> Result<Volume> {
     let mut volume = Volume::new(layout.superblock)?;
     directories(&mut volume, options)?;
-    system_files(volume, layout, options)
+    // Behind the first group's metadata, were it all in one piece: where mke2fs looks.
+    let geometry = volume.geometry();
+    let metadata = 2 + geometry.reserved_gdt_blocks + geometry.desc_blocks + geometry.inode_table_blocks();
+    let goal = u64::from(geometry.first_data_block + metadata);
+    system_files(volume, layout, options, goal)
 }
 
 /// Lays a volume out with the files that have no name: what else it holds comes from elsewhere.
 pub fn reserved(layout: &Layout, options: &Options) -> Result<Volume> {
-    system_files(Volume::new(layout.superblock)?, layout, options)
+    // No gap is left in front of what comes first.
+    system_files(Volume::new(layout.superblock)?, layout, options, 0)
 }
 
-fn system_files(mut volume: Volume, layout: &Layout, options: &Options) -> Result<Volume> {
+fn system_files(mut volume: Volume, layout: &Layout, options: &Options, goal: u64) -> Result<Volume> {
     bad_blocks_inode(&mut volume, options);
     if volume.superblock.compat().has(Compat::RESIZE_INODE) {
-        resize_inode(&mut volume, options)?;
+        resize_inode(&mut volume, options, goal)?;
     }
     let mut overhead = volume.overhead();
     if layout.journal_blocks > 0 {
@@ -139,14 +144,11 @@ fn first_ino(superblock: &SuperBlock, n: u32) -> Result<Ino> {
 /// is a block's index among all descriptor blocks, to each one of the first group, and that one, used as an
 /// indirect block, to its copies in the backup groups (kernel documentation, ext4 "Special inodes" and
 /// `resize.c`'s rules).
-fn resize_inode(volume: &mut Volume, options: &Options) -> Result<()> {
+fn resize_inode(volume: &mut Volume, options: &Options, goal: u64) -> Result<()> {
     let geometry = *volume.geometry();
     let block_size = volume.block_size();
     let pointers = block_size / 4;
     let head = geometry.head(GroupNo(0));
-    // Behind the first group's metadata, were it all in one piece: where mke2fs looks.
-    let metadata = 2 + geometry.reserved_gdt_blocks + geometry.desc_blocks + geometry.inode_table_blocks();
-    let goal = u64::from(geometry.first_data_block + metadata);
     let double = volume.free_run(goal, 1, "the resize inode")?.start;
     volume.take(double, 1);
     let mut double_bytes = vec![0; block_size];

@@ -1,11 +1,23 @@
-//! Makes an ext4 (ext3, ext2) volume, with the defaults and the layout of mke2fs 1.47.
+//! Makes an ext4 (ext3, ext2) volume, with the defaults and the layout of mke2fs 1.47; empty, or holding a tree.
 //!
-//! `layout` turns options into a superblock, purely; `volume` holds
-//! the volume that comes to be: which blocks are taken, the inodes and the metadata blocks so far; `files`
-//! adds the root, lost+found, the resize inode, the orphan file and the journal; `write` puts it on the
-//! device, the primary superblock last, so that a format cut short leaves no filesystem. Only metadata is
-//! written; what must read as zeros is handed to the device's `write_zeroes`, which costs a sparse image
-//! nothing.
+//! `layout` turns options into a superblock, purely; `volume` holds the volume that comes to be: which blocks
+//! are taken, the inodes and the metadata blocks so far; `files` adds the root, lost+found, the resize inode,
+//! the orphan file and the journal; `write` puts it on the device, the primary superblock last, so that a
+//! format cut short leaves no filesystem. What must read as zeros is handed to the device's `write_zeroes`,
+//! which costs a sparse image nothing. `populate` builds images that hold a tree:
+//!
+//! ```
+//! # let folder = tempfile::tempdir()?;
+//! # let (tree, image) = (folder.path().join("tree"), folder.path().join("root.img"));
+//! # std::fs::create_dir(&tree)?;
+//! # std::fs::write(tree.join("hello"), "hello")?;
+//! let report = mkfs::ImageBuilder::new()
+//!     .source(mkfs::Source::dir(&tree))
+//!     .free(mkfs::Free::Bytes(10 << 20))
+//!     .build(&image)?;
+//! assert_eq!((report.files, report.size), (1, std::fs::metadata(&image)?.len()));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 mod error;
 mod files;

@@ -35,8 +35,8 @@ impl Acl {
         Acl(entries.collect()).sorted()
     }
 
-    /// Reads text: entries `type:qualifier:permissions[:id]`, separated by commas or line ends. Qualifiers
-    /// are numbers: a name means nothing outside the machine that wrote it.
+    /// Reads text: entries `type:qualifier:permissions[:id]`, separated by commas or line ends. GNU tar writes
+    /// names without numbers; those are looked up on this machine, as GNU tar does when it extracts.
     pub fn from_text(text: &str) -> Result<Acl, String> {
         let mut entries = Vec::new();
         for entry in text.split([',', '\n']).map(|entry| entry.split('#').next().unwrap_or_default().trim()) {
@@ -57,8 +57,8 @@ impl Acl {
                 _ => return Err(format!("access control list entry {entry}")),
             };
             let id = match tag {
-                USER | GROUP => id.parse().map_err(|_| {
-                    format!("access control list entry {entry} names no number; archive with --numeric-owner")
+                USER | GROUP => id.parse().ok().or_else(|| known(tag, id)).ok_or_else(|| {
+                    format!("access control list entry {entry} names nobody who is known here")
                 })?,
                 _ => 0,
             };
@@ -132,6 +132,14 @@ impl Acl {
     }
 }
 
+/// The id of a user or group of this machine.
+fn known(tag: u16, name: &str) -> Option<u32> {
+    match tag {
+        USER => Some(nix::unistd::User::from_name(name).ok()??.uid.as_raw()),
+        _ => Some(nix::unistd::Group::from_name(name).ok()??.gid.as_raw()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -158,7 +166,7 @@ mod tests {
         for text in ["", "user::rwx", "user::rwx,user:5:r--,group::r--,other::r--", "x:::", "user::rwq"] {
             assert!(Acl::from_text(text).is_err(), "{text}");
         }
-        assert!(Acl::from_text("user::r--,user:joe:r--,group::r--,mask::r--,other::r--").is_err());
+        assert!(Acl::from_text("user::r--,user:nobody-here:r--,group::r--,mask::r--,other::r--").is_err());
         assert!(Acl::from_wire(&[2, 0, 0, 0, 1]).is_none());
         assert!(Acl::from_wire(&[1, 0, 0, 0]).is_none());
     }

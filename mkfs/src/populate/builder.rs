@@ -277,10 +277,9 @@ impl ImageBuilder {
         let skip: Vec<_> = output::identity(image).into_iter().collect();
         let (threads, fresh) = (self.threads, true);
         let mut draft = self.draft(&spools, &skip, watch)?;
-        watch(Event::Planned(&draft.layout));
-        let size = volume_size(&draft.layout);
-        let file = Output::create(image, size)?;
+        let file = Output::create(image, volume_size(&draft.layout))?;
         let device = file.device()?;
+        watch(Event::Planned(&draft.layout));
         let report = draft.write(&*device, threads, fresh, watch)?;
         drop(device);
         file.finish()?;
@@ -373,10 +372,10 @@ impl ImageBuilder {
         });
         let (plan, options, layout) = Plan::new(&tree, options, &self.sizing, words, &mut notes)?;
         tree.forget_names();
-        notes.extend(layout.notes.iter().cloned());
         for note in &notes {
             watch(Event::Note(note));
         }
+        notes.extend(layout.notes.iter().cloned());
         Ok(Draft { tree, plan, options, layout, times, notes })
     }
 }

@@ -4,6 +4,7 @@
 //! Small files that lie side by side are read into one buffer and written at once; large ones go in pieces.
 //! Where the host's filesystem can share or copy extents by itself it is asked to.
 
+use std::cell::RefCell;
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::sync::Mutex;
@@ -16,7 +17,7 @@ use xxhash_rust::xxh3::Xxh3;
 
 use super::content::{Reader, host_path};
 use super::error::{Error, Result};
-use super::folder;
+use super::folder::{self, Opener};
 use super::order::Digest;
 use super::plan::{Plan, map_of};
 use super::tree::{Body, Content, InodeId, NodeId, ROOT, Tree};
@@ -123,7 +124,7 @@ impl Copy<'_> {
                 .map(|_| {
                     let (tell, jobs, stop) = (tell.clone(), &jobs, &stop);
                     scope.spawn(move || {
-                        let worker = Worker { copy: self, block_size, sharing };
+                        let worker = Worker { copy: self, block_size, sharing, opener: RefCell::default() };
                         let result = worker.work(jobs, stop, &tell);
                         if result.is_err() {
                             stop.store(true, Ordering::Relaxed);
@@ -160,6 +161,7 @@ struct Worker<'c, 'p> {
     copy: &'c Copy<'p>,
     block_size: u64,
     sharing: bool,
+    opener: RefCell<Opener>,
 }
 
 /// An open source file, and who it is.
@@ -288,7 +290,7 @@ impl Worker<'_, '_> {
         let source = Source { id, file: None, stored: None };
         Ok(match inode.body {
             Body::File(Content::Folder { folder, node }) => {
-                let file = folder::open_file(&tree.folders[usize::from(folder)], &tree.path(node), inode)?;
+                let file = self.opener.borrow_mut().open(tree, folder, node)?;
                 Source { file: Some(file), ..source }
             }
             Body::File(Content::Stored { file, at }) => {

@@ -6,6 +6,7 @@
 use std::ffi::CString;
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -18,7 +19,7 @@ use super::attributes::NamedValue;
 use super::content::{SparseMap, host_path};
 use super::error::{Error, Result};
 use super::layer::Merge;
-use super::tree::{Body, Content, Folder, Inode, Meta, NodeId, ROOT};
+use super::tree::{Body, Content, Folder, Inode, Meta, NodeId, ROOT, Tree};
 
 /// Names looked at in one piece of work.
 const BATCH: usize = 512;
@@ -67,7 +68,8 @@ pub fn read(merge: &mut Merge<'_>, path: &Path, threads: usize, skip: &[(u64, u6
     let how = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let fd = rustix::fs::open(path, how, Mode::empty()).map_err(|errno| Error::read(path, errno))?;
     let stat = rustix::fs::fstat(&fd).map_err(|errno| Error::read(path, errno))?;
-    let attributes = attributes_of(&proc_path(&fd, None)).map_err(|errno| Error::read(path, errno))?;
+    let attributes =
+        attributes_of(path.join(".").as_os_str().as_bytes()).map_err(|errno| Error::read(path, errno))?;
     let attributes = merge.attributes(attributes, b"/")?;
     merge.put_root(meta(&stat), attributes)?;
     let number = merge.tree.folders.len() as u16;
@@ -254,8 +256,16 @@ impl Walk<'_> {
 
     fn look(&self, node: NodeId, listed: &Listed, names: Vec<CString>, tell: &Sender<Message>) -> Result<()> {
         let mut entries = Vec::with_capacity(names.len());
+        // A path is quicker than the detour through /proc, but has a largest length.
+        let folder = host_path(self.path, &listed.path);
+        let folder = folder.as_os_str().as_bytes();
+        let mut path = if folder.len() < PATH_LIMIT - 256 { folder.to_vec() } else { proc_path(&listed.fd) };
+        path.push(b'/');
+        let stem = path.len();
         for name in names {
-            match look_at(&listed.fd, &name) {
+            path.truncate(stem);
+            path.extend_from_slice(name.to_bytes());
+            match look_at(&listed.fd, &name, &path) {
                 Ok(found) => entries.push(Found { name, ..found }),
                 Err(errno) => {
                     let inner = [&listed.path[..], name.to_bytes()].join(&b'/');
@@ -270,9 +280,9 @@ impl Walk<'_> {
     }
 }
 
-fn look_at(dir: &OwnedFd, name: &CString) -> std::result::Result<Found, Errno> {
+fn look_at(dir: &OwnedFd, name: &CString, path: &[u8]) -> std::result::Result<Found, Errno> {
     let stat = rustix::fs::statat(dir, name.as_c_str(), AtFlags::SYMLINK_NOFOLLOW)?;
-    let attributes = attributes_of(&proc_path(dir, Some(name)))?;
+    let attributes = attributes_of(path)?;
     let mut target = Vec::new();
     let mut map = None;
     match FileType::from_mode(stat.st_mode as u16) {
@@ -312,16 +322,9 @@ fn data_of(dir: &OwnedFd, name: &CString, size: u64) -> std::result::Result<Spar
     Ok(map)
 }
 
-/// The path by which a name in an open directory can be given to calls that take only paths.
-fn proc_path(dir: &OwnedFd, name: Option<&CString>) -> Vec<u8> {
-    let mut path = format!("/proc/self/fd/{}", dir.as_raw_fd()).into_bytes();
-    if let Some(name) = name {
-        path.push(b'/');
-        path.extend_from_slice(name.to_bytes());
-    } else {
-        path.extend_from_slice(b"/.");
-    }
-    path
+/// A path by which an open directory can be given to calls that take only paths.
+fn proc_path(dir: &OwnedFd) -> Vec<u8> {
+    format!("/proc/self/fd/{}", dir.as_raw_fd()).into_bytes()
 }
 
 /// All extended attributes behind a path.
@@ -395,19 +398,37 @@ fn open_part(
     }
 }
 
-/// The folder's file at a path, opened for reading, if it is still the file that was listed.
-pub fn open_file(folder: &Folder, inner: &[u8], inode: &Inode) -> Result<File> {
-    let path = || host_path(&folder.path, inner);
-    let how = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
-    let fd = open_beneath(folder.fd.as_fd(), inner, how).map_err(|errno| match errno {
-        Errno::NOENT | Errno::NOTDIR | Errno::LOOP => Error::Changed { path: path() },
-        errno => Error::read(path(), errno),
-    })?;
-    let file = File::from(fd);
-    if is_as_listed(&file, inode).map_err(|errno| Error::read(path(), errno))? {
-        Ok(file)
-    } else {
-        Err(Error::Changed { path: path() })
+/// Opens files of source folders for reading, and keeps the last directory open: the next file mostly lies in
+/// it, too.
+#[derive(Default)]
+pub struct Opener {
+    last: Option<(u16, NodeId, OwnedFd)>,
+}
+
+impl Opener {
+    /// The file at a node of a folder. Whether it is still the file that was listed is for
+    /// [`is_as_listed`] to say, when it has been read.
+    pub fn open(&mut self, tree: &Tree, number: u16, node: NodeId) -> Result<File> {
+        let folder = &tree.folders[usize::from(number)];
+        let failed = |errno: Errno| {
+            let path = host_path(&folder.path, &tree.path(node));
+            match errno {
+                Errno::NOENT | Errno::NOTDIR | Errno::LOOP => Error::Changed { path },
+                errno => Error::read(path, errno),
+            }
+        };
+        let parent = tree.parent(node);
+        let dir = match self.last.take().filter(|last| (last.0, last.1) == (number, parent)) {
+            Some((.., dir)) => dir,
+            None => {
+                let how = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+                open_beneath(folder.fd.as_fd(), &tree.path(parent), how).map_err(failed)?
+            }
+        };
+        let how = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+        let file = rustix::fs::openat(&dir, tree.name(node), how, Mode::empty()).map_err(failed)?;
+        self.last = Some((number, parent, dir));
+        Ok(file.into())
     }
 }
 

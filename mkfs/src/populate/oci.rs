@@ -105,23 +105,37 @@ enum Store<'r> {
     Archive(Box<Merge<'r>>),
 }
 
-/// Reads an image into the tree: the folder or archive `path`, the image with this tag, for this platform.
+/// Where an image comes from.
+pub enum From<'p> {
+    /// A folder or an archive.
+    Path(&'p Path),
+    /// An archive that is read once.
+    Stream(Box<dyn Read + Send>),
+}
+
+/// Reads an image into the tree: the one with this tag, for this platform.
 pub fn read(
     merge: &mut Merge<'_>,
-    path: &Path,
+    from: From<'_>,
     tag: Option<&str>,
     platform: &Platform,
     spools: &Path,
 ) -> Result<()> {
     let rules = Rules { max_size: merge.rules.max_size, ..Rules::default() };
-    let store = if path.is_dir() {
-        Store::Folder(path)
-    } else {
-        let mut archive = Merge::new(&rules);
-        let file = Arc::new(File::open(path).map_err(|source| Error::read(path, source))?);
-        let end = file.metadata().map_err(|source| Error::read(path, source))?.len();
-        tar::read_file(&mut archive, file, 0..end, path, spools)?;
-        Store::Archive(Box::new(archive))
+    let mut archive = Merge::new(&rules);
+    let (path, store) = match from {
+        From::Path(path) if path.is_dir() => (path, Store::Folder(path)),
+        From::Path(path) => {
+            let file = Arc::new(File::open(path).map_err(|source| Error::read(path, source))?);
+            let end = file.metadata().map_err(|source| Error::read(path, source))?.len();
+            tar::read_file(&mut archive, file, 0..end, path, spools)?;
+            (path, Store::Archive(Box::new(archive)))
+        }
+        From::Stream(stream) => {
+            let path = Path::new("standard input");
+            tar::read_stream(&mut archive, stream, path, spools)?;
+            (path, Store::Archive(Box::new(archive)))
+        }
     };
     let mut image = Image { store, path, platform };
     for layer in image.layers(tag)? {

@@ -25,6 +25,8 @@ use crate::volume::Volume;
 
 /// Files looked through for one that fills a gap.
 const LOOK_AHEAD: usize = 4096;
+/// The first group holds the reserved inodes and lost+found.
+const LEAST_PER_GROUP: u32 = 16;
 /// Blocks at which the default size of a journal changes; just below, it is smaller.
 const JOURNAL_STEPS: &[u64] = &[2048, 32768, 1 << 18, 1 << 19, 1 << 22, 1 << 23, 1 << 24, 1 << 25];
 
@@ -321,40 +323,40 @@ impl Plan {
     fn fit(&mut self, tree: &Tree, sizing: &Sizing, computed: bool) -> Result<(Options, Layout)> {
         let block_size = u64::from(self.mapping.block_size);
         let blocks = self.blocks(tree);
-        let mut needed = blocks;
-        let limit = sizing.size.filter(|_| sizing.shrink).into_iter().chain(sizing.max_size).min();
-        for _ in 0..64 {
-            let (options, layout, volume) = match sizing.size.filter(|_| !computed) {
-                Some(size) => self.given(size, sizing)?,
-                None => self.smallest(needed, sizing)?,
-            };
-            let available = layout.superblock.blocks_count().0 * block_size;
-            match self.place(tree, &volume) {
-                _ if limit.is_some_and(|limit| available > limit) => {
-                    return Err(match sizing.max_size.filter(|max| Some(*max) == limit) {
-                        Some(limit) => Error::TooLarge { what: "the image".into(), limit },
-                        None => self.does_not_fit(available, blocks, limit.unwrap_or(0)),
-                    });
-                }
-                Ok(places) => {
-                    let Places { starts, scattered, files, taken } = places;
-                    self.data_blocks = files
-                        .iter()
-                        .map(|id| Runs::File(tree.inode(*id).size, map_of(tree, *id)).count(block_size))
-                        .sum();
-                    (self.starts, self.scattered, self.files, self.taken) = (starts, scattered, files, taken);
-                    return Ok((options, layout));
-                }
-                Err(missing) if computed => needed += missing.max(1),
-                Err(_) => {
-                    let smallest = self.smallest(needed, &Sizing { free: None, ..sizing.clone() });
-                    let smallest = smallest.map_or(0, |(_, layout, _)| layout.superblock.blocks_count().0);
-                    let least = (smallest * block_size).max(available + block_size);
-                    return Err(self.does_not_fit(least, blocks, available));
-                }
+        if let Some(size) = sizing.size.filter(|_| !computed) {
+            let (options, layout, volume) = self.given(size, sizing)?;
+            let available = volume_bytes(&layout);
+            if let Some(limit) = sizing.max_size.filter(|limit| available > *limit) {
+                return Err(Error::TooLarge { what: "the image".into(), limit });
             }
+            if let Ok(places) = self.place(tree, &volume) {
+                self.keep(tree, places);
+                return Ok((options, layout));
+            }
+            let sized = |plan: &Plan, blocks: u64| plan.given(blocks * block_size, sizing);
+            let (_, layout, _) = self.smallest(tree, blocks, &sized, &|_, _| true)?;
+            return Err(self.does_not_fit(volume_bytes(&layout), blocks, available));
         }
-        Err(Error::Options("no size was found that holds the tree".into()))
+        let sized = |plan: &Plan, blocks: u64| plan.sized(blocks, sizing);
+        let enough = |layout: &Layout, rest: u64| has_free_space(layout, rest, sizing.free);
+        let (options, layout, places) = self.smallest(tree, blocks, &sized, &enough)?;
+        let size = volume_bytes(&layout);
+        if let Some(limit) = sizing.max_size.filter(|limit| size > *limit) {
+            return Err(Error::TooLarge { what: "the image".into(), limit });
+        }
+        if let Some(most) = sizing.size.filter(|most| size > *most) {
+            return Err(self.does_not_fit(size, blocks, most));
+        }
+        self.keep(tree, places);
+        Ok((options, layout))
+    }
+
+    fn keep(&mut self, tree: &Tree, places: Places) {
+        let block_size = u64::from(self.mapping.block_size);
+        let Places { starts, scattered, files, taken } = places;
+        (self.starts, self.scattered, self.files, self.taken) = (starts, scattered, files, taken);
+        let count = |id: &InodeId| Runs::File(tree.inode(*id).size, map_of(tree, *id)).count(block_size);
+        self.data_blocks = self.files.iter().map(count).sum();
     }
 
     fn does_not_fit(&self, needed: u64, blocks: u64, available: u64) -> Error {
@@ -371,17 +373,14 @@ impl Plan {
     fn given(&self, size: u64, sizing: &Sizing) -> Result<(Options, Layout, Volume)> {
         let used = self.inodes() + sizing.free_inodes.unwrap_or(0);
         let mut options = Options { size: Some(size), ..self.options.clone() };
-        let layout = Layout::new(&options, size, sizing.sector)?;
-        let layout = match u64::from(layout.superblock.inodes_count()) {
-            count if count >= used => layout,
-            count if options.inode_count.is_some() => {
-                return Err(Error::Options(format!("the tree has {used} inodes, -N gives {count}")));
-            }
-            _ => {
-                options.inode_count = Some(used);
-                Layout::new(&options, size, sizing.sector)?
-            }
-        };
+        let mut layout = Layout::new(&options, size, sizing.sector)?;
+        let count = u64::from(layout.superblock.inodes_count());
+        if count < used && options.inode_count.is_some() {
+            return Err(Error::Options(format!("the tree has {used} inodes, -N gives {count}")));
+        }
+        if count < used {
+            (options, layout) = with_inodes(options, used, size, sizing.sector)?;
+        }
         let volume = files::reserved(&layout, &options)?;
         Ok((options, layout, volume))
     }
@@ -407,26 +406,50 @@ impl Plan {
             }
             inodes = count;
         }
-        let options = Options { size: Some(size), inode_count: Some(inodes), ..self.options.clone() };
-        let layout = Layout::new(&options, size, sizing.sector)?;
+        let options = Options { size: Some(size), ..self.options.clone() };
+        let (mut options, mut layout) = with_inodes(options, inodes, size, sizing.sector)?;
+        let geometry = layout.geometry();
+        if geometry.inodes_per_group < LEAST_PER_GROUP && self.options.inode_count.is_none() {
+            let least = u64::from(LEAST_PER_GROUP) * u64::from(geometry.group_count);
+            (options, layout) = with_inodes(options, least, size, sizing.sector)?;
+        }
         let volume = files::reserved(&layout, &options)?;
         Ok((options, layout, volume))
     }
 
-    /// The smallest volume with `needed` free blocks and the free space that is wanted.
-    fn smallest(&self, needed: u64, sizing: &Sizing) -> Result<(Options, Layout, Volume)> {
+    /// The smallest volume that holds the tree and that is `enough`: `sized` makes one of so many blocks.
+    fn smallest(
+        &mut self,
+        tree: &Tree,
+        blocks: u64,
+        sized: &dyn Fn(&Plan, u64) -> Result<(Options, Layout, Volume)>,
+        enough: &dyn Fn(&Layout, u64) -> bool,
+    ) -> Result<(Options, Layout, Places)> {
+        let mut needed = blocks;
+        for _ in 0..64 {
+            let count = self.smallest_size(needed, sized, enough)?;
+            let (options, layout, volume) = sized(self, count)?;
+            match self.place(tree, &volume) {
+                Ok(places) => return Ok((options, layout, places)),
+                // Gaps that no file fits in, or maps of files that were cut.
+                Err(missing) => needed += missing,
+            }
+        }
+        Err(Error::Options("no size was found that holds the tree".into()))
+    }
+
+    /// The fewest blocks of a volume that has `needed` free ones and is then `enough`.
+    fn smallest_size(
+        &self,
+        needed: u64,
+        sized: &dyn Fn(&Plan, u64) -> Result<(Options, Layout, Volume)>,
+        enough: &dyn Fn(&Layout, u64) -> bool,
+    ) -> Result<u64> {
         let block_size = u64::from(self.mapping.block_size);
         let fits = |blocks: u64| -> Result<bool> {
-            let (_, layout, volume) = self.sized(blocks, sizing)?;
-            let Some(rest) = volume.free_blocks().checked_sub(needed) else { return Ok(false) };
-            let all = layout.superblock.blocks_count().0;
-            let usable = rest.saturating_sub(layout.superblock.reserved_blocks());
-            Ok(all == blocks
-                && match sizing.free {
-                    None => true,
-                    Some(Free::Bytes(bytes)) => usable >= bytes.div_ceil(block_size),
-                    Some(Free::Percent(percent)) => rest as f64 * 100.0 >= all as f64 * percent,
-                })
+            let (_, layout, volume) = sized(self, blocks)?;
+            let rest = volume.free_blocks().checked_sub(needed);
+            Ok(layout.superblock.blocks_count().0 == blocks && rest.is_some_and(|rest| enough(&layout, rest)))
         };
         let journal = u64::from(self.options.journal_mib.unwrap_or(0)) * ((1 << 20) / block_size);
         let mut low = needed;
@@ -461,7 +484,7 @@ impl Plan {
                 low = middle;
             }
         }
-        self.sized(high, sizing)
+        Ok(high)
     }
 
     /// Places everything in the free blocks of a volume, or says how many blocks are missing.
@@ -586,6 +609,38 @@ impl Plan {
     }
 }
 
+/// The layout with at least so many inodes: a group's number of them is rounded, perhaps down.
+fn with_inodes(options: Options, wanted: u64, size: u64, sector: u32) -> Result<(Options, Layout)> {
+    let mut count = wanted;
+    loop {
+        let options = Options { inode_count: Some(count), ..options.clone() };
+        let layout = Layout::new(&options, size, sector)?;
+        match u64::from(layout.superblock.inodes_count()) {
+            has if has < wanted => count += (wanted - has).max(8),
+            _ => return Ok((options, layout)),
+        }
+    }
+}
+
+fn volume_bytes(layout: &Layout) -> u64 {
+    layout.superblock.blocks_count().0 * u64::from(layout.superblock.block_size())
+}
+
+/// Whether a volume has the free space that is wanted, when `rest` blocks of it are left.
+fn has_free_space(layout: &Layout, rest: u64, wanted: Option<Free>) -> bool {
+    let superblock = &layout.superblock;
+    let all = superblock.blocks_count().0;
+    match wanted {
+        None => true,
+        Some(Free::Bytes(bytes)) => {
+            // The kernel keeps these for itself, besides the reserved ones.
+            let kept = (all / 50).min(4096) + superblock.reserved_blocks();
+            rest.saturating_sub(kept) >= bytes.div_ceil(superblock.block_size().into())
+        }
+        Some(Free::Percent(percent)) => rest as f64 * 100.0 >= all as f64 * percent,
+    }
+}
+
 fn set_blocks(tree: &Tree, number: usize, set: &SetPlace, block_size: u64) -> u64 {
     let shared = if set.division.block.is_empty() { 0 } else { set.users.div_ceil(MAX_REFCOUNT) };
     let attributes = tree.attributes.get(number as u32);
@@ -649,8 +704,8 @@ struct Placing<'t> {
 
 impl Placing<'_> {
     fn take(&mut self, space: &mut Space, count: u64) -> Vec<Range<u64>> {
-        space.take(count).unwrap_or_else(|| {
-            self.missing += count;
+        space.take(count).unwrap_or_else(|missing| {
+            self.missing += missing;
             Vec::new()
         })
     }

@@ -19,6 +19,7 @@ enum Kind {
     Archive(PathBuf),
     Stream(Box<dyn Read + Send>, PathBuf),
     Image(PathBuf, Option<String>),
+    ImageStream(Box<dyn Read + Send>, Option<String>),
 }
 
 impl Source {
@@ -43,13 +44,22 @@ impl Source {
         Source(Kind::Image(path.into(), tag.map(str::to_owned)))
     }
 
-    /// As `-d` spells it: `-` for standard input, `oci:PATH[:TAG]`, a folder, or an archive.
+    /// A container image in an archive that is read once.
+    pub fn oci_stream(stream: impl Read + Send + 'static, tag: Option<&str>) -> Source {
+        Source(Kind::ImageStream(Box::new(stream), tag.map(str::to_owned)))
+    }
+
+    /// As `-d` spells it: `-` for an archive on standard input, `oci:PATH[:TAG]` (or `oci:-`) for a container
+    /// image, a folder, or an archive.
     pub fn named(text: &OsStr) -> Source {
         if text == "-" {
             return Source(Kind::Stream(Box::new(std::io::stdin()), PathBuf::from("standard input")));
         }
         if let Some(image) = text.to_str().and_then(|text| text.strip_prefix("oci:")) {
             let whole = Path::new(image);
+            if image == "-" || image.starts_with("-:") {
+                return Source::oci_stream(std::io::stdin(), image.get(2..));
+            }
             return match image.rsplit_once(':') {
                 Some((path, tag)) if !whole.exists() => Source::named_image(path, tag),
                 _ => Source::oci(whole, None),
@@ -90,7 +100,14 @@ impl Source {
                 merge.next_layer(how.stacked)?;
                 tar::read_stream(merge, stream, &name, how.spools)
             }
-            Kind::Image(path, tag) => oci::read(merge, &path, tag.as_deref(), how.platform, how.spools),
+            Kind::Image(path, tag) => {
+                let from = oci::From::Path(&path);
+                oci::read(merge, from, tag.as_deref(), how.platform, how.spools)
+            }
+            Kind::ImageStream(stream, tag) => {
+                let from = oci::From::Stream(stream);
+                oci::read(merge, from, tag.as_deref(), how.platform, how.spools)
+            }
         }
     }
 }

@@ -13,8 +13,6 @@ pub struct Space {
     at: usize,
     /// The longest run from each on.
     longest: Vec<u64>,
-    /// Free blocks from each run on.
-    behind: Vec<u64>,
     /// What was taken, merged.
     pub taken: Vec<Range<u64>>,
 }
@@ -23,28 +21,19 @@ impl Space {
     /// What is free on a volume.
     pub fn new(volume: &Volume) -> Space {
         let runs = volume.free_runs();
-        let (mut most, mut sum) = (0, 0);
-        let mut longest = Vec::new();
-        let mut behind = Vec::new();
+        let mut most = 0;
+        let mut longest: Vec<u64> = Vec::with_capacity(runs.len());
         for run in runs.iter().rev() {
             most = most.max(run.end - run.start);
-            sum += run.end - run.start;
             longest.push(most);
-            behind.push(sum);
         }
         longest.reverse();
-        behind.reverse();
-        Space { runs, at: 0, longest, behind, taken: Vec::new() }
+        Space { runs, at: 0, longest, taken: Vec::new() }
     }
 
     /// Blocks left in the run that is being filled.
     pub fn here(&self) -> u64 {
         self.runs.get(self.at).map_or(0, |run| run.end - run.start)
-    }
-
-    /// Blocks left in all.
-    pub fn left(&self) -> u64 {
-        self.here() + self.behind.get(self.at + 1).copied().unwrap_or(0)
     }
 
     /// Whether a file of `count` blocks should rather start in a later run: it does not fit here, but there,
@@ -64,15 +53,15 @@ impl Space {
         self.at += 1;
     }
 
-    /// Takes blocks; pieces in order. `None`: there are not so many.
-    pub fn take(&mut self, count: u64) -> Option<Vec<Range<u64>>> {
-        if count > self.left() {
-            return None;
-        }
+    /// Takes blocks; pieces in order.
+    ///
+    /// # Errors
+    /// How many are missing; those there were are gone.
+    pub fn take(&mut self, count: u64) -> Result<Vec<Range<u64>>, u64> {
         let mut pieces = Vec::with_capacity(1);
         let mut missing = count;
         while missing > 0 {
-            let run = self.runs.get_mut(self.at)?;
+            let run = self.runs.get_mut(self.at).ok_or(missing)?;
             let piece = run.start..run.end.min(run.start + missing);
             if piece.is_empty() {
                 self.at += 1;
@@ -86,6 +75,6 @@ impl Space {
             }
             pieces.push(piece);
         }
-        Some(pieces)
+        Ok(pieces)
     }
 }

@@ -207,7 +207,12 @@ impl<'f> Reader<'f> {
         let size = records.number("size").map_err(invalid)?.unwrap_or(size);
         let attributes = records.attributes().map_err(invalid)?;
         let kind = match header.as_bytes()[156] {
-            b'0' | 0 | b'7' if path.ends_with(b"/") => Kind::Directory,
+            // As archives before POSIX spell a directory.
+            b'0' | 0 | b'7' if path.ends_with(b"/") => {
+                self.feed.skip(size)?;
+                self.pad(size);
+                Kind::Directory
+            }
             b'0' | 0 | b'7' => match sparse::described(records).map_err(invalid)? {
                 None => self.file(merge, size, None)?,
                 Some((Described::Here(map), real)) => {
