@@ -209,13 +209,14 @@ impl<'p> Contents<'p> {
         Ok(())
     }
 
-    /// The inode of a value: the `at`th of all.
-    fn value_record(&self, at: u32, ino: Ino, record: &mut [u8]) -> Result<()> {
+    /// The inode of a value.
+    fn value_record(&self, ino: Ino, record: &mut [u8]) -> Result<()> {
         let mut all = self.plan.sets.iter().enumerate().flat_map(|(number, set)| {
             set.values.iter().enumerate().map(move |(place, value)| (number, set, place, value))
         });
-        let Some((number, set, place, (attribute, _, places))) = all.nth(at as usize) else {
-            return Err(Error::TooManyInodes { inodes: at.into() });
+        let found = all.find(|(.., value)| value.1 == ino.get());
+        let Some((number, set, place, (attribute, _, places))) = found else {
+            return Err(Error::TooManyInodes { inodes: ino.get().into() });
         };
         let hash = self.hashes[number][place];
         let len = self.tree.attributes.get(number as u32)[*attribute].value.len();
@@ -310,7 +311,7 @@ impl write::Tree for Contents<'_> {
         let at = ino - FIRST_INO;
         match self.plan.order.inodes.get(at as usize) {
             Some(id) => self.record(*id, number, record),
-            None => self.value_record(at - self.plan.order.inodes.len() as u32, number, record),
+            None => self.value_record(number, record),
         }
     }
 

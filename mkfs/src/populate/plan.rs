@@ -205,13 +205,13 @@ impl Plan {
             order,
         };
         plan.check(tree, &features)?;
-        plan.divide_attributes(tree, features.incompat.has(Incompat::EA_INODE), notes)?;
+        plan.divide_attributes(tree, &features, notes)?;
         let (options, layout) = plan.fit(tree, sizing, computed)?;
         Ok((plan, options, layout))
     }
 
     /// What no size can help with.
-    fn check(&self, tree: &Tree, features: &Features) -> Result<()> {
+    fn check(&mut self, tree: &Tree, features: &Features) -> Result<()> {
         let capacity = self.mapping.capacity().saturating_mul(u64::from(self.mapping.block_size));
         let name = |id: InodeId| {
             let node = self.order.entries.iter().find(|node| tree.inode_of(**node) == id);
@@ -225,8 +225,17 @@ impl Plan {
                 return Err(Error::entry(tree.path(directory.node), problem));
             }
         }
+        if tree.live_inodes().any(|(_, inode)| inode.size >= 1 << 31)
+            && !features.ro_compat.has(RoCompat::LARGE_FILE)
+        {
+            self.options.features.push("large_file".to_owned());
+        }
         for id in &self.order.inodes {
             let inode = tree.inode(*id);
+            let data = map_of(tree, *id).map_or(inode.size, SparseMap::data_len);
+            if data >= 1 << 41 && !features.ro_compat.has(RoCompat::HUGE_FILE) {
+                return Err(Error::entry(name(*id), "2 TiB of data and more need the feature huge_file"));
+            }
             if inode.size > capacity {
                 let problem = format!("a file of {} bytes; ext4 holds {capacity} here", inode.size);
                 return Err(Error::entry(name(*id), problem));
@@ -244,7 +253,8 @@ impl Plan {
         Ok(())
     }
 
-    fn divide_attributes(&mut self, tree: &Tree, ea_inode: bool, notes: &mut Vec<String>) -> Result<()> {
+    fn divide_attributes(&mut self, tree: &Tree, features: &Features, notes: &mut Vec<String>) -> Result<()> {
+        let (compat, ea_inode) = (features.compat, features.incompat.has(Incompat::EA_INODE));
         let inode_size = self.options.inode_size.unwrap_or(256);
         let room = (inode_size as usize).saturating_sub(128 + 32);
         let block_size = self.rules.block_size;
@@ -253,18 +263,16 @@ impl Plan {
             self.sets[inode.attributes as usize].users += 1;
         }
         let forbidden = self.options.features.iter().any(|edit| edit == "^ea_inode");
-        let mut enabled = ea_inode;
-        for (number, set) in self.sets.iter_mut().enumerate().skip(1).filter(|(_, set)| set.users > 0) {
-            let attributes = tree.attributes.get(number as u32);
-            let first = Division::new(attributes, room, block_size, enabled);
-            let division = first.or_else(|| {
-                if !forbidden && !enabled {
-                    let divided = Division::new(attributes, room, block_size, true);
-                    enabled |= divided.is_some();
-                    return divided;
-                }
-                None
-            });
+        let used = |number: &usize| self.sets[*number].users > 0;
+        let numbers: Vec<usize> = (1..self.sets.len()).filter(used).collect();
+        let divide = |number: usize, ea_inode: bool| {
+            Division::new(tree.attributes.get(number as u32), room, block_size, ea_inode)
+        };
+        // All sets are divided by the same rule, whichever of them needs the feature.
+        let needed = numbers.iter().any(|number| divide(*number, false).is_none());
+        let enabled = ea_inode || (needed && !forbidden);
+        for number in numbers {
+            let division = divide(number, enabled);
             let Some(division) = division else {
                 let owner = tree.live_inodes().find(|(_, inode)| inode.attributes == number as u32);
                 let name = owner.and_then(|(id, _)| {
@@ -279,7 +287,10 @@ impl Plan {
                 return Err(Error::entry(name.unwrap_or_default(), problem));
             };
             self.value_inodes += division.values.len() as u32;
-            set.division = division;
+            self.sets[number].division = division;
+        }
+        if self.sets.iter().skip(1).any(|set| set.users > 0) && !compat.has(Compat::EXT_ATTR) {
+            self.options.features.push("ext_attr".to_owned());
         }
         if enabled && !ea_inode {
             notes.push("large attributes need the feature ea_inode, which is set".to_owned());
@@ -511,7 +522,8 @@ impl Plan {
             }
         }
         let mut next_value = FIRST_INO + self.order.inodes.len() as u32;
-        for (number, set) in self.sets.iter_mut().enumerate().filter(|(_, set)| set.users > 0) {
+        for number in self.sets_in_order(tree) {
+            let set = &mut self.sets[number];
             let blocks = if set.division.block.is_empty() { 0 } else { set.users.div_ceil(MAX_REFCOUNT) };
             set.blocks = placing.take(&mut space, blocks.into()).into_iter().flatten().collect();
             set.values.clear();
@@ -564,6 +576,16 @@ impl Plan {
         self.assign_attribute_blocks(tree);
         let Placing { starts, scattered, .. } = placing;
         Ok(Places { starts, scattered, files: in_order, taken: space.taken })
+    }
+
+    /// The sets in the order of the inodes that have them first: their numbers follow the sources.
+    fn sets_in_order(&self, tree: &Tree) -> Vec<usize> {
+        let special = [tree.inode_of(ROOT), self.lost_and_found(tree)];
+        let mut seen = vec![false; self.sets.len()];
+        let all = special.into_iter().chain(self.order.inodes.iter().copied());
+        all.map(|id| tree.inode(id).attributes as usize)
+            .filter(|set| !std::mem::replace(&mut seen[*set], true))
+            .collect()
     }
 
     fn assign_attribute_blocks(&mut self, tree: &Tree) {

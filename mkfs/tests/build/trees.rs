@@ -201,3 +201,18 @@ fn times_are_pinned_and_clamped() {
     set_time(&tree, 1_400_000_000, 0);
     assert!(make(&["--clamp-mtime"]) == before);
 }
+
+#[test]
+fn the_order_of_members_is_not_in_the_image() {
+    let dir = scratch();
+    let member = |name: &str, len: usize| {
+        let file = Member::file(name, &pattern(len)).record("SCHILY.xattr.user.a", &pattern(2000 + len));
+        file.record("SCHILY.xattr.user.b", &pattern(70 + len))
+    };
+    let names: Vec<(String, usize)> = (0..20).map(|n| (format!("f{n}"), n * 100)).collect();
+    let made = |names: &mut dyn Iterator<Item = &(String, usize)>| {
+        let members = names.map(|(name, len)| member(name, *len)).collect();
+        image_of(dir.path(), &[written(dir.path(), "tree.tar", &archive(members))])
+    };
+    assert!(made(&mut names.iter()) == made(&mut names.iter().rev()));
+}
