@@ -17,7 +17,8 @@ use super::oci::Platform;
 use super::order::{Digest, LOST_AND_FOUND, metadata_digest, names_digest};
 use super::output::{self, Output};
 use super::owners::IdRange;
-use super::plan::{Free, Plan, Sizing};
+use super::plan::Plan;
+use super::size::{self, Free, Sizing};
 use super::source::{Reading, Source};
 use super::spec;
 use super::tree::{Body, Inode, Meta, ROOT, Tree};
@@ -340,7 +341,7 @@ impl ImageBuilder {
             return Err(Error::Options("--clamp-mtime needs a time: set SOURCE_DATE_EPOCH".into()));
         }
         let mut options = self.options;
-        let computed = self.sizing.size.is_none() || self.sizing.shrink;
+        let computed = self.sizing.is_computed();
         options.reserved_percent =
             self.reserved_percent.unwrap_or(if computed { 0.0 } else { options.reserved_percent });
         let mut names = |names| watch(Event::Names(names));
@@ -370,7 +371,9 @@ impl ImageBuilder {
         let words = std::array::from_fn(|at| {
             u32::from_le_bytes([seed[4 * at], seed[4 * at + 1], seed[4 * at + 2], seed[4 * at + 3]])
         });
-        let (plan, options, layout) = Plan::new(&tree, options, &self.sizing, words, &mut notes)?;
+        let block_size = size::block_size(&options, &self.sizing);
+        let mut plan = Plan::new(&tree, options, block_size, words, &mut notes)?;
+        let (options, layout) = plan.fit(&tree, &self.sizing)?;
         tree.forget_names();
         for note in &notes {
             watch(Event::Note(note));

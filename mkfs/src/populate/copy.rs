@@ -118,7 +118,7 @@ impl Copy<'_> {
         let sharing = self.device.descriptor().filter(|_| self.device.geometry().direct_align == 1);
         let sharing = sharing
             .and_then(|(fd, _)| rustix::fs::fstatfs(fd).ok())
-            .is_some_and(|stat| SHARING.contains(&i64::from(stat.f_type)));
+            .is_some_and(|stat| SHARING.contains(&stat.f_type));
         std::thread::scope(|scope| {
             let workers: Vec<_> = (0..threads)
                 .map(|_| {

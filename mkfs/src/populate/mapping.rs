@@ -228,7 +228,7 @@ mod tests {
         {
             let mapping = Mapping { extents, block_size: 1024 };
             let runs = (0..count).map(|at| Run { first: at * 2, len: 1 });
-            let list = super::extents(runs, &[1000..1000 + count]);
+            let list = super::extents(runs, std::slice::from_ref(&(1000..1000 + count)));
             let nodes: Vec<u64> = (0..mapping.nodes(&list)).map(|at| 500_000 + at).collect();
             let mut written = 0;
             mapping

@@ -1,7 +1,7 @@
 //! Builds images that hold a tree: from folders, tar archives and container images.
 //!
-//! Sources put their entries into one [`tree`]; [`order`] numbers them, [`plan`] finds the size and the place
-//! of every block, [`copy`] writes the files' data in any number of threads, and [`contents`] gives the
+//! Sources put their entries into one [`tree`]; [`order`] numbers them, [`plan`] with [`size`] and [`place`]
+//! finds the size and the place of every block, [`copy`] writes the files' data in any number of threads, and [`contents`] gives the
 //! metadata to [`crate::write`], which puts the superblock last. Contents are never held in memory: a folder's
 //! and an archive's are read where they lie, a stream's wait in a [`spool`].
 
@@ -21,7 +21,9 @@ mod oci;
 mod order;
 mod output;
 mod owners;
+mod place;
 mod plan;
+mod size;
 mod source;
 mod space;
 mod spec;
@@ -33,5 +35,5 @@ pub use builder::{BuildReport, Event, ImageBuilder};
 pub use error::Error;
 pub use oci::Platform;
 pub use owners::IdRange;
-pub use plan::Free;
+pub use size::Free;
 pub use source::Source;

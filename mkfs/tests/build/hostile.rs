@@ -315,7 +315,7 @@ fn an_unreadable_file_is_named() {
     let tree = dir.path().join("tree");
     fs::create_dir(&tree).unwrap();
     fs::write(tree.join("secret"), b"x").unwrap();
-    fs::set_permissions(tree.join("secret"), fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(tree.join("secret"), fs::Permissions::from_mode(0o000)).unwrap();
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).unwrap();
     let program = dir.path().join("mkfs");
     fs::copy(env!("CARGO_BIN_EXE_mkfs-rext4"), &program).unwrap();

@@ -18,8 +18,10 @@ fn file(path: &str, data: &str) -> Member {
     Member::file(path, data.as_bytes())
 }
 
-/// Lower layers, the upper one, and what is left.
-fn stacks() -> Vec<(&'static str, Vec<Vec<Member>>, Vec<Member>)> {
+/// What is seen, the layers from below, and what is left of them.
+type Stack = (&'static str, Vec<Vec<Member>>, Vec<Member>);
+
+fn stacks() -> Vec<Stack> {
     let dir = Member::dir;
     let root = || dir("./");
     vec![
