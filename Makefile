@@ -12,7 +12,7 @@ MSRV    := $(shell sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
 export RUST_LIB_BACKTRACE ?= 0
 DATADIR := $(DESTDIR)$(PREFIX)/share/doc/rext4
 
-.PHONY: help all demo test test-doors test-long bench bench-fsck crash crash-long crash-mutants lint lint-deps lint-tools install uninstall clean setup tools
+.PHONY: help all demo test test-doors test-long bench bench-fsck bench-build crash crash-long crash-mutants lint lint-deps lint-tools install uninstall clean setup tools
 
 help:
 	@echo 'make all         build mkfs.rext4, fsck.rext4 and mount.rext4 in $(RELEASE)'
@@ -25,6 +25,7 @@ help:
 	@echo 'make crash-mutants  the crash lab tested: every deliberate fault must be caught (minutes)'
 	@echo 'make bench       the benchmark against the kernel and fuse2fs (BENCH="--only ... --json ...")'
 	@echo 'make bench-fsck  fsck.rext4 and e2fsck side by side, time and memory (2 GiB; FOLDER= keeps the images)'
+	@echo 'make bench-build mkfs.rext4 -d, mke2fs -d, mount and tar x, genext2fs (20 GiB; FOLDER= keeps the trees)'
 	@echo 'make lint        formatting, clippy and documentation'
 	@echo 'make install     PREFIX=$(PREFIX) DESTDIR=$(DESTDIR); helpers for mount(8) in $(HELPERS)'
 	@echo 'make uninstall   the reverse'
@@ -65,6 +66,10 @@ test-long: setup tools all
 bench-fsck: setup
 	$(CARGO) build --release --locked -p fsck --bins
 	$(CARGO) run --release --locked -p fsck --example side_by_side -- $(RELEASE)/fsck-rext4 "$(FOLDER)" 3
+
+bench-build: setup
+	$(CARGO) build --release --locked -p mkfs --bins
+	$(CARGO) run --release --locked -p mkfs --example bench_build -- $(RELEASE)/mkfs-rext4 "$(FOLDER)" 3
 
 bench: setup all
 	$(CARGO) run -q --release --locked -p tests --bin bench -- $(BENCH)

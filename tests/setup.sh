@@ -21,6 +21,8 @@ need sqlite3 sqlite3
 need cc gcc
 need git git
 need tar tar
+need fakeroot fakeroot
+need genext2fs genext2fs
 
 if [ "$(id -u)" = 0 ]; then sudo=; else sudo=sudo; fi
 
