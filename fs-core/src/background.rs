@@ -10,7 +10,7 @@ use tracing::warn;
 
 use crate::data::DataPath;
 use crate::error::Result;
-use crate::sync::{Condvar, Rank, RankedMutex};
+use crate::locks::{Condvar, Rank, RankedMutex};
 use crate::threads::{self, Thread};
 
 /// How long completions gather before the worker converts them: neighbours merge meanwhile.

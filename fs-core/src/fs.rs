@@ -13,9 +13,9 @@ use crate::data::DataPath;
 use crate::dir;
 use crate::extent::MapCtx;
 use crate::inode::{Inode, Orphans, Reclaim, Table};
+use crate::locks::RankedMutex;
 use crate::mmp::MmpGuard;
 use crate::remount;
-use crate::sync::RankedMutex;
 use crate::volume::Volume;
 use crate::xattr::XattrCache;
 

@@ -68,6 +68,7 @@ mod error;
 mod extent;
 mod fs;
 mod inode;
+mod locks;
 mod mmp;
 mod mount;
 mod node;
@@ -77,7 +78,6 @@ mod path;
 mod recovery;
 mod remount;
 mod rounds;
-mod sync;
 mod threads;
 mod tx;
 mod types;
@@ -88,11 +88,10 @@ pub use access::{Access, check_access};
 pub use blockdev::{BlockDevice, Clock, DeviceGeometry, Direct, Env, Timestamp, Workers};
 pub use data::{DataStats, ReadPlan, Segment};
 pub use dir::Item as DirItem;
-pub use error::{Error, Posix, Result};
+pub use error::{Error, MountError, Posix, Result};
 pub use ext4_format::inode::{FileType, Time, flag};
 pub use ext4_format::{Corruption, Ino};
 pub use fs::Filesystem;
-pub use mount::MountError;
 pub use node::{Dir, Node, OpenFile};
 pub use ops::{
     DirEntry, FallocateMode, OpenFlags, ReadDir, RenameFlags, SeekWhence, SetXattr, Shutdown, WriteKind,

@@ -24,9 +24,8 @@ use ext4_format::{BlockNo, Corruption, What, verify};
 use jbd2::Journal;
 use tracing::{error, info};
 
-use crate::error::Result;
-use crate::mount::MountError;
-use crate::sync::{Condvar, Rank, RankedMutex};
+use crate::error::{MountError, Result};
+use crate::locks::{Condvar, Rank, RankedMutex};
 use crate::threads::{self, Thread};
 
 /// A newcomer waits at least for this many seconds, and twice that and one more.

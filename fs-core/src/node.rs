@@ -14,7 +14,7 @@ use ext4_format::inode::FileType;
 use crate::error::{Posix, Result};
 use crate::fs::Filesystem;
 use crate::inode::{ErrorCursor, Inode};
-use crate::sync::{Rank, RankedMutex};
+use crate::locks::{Rank, RankedMutex};
 
 /// An inode that is held by a counted handle, for as long as an operation takes or until its owner drops it.
 pub(crate) struct Held<F: Deref<Target = Filesystem>> {

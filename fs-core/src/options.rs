@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use blockdev::{BlockDevice, Clock, Direct, Env, Window};
 
+use crate::error::MountError;
 use crate::fs::Filesystem;
-use crate::mount::MountError;
 use crate::types::{ErrorPolicy, MountOptions};
 
 /// How to open a filesystem.

@@ -14,7 +14,7 @@ use jbd2::{Buffer, Handle, Journal};
 use tracing::{error, warn};
 
 use crate::error::{Error, Result};
-use crate::sync::{Rank, RankedMutex};
+use crate::locks::{Rank, RankedMutex};
 use crate::types::{ErrorPolicy, MountOptions};
 
 /// Target of the messages about the volume as a whole, which the kernel's ext4 logs in the same words.

@@ -38,7 +38,7 @@ use ext4_format::{BlockNo, Corruption, GroupNo, Ino, What, locate, verify};
 use jbd2::{Buffer, Handle};
 
 use crate::error::{Error, Result};
-use crate::sync::{Rank, RankedMutex};
+use crate::locks::{Rank, RankedMutex};
 use crate::volume::Volume;
 
 use group::Group;

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use crate::sync::{Condvar, Rank, RankedMutex};
+use crate::locks::{Condvar, Rank, RankedMutex};
 
 /// The bytes in write-behind, of all files together.
 pub struct Budget {

@@ -11,7 +11,7 @@ use ext4_format::Tid;
 use jbd2::Journal;
 
 use crate::error::Result;
-use crate::sync::{Condvar, Rank, RankedMutex};
+use crate::locks::{Condvar, Rank, RankedMutex};
 
 /// The count of data writes and of those that are durable.
 pub struct Durable {

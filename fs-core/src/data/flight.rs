@@ -5,7 +5,7 @@
 use std::ops::Range;
 
 use crate::inode::{Inode, IoGuard};
-use crate::sync::{Held, Rank, hold};
+use crate::locks::{Held, Rank, hold};
 
 /// A write of some blocks on its way. While it lives no other write of these blocks begins, and
 /// neither they nor their map entries are taken away. Rank 40.

@@ -36,7 +36,7 @@ use crate::alloc::Allocator;
 use crate::error::{Error, Result};
 use crate::extent::MapCtx;
 use crate::inode::{Inode, IoGuard, Orphans, Table};
-use crate::sync::{Rank, RankedMutex};
+use crate::locks::{Rank, RankedMutex};
 use crate::volume::Volume;
 
 use budget::Budget;

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use blockdev::Timestamp;
 
 use crate::inode::Inode;
-use crate::sync::{Condvar, Rank, RankedMutex};
+use crate::locks::{Condvar, Rank, RankedMutex};
 
 #[derive(Default)]
 struct State {

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use ext4_format::Ino;
 use ext4_format::inode::FileType;
 
-use crate::sync::{Rank, RankedMutex};
+use crate::locks::{Rank, RankedMutex};
 
 /// One name of a [`Listing`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -14,7 +14,7 @@ use ext4_format::{Ino, Tid};
 
 use crate::error::{Posix, Result};
 use crate::extent::MapRoot;
-use crate::sync::{Rank, RankedRwLock};
+use crate::locks::{Rank, RankedRwLock};
 
 pub use dir_state::{DirState, Listed, Listing};
 pub use io_state::*;

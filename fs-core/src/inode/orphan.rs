@@ -22,7 +22,7 @@ use super::{Core, Inode, OrphanSlot as Slot, Table};
 use crate::alloc::Allocator;
 use crate::error::Result;
 use crate::extent::{self, MapCtx, Mapping};
-use crate::sync::{Rank, RankedMutex};
+use crate::locks::{Rank, RankedMutex};
 use crate::volume::Volume;
 
 /// Blocks that [`Orphans::add`] or [`Orphans::remove`] may change besides the inode's own

@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use ext4_format::Ino;
 
-use crate::sync::{Condvar, Rank, RankedMutex};
+use crate::locks::{Condvar, Rank, RankedMutex};
 
 /// The inodes of a volume that are on their way out.
 pub struct Reclaim {

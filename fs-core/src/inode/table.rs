@@ -22,7 +22,7 @@ use jbd2::mutants::{Mutant, is};
 use super::{Core, Inode, OrphanSlot};
 use crate::alloc::Allocator;
 use crate::error::{Error, Posix, Result};
-use crate::sync::{Rank, RankedMutex};
+use crate::locks::{Rank, RankedMutex};
 use crate::volume::Volume;
 
 const SHARDS: usize = 64;

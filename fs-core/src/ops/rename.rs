@@ -19,8 +19,8 @@ use crate::dir::{Dir, Found, Room};
 use crate::error::{Posix, Result};
 use crate::fs::Filesystem;
 use crate::inode::Inode;
+use crate::locks::WriteGuard;
 use crate::node::{Dir as DirNode, Held, Hold, Node};
-use crate::sync::WriteGuard;
 use crate::tx;
 use crate::types::Credentials;
 

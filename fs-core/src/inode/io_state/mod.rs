@@ -21,7 +21,7 @@ pub use flight::Flight;
 pub use ranges::BlockSet;
 
 use crate::alloc::Reservation;
-use crate::sync::{Condvar, LockGuard, Rank, RankedMutex};
+use crate::locks::{Condvar, LockGuard, Rank, RankedMutex};
 
 /// An earlier life of the inode in memory may have written anything up to now.
 const UNKNOWN_WRITE: u64 = u64::MAX;
