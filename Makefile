@@ -8,10 +8,11 @@ CARGO   ?= cargo
 TARGET  := $(or $(CARGO_TARGET_DIR),target)
 RELEASE := $(TARGET)/release
 TOOLS   := mkfs fsck mount
+MSRV    := $(shell sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
 export RUST_LIB_BACKTRACE ?= 0
 DATADIR := $(DESTDIR)$(PREFIX)/share/doc/rext4
 
-.PHONY: help all demo test test-doors test-long bench bench-fsck crash crash-long crash-mutants lint install uninstall clean setup tools
+.PHONY: help all demo test test-doors test-long bench bench-fsck bench-build crash crash-long crash-mutants lint lint-deps lint-tools install uninstall clean setup tools
 
 help:
 	@echo 'make all         build mkfs.rext4, fsck.rext4 and mount.rext4 in $(RELEASE)'
@@ -24,7 +25,8 @@ help:
 	@echo 'make crash-mutants  the crash lab tested: every deliberate fault must be caught (minutes)'
 	@echo 'make bench       the benchmark against the kernel and fuse2fs (BENCH="--only ... --json ...")'
 	@echo 'make bench-fsck  fsck.rext4 and e2fsck side by side, time and memory (2 GiB; FOLDER= keeps the images)'
-	@echo 'make lint        formatting and clippy'
+	@echo 'make bench-build mkfs.rext4 -d, mke2fs -d, mount and tar x, genext2fs (20 GiB; FOLDER= keeps the trees)'
+	@echo 'make lint        formatting, clippy and documentation'
 	@echo 'make install     PREFIX=$(PREFIX) DESTDIR=$(DESTDIR); helpers for mount(8) in $(HELPERS)'
 	@echo 'make uninstall   the reverse'
 
@@ -65,6 +67,10 @@ bench-fsck: setup
 	$(CARGO) build --release --locked -p fsck --bins
 	$(CARGO) run --release --locked -p fsck --example side_by_side -- $(RELEASE)/fsck-rext4 "$(FOLDER)" 3
 
+bench-build: setup
+	$(CARGO) build --release --locked -p mkfs --bins
+	$(CARGO) run --release --locked -p mkfs --example bench_build -- $(RELEASE)/mkfs-rext4 "$(FOLDER)" 3
+
 bench: setup all
 	$(CARGO) run -q --release --locked -p tests --bin bench -- $(BENCH)
 
@@ -79,9 +85,12 @@ crash-long: setup
 crash-mutants: setup
 	$(CARGO) run -q --release --locked -p tests --features mutants --bin crashlab -- --mutants
 
+# Clippy's incompatible_msrv compares every use of the standard library with rust-version; the check with that
+# toolchain itself runs where rustup has it.
 lint:
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --workspace --all-targets
+	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --locked --no-deps -p rext4 -p fs-core -p fsck -p blockdev -p jbd2 -p ext4-format
 
 # Apptainer and others run a program called fuse2fs: put $(PREFIX)/libexec/rext4 first in their PATH.
 install: all
@@ -92,6 +101,7 @@ install: all
 	    [ "$(PREFIX)/sbin" = "$(HELPERS)" ] || \
 	        ln -sf $(PREFIX)/sbin/$$t.rext4 $(DESTDIR)$(HELPERS)/$$t.rext4 || exit 1; \
 	done
+	install -m 755 $(RELEASE)/rext4-undo $(DESTDIR)$(PREFIX)/sbin/rext4-undo
 	ln -sf $(PREFIX)/sbin/mount.rext4 $(DESTDIR)$(HELPERS)/mount.fuse.rext4
 	ln -sf $(PREFIX)/sbin/mount.rext4 $(DESTDIR)$(HELPERS)/umount.fuse.rext4
 	@# The name that umount(8) looks for when root unmounts an absolute path; passes on what is not rext4's.
@@ -102,7 +112,7 @@ install: all
 
 uninstall:
 	for t in $(TOOLS); do rm -f $(DESTDIR)$(PREFIX)/sbin/$$t.rext4 $(DESTDIR)$(HELPERS)/$$t.rext4; done
-	rm -f $(DESTDIR)$(HELPERS)/mount.fuse.rext4 $(DESTDIR)$(HELPERS)/umount.fuse.rext4
+	rm -f $(DESTDIR)$(PREFIX)/sbin/rext4-undo $(DESTDIR)$(HELPERS)/mount.fuse.rext4 $(DESTDIR)$(HELPERS)/umount.fuse.rext4
 	[ "$$(readlink $(DESTDIR)$(HELPERS)/umount.fuse)" != $(PREFIX)/sbin/mount.rext4 ] || \
 	    rm $(DESTDIR)$(HELPERS)/umount.fuse
 	rm -rf $(DESTDIR)$(PREFIX)/libexec/rext4 $(DATADIR)

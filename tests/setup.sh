@@ -15,11 +15,14 @@ need fusermount3 fuse3
 need fuse2fs fuse2fs
 need fio fio
 need setfattr attr
+need xfs_io xfsprogs
 need setfacl acl
 need sqlite3 sqlite3
 need cc gcc
 need git git
 need tar tar
+need fakeroot fakeroot
+need genext2fs genext2fs
 
 if [ "$(id -u)" = 0 ]; then sudo=; else sudo=sudo; fi
 

@@ -6,11 +6,11 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use blockdev::Workers;
-use parking_lot::{Condvar, Mutex};
 use tracing::warn;
 
 use crate::data::DataPath;
 use crate::error::Result;
+use crate::locks::{Condvar, Rank, RankedMutex};
 use crate::threads::{self, Thread};
 
 /// How long completions gather before the worker converts them: neighbours merge meanwhile.
@@ -33,18 +33,19 @@ pub(crate) trait Rounds: Send + Sync {
 pub(crate) struct Background {
     shared: Arc<Shared>,
     data: Arc<DataPath>,
-    threads: Mutex<Vec<Thread>>,
+    threads: RankedMutex<Vec<Thread>>,
 }
 
-#[derive(Default)]
 struct Shared {
-    stopping: Mutex<bool>,
+    stopping: RankedMutex<bool>,
     wake: Condvar,
 }
 
 impl Background {
     pub fn new(data: Arc<DataPath>) -> Background {
-        Background { shared: Arc::default(), data, threads: Mutex::new(Vec::new()) }
+        let stopping = RankedMutex::new(Rank::Leaf, false);
+        let shared = Arc::new(Shared { stopping, wake: Condvar::default() });
+        Background { shared, data, threads: RankedMutex::new(Rank::Leaf, Vec::new()) }
     }
 
     /// Starts the threads; a commit comes every `interval`.

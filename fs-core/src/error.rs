@@ -3,10 +3,11 @@
 //!
 //! `errno` at the end is the only place in the core where an errno value stands.
 
-use ext4_format::Corruption;
+use ext4_format::{Corruption, Fault};
 
 /// Failures of normal life, each standing for one POSIX answer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum Posix {
     /// ENOENT
     #[error("no such file or directory")]
@@ -77,10 +78,20 @@ pub enum Posix {
     /// ENOTTY
     #[error("inappropriate ioctl")]
     NotTty,
+    /// EBADF
+    #[error("not opened for writing")]
+    BadHandle,
+    /// ELOOP
+    #[error("too many symbolic links")]
+    TooManySymlinks,
+    /// ENOMEM
+    #[error("cannot allocate memory")]
+    NoMemory,
 }
 
 /// Any failure of an operation of the core.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum Error {
     /// The caller's doing.
     #[error(transparent)]
@@ -174,14 +185,133 @@ impl Error {
                 Posix::TryAgain => e::EAGAIN,
                 Posix::TextBusy => e::ETXTBSY,
                 Posix::NotTty => e::ENOTTY,
+                Posix::BadHandle => e::EBADF,
+                Posix::TooManySymlinks => e::ELOOP,
+                Posix::NoMemory => e::ENOMEM,
             },
             Error::NoSpace => e::ENOSPC,
+            Error::Io(cause) if cause.source.kind() == std::io::ErrorKind::OutOfMemory => e::ENOMEM,
+            // The server's limit on the size of files, below the size of its image.
+            Error::Io(cause) if cause.source.raw_os_error() == Some(e::EFBIG) => e::EFBIG,
             Error::Io(_) | Error::ShutDown => e::EIO,
             // EFSBADCRC and EFSCORRUPTED, as Linux spells them.
-            Error::Corrupt(c) if c.is_checksum() => e::EBADMSG,
-            Error::Corrupt(_) => e::EUCLEAN,
+            Error::Corrupt(c) => match c.fault {
+                Fault::Checksum => e::EBADMSG,
+                Fault::Structure => e::EUCLEAN,
+            },
             Error::Journal(_) | Error::ReadOnly => e::EROFS,
         }
+    }
+}
+
+impl From<Error> for std::io::Error {
+    fn from(error: Error) -> Self {
+        std::io::Error::from_raw_os_error(error.errno())
+    }
+}
+
+/// Why a volume could not be mounted.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum MountError {
+    /// The device ends before the superblock does.
+    #[error("the device has only {size} bytes; no ext4 volume is that small")]
+    TooSmall {
+        /// Size of the device in bytes.
+        size: u64,
+    },
+    /// What lies where the superblock should be is none.
+    #[error("no ext4 superblock at byte {offset}: {found}")]
+    SuperBlock {
+        /// Where it was looked for.
+        offset: u64,
+        /// What is wrong with what lies there.
+        found: Corruption,
+    },
+    /// Features that can be neither read nor written.
+    #[error("the volume uses features that rext4 does not support: {}", names.join(" "))]
+    Features {
+        /// The features, as e2fsprogs spells them.
+        names: Vec<String>,
+    },
+    /// The volume is larger than the device.
+    #[error("the volume has {volume} bytes but the device only {device}: the image is truncated")]
+    Truncated {
+        /// Size that the superblock claims, in bytes.
+        volume: u64,
+        /// Size of the device, in bytes.
+        device: u64,
+    },
+    /// The journal, or what its log would write, contradicts the volume.
+    #[error("the journal contradicts the volume: {found}; check it with fsck.rext4")]
+    Journal {
+        /// The contradiction.
+        found: Corruption,
+    },
+    /// Multi-mount protection says that another host has the volume mounted, or is checking it.
+    #[error("the volume is in use on host '{host}' (device {device})")]
+    InUse {
+        /// The host, as it calls itself.
+        host: String,
+        /// The device there.
+        device: String,
+    },
+    /// The options contradict each other or the volume.
+    #[error("{0}")]
+    Options(&'static str),
+    /// The device could not be opened.
+    #[error(transparent)]
+    Open(#[from] blockdev::OpenError),
+    /// Something on the way failed.
+    #[error(transparent)]
+    Failed(#[from] Error),
+}
+
+impl MountError {
+    /// The errno that tells a Linux caller most.
+    #[must_use]
+    pub fn errno(&self) -> i32 {
+        match self {
+            MountError::TooSmall { .. } | MountError::SuperBlock { .. } | MountError::Options(_) => {
+                libc::EINVAL
+            }
+            MountError::Features { .. } => libc::EOPNOTSUPP,
+            MountError::Journal { .. } => libc::EUCLEAN,
+            MountError::Truncated { .. } => libc::EINVAL,
+            MountError::InUse { .. } => libc::EBUSY,
+            MountError::Open(error) => match error {
+                blockdev::OpenError::Io { source, .. } => source.raw_os_error().unwrap_or(libc::EIO),
+                blockdev::OpenError::WrongKind { .. } => libc::ENOTBLK,
+                blockdev::OpenError::ReadOnlyMedium { .. } => libc::EROFS,
+                blockdev::OpenError::Offset { .. } => libc::EINVAL,
+                blockdev::OpenError::InUse { .. } => libc::EBUSY,
+            },
+            MountError::Failed(error) => error.errno(),
+        }
+    }
+}
+
+impl From<MountError> for std::io::Error {
+    fn from(error: MountError) -> Self {
+        std::io::Error::from_raw_os_error(error.errno())
+    }
+}
+
+impl From<blockdev::Error> for MountError {
+    fn from(e: blockdev::Error) -> Self {
+        MountError::Failed(e.into())
+    }
+}
+
+impl From<jbd2::Error> for MountError {
+    fn from(e: jbd2::Error) -> Self {
+        MountError::Failed(e.into())
+    }
+}
+
+impl From<Corruption> for MountError {
+    fn from(c: Corruption) -> Self {
+        MountError::Failed(c.into())
     }
 }
 

@@ -1,25 +1,29 @@
 //! The mounted filesystem: the parts side by side, and what ties them to the journal.
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Weak};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, OnceLock, Weak};
 
-use ext4_format::{Ino, Tid};
+use blockdev::FileDevice;
+use ext4_format::Tid;
 use jbd2::{CommitObserver, Handle};
 
 use crate::alloc::Allocator;
 use crate::background::Background;
 use crate::data::DataPath;
-use crate::deletions::Deletions;
 use crate::dir;
 use crate::extent::MapCtx;
-use crate::inode::{Inode, Orphans, Table};
-use crate::mmp::Claim;
-use crate::sync::RankedMutex;
+use crate::inode::{Inode, Orphans, Reclaim, Table};
+use crate::locks::RankedMutex;
+use crate::mmp::MmpGuard;
+use crate::remount;
 use crate::volume::Volume;
 use crate::xattr::XattrCache;
 
-/// A mounted ext4 volume. Its methods are the operations of POSIX, one file each in `ops`; they
-/// may be called from any number of threads.
+/// What is called when space has run out ([`Filesystem::before_no_space`]).
+pub(crate) type Hint = Box<dyn Fn() + Send + Sync>;
+
+/// A mounted ext4 volume. Its files are reached by handles ([`crate::Node`], [`crate::Dir`],
+/// [`crate::OpenFile`]) and by path; all of it may be used from any number of threads.
 pub struct Filesystem {
     pub(crate) vol: Arc<Volume>,
     pub(crate) alloc: Arc<Allocator>,
@@ -31,21 +35,20 @@ pub struct Filesystem {
     pub(crate) xattrs: XattrCache,
     /// Serializes renames that move a directory. Rank 20.
     pub(crate) renaming: RankedMutex<()>,
-    /// Inodes that were busy when the kernel forgot them, and whether they have no name.
-    pub(crate) leaving: RankedMutex<BTreeMap<Ino, bool>>,
-    pub(crate) deletions: Deletions,
+    /// Inodes on their way out.
+    pub(crate) reclaim: Reclaim,
+    /// See [`Filesystem::before_no_space`].
+    pub(crate) hint: OnceLock<Hint>,
+    /// The device's claim, which the end gives up.
+    pub(crate) unlock: OnceLock<Arc<FileDevice>>,
+    /// Whether there is nothing to close: not mounted yet, or closed.
+    pub(crate) closed: AtomicBool,
     pub(crate) background: Background,
     /// The claim on a volume with multi-mount protection, while it is mounted for writing.
-    pub(crate) claim: Option<Arc<Claim>>,
+    pub(crate) claim: Option<Arc<MmpGuard>>,
 }
 
 impl Filesystem {
-    /// The root directory.
-    #[must_use]
-    pub fn root(&self) -> Ino {
-        Ino::ROOT
-    }
-
     /// Bytes of a block.
     #[must_use]
     pub fn block_size(&self) -> u32 {
@@ -89,6 +92,10 @@ impl CommitObserver for Observer {
         if let Some(data) = self.data.upgrade() {
             data.committed(tid);
         }
+    }
+
+    fn resuming(&self) -> jbd2::Result<()> {
+        self.vol.upgrade().map_or(Ok(()), |vol| remount::resuming(&vol))
     }
 
     fn aborted(&self, cause: &jbd2::Error) {

@@ -4,31 +4,37 @@
 //! number waits long enough for its owner to change it; if it changes, the owner is alive. Then it writes a
 //! number of its own, waits again, and is the owner if nobody wrote over it. From there on the owner changes
 //! the number at an interval, and stops writing to the volume when it finds a number that is not its own.
+//! The block is read and written past every cache, for hosts tell each other nothing else.
+//!
+//! An owner that was stopped for a while (SIGSTOP, a suspended machine) may have lost the volume meanwhile. So
+//! every change of the device asks first whether the last heartbeat is recent; if it is not, a heartbeat comes
+//! before the change. A newcomer waits longer than that before it writes anything.
 //! Source: kernel documentation, ext4 "Multiple Mount Protection". Reading mounts take no part.
 
+use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use blockdev::{BlockDevice, Env, Workers};
+use blockdev::{BlockDevice, Env, Lease, Leased, Workers};
 use ext4_format::csum::Csum;
 use ext4_format::mmp::{Mmp, SEQ_CLEAN, SEQ_FSCK, SEQ_MAX};
 use ext4_format::superblock::SuperBlock;
 use ext4_format::{BlockNo, Corruption, What, verify};
 use jbd2::Journal;
-use parking_lot::{Condvar, Mutex};
 use tracing::{error, info};
 
-use crate::error::Result;
-use crate::mount::MountError;
+use crate::error::{MountError, Result};
+use crate::locks::{Condvar, Rank, RankedMutex};
 use crate::threads::{self, Thread};
 
 /// A newcomer waits at least for this many seconds, and twice that and one more.
 const MIN_CHECK: u16 = 5;
 
 /// The volume is ours until this is dropped or released.
-pub(crate) struct Claim {
+pub(crate) struct MmpGuard {
     shared: Arc<Shared>,
-    beating: Mutex<Option<Thread>>,
+    heart: RankedMutex<Option<Thread>>,
 }
 
 struct Shared {
@@ -38,38 +44,45 @@ struct Shared {
     block: BlockNo,
     block_size: u32,
     interval: Duration,
+    /// How old the last heartbeat may be when something is written, in nanoseconds.
+    limit: u64,
+    /// When that was, in nanoseconds since the machine started.
+    last_beat: AtomicU64,
+    /// Another host has the volume, or the block cannot be kept up.
+    lost: AtomicBool,
     /// What we last wrote. Rank of a leaf: held across the IO of this one block and nothing else.
-    ours: Mutex<Mmp>,
-    stopping: Mutex<bool>,
+    ours: RankedMutex<Mmp>,
+    stopping: RankedMutex<bool>,
     wake: Condvar,
 }
 
-/// Claims a volume that has the feature; `None` for others. Takes more than ten seconds.
-pub(crate) fn claim(
+/// Takes a volume that has the feature; `None` for others. Takes more than ten seconds.
+pub(crate) fn acquire(
     dev: &Arc<dyn BlockDevice>,
     sb: &SuperBlock,
     env: &Env,
-) -> std::result::Result<Option<Claim>, MountError> {
+) -> std::result::Result<Option<MmpGuard>, MountError> {
     // Without workers there is nobody to wait for but the test itself.
     let pause = |time| {
         if env.workers == Workers::Threads {
             threads::sleep(time);
         }
     };
-    claim_pausing(dev, sb, env, &pause)
+    acquire_pausing(dev, sb, env, &pause)
 }
 
-fn claim_pausing(
+fn acquire_pausing(
     dev: &Arc<dyn BlockDevice>,
     sb: &SuperBlock,
     env: &Env,
     pause: &dyn Fn(Duration),
-) -> std::result::Result<Option<Claim>, MountError> {
+) -> std::result::Result<Option<MmpGuard>, MountError> {
     let Some(block) = sb.mmp_block() else { return Ok(None) };
     if block.0 <= u64::from(sb.raw().first_data_block.get()) || block.0 >= sb.blocks_count().0 {
         return Err(Corruption::new(What::SuperBlock, "s_mmp_block", block.0, sb.blocks_count().0).into());
     }
     let interval = sb.mmp_interval().max(1);
+    let ours = Mmp::clean(interval.saturating_mul(2).max(MIN_CHECK), 0);
     let shared = Shared {
         dev: dev.clone(),
         env: env.clone(),
@@ -77,9 +90,13 @@ fn claim_pausing(
         block,
         block_size: sb.block_size(),
         interval: Duration::from_secs(interval.into()),
-        ours: Mutex::new(Mmp::clean(interval.saturating_mul(2).max(MIN_CHECK), 0)),
-        stopping: Mutex::new(false),
-        wake: Condvar::new(),
+        limit: u64::from(ours.check_interval.get()) * 1_000_000_000,
+        last_beat: AtomicU64::new(0),
+        lost: AtomicBool::new(false),
+        // After all others: any write to the device may ask for a heartbeat first.
+        ours: RankedMutex::keyed(Rank::Leaf, u64::MAX, ours),
+        stopping: RankedMutex::new(Rank::Leaf, false),
+        wake: Condvar::default(),
     };
     let found = shared.read()?;
     let check = u64::from(found.check_interval.get().max(interval).max(MIN_CHECK));
@@ -96,15 +113,13 @@ fn claim_pausing(
         }
     }
     let seq = (env.chance.next_u64() % u64::from(SEQ_MAX)) as u32 + 1;
-    shared.write(seq)?;
-    dev.flush()?;
+    shared.write(&mut shared.ours.lock(), seq)?;
     info!(seconds = wait.as_secs(), "multi-mount protection: waiting for another host's objection");
     pause(wait);
-    let later = shared.read()?;
-    if later.seq.get() != seq {
-        return Err(in_use(&later));
+    if !shared.heartbeat()? {
+        return Err(in_use(&shared.read()?));
     }
-    Ok(Some(Claim { shared: Arc::new(shared), beating: Mutex::new(None) }))
+    Ok(Some(MmpGuard { shared: Arc::new(shared), heart: RankedMutex::new(Rank::Leaf, None) }))
 }
 
 fn in_use(mmp: &Mmp) -> MountError {
@@ -114,8 +129,13 @@ fn in_use(mmp: &Mmp) -> MountError {
     MountError::InUse { host: text(&mmp.nodename), device: text(&mmp.bdevname) }
 }
 
-impl Claim {
-    /// Starts the thread that keeps the claim alive; it aborts the journal when the claim is lost.
+impl MmpGuard {
+    /// The device as it may be written: as long as the volume is ours.
+    pub fn guarded(&self) -> Arc<dyn BlockDevice> {
+        Arc::new(Leased::new(self.shared.dev.clone(), self.shared.clone()))
+    }
+
+    /// Starts the heartbeat; it aborts the journal when the volume is lost.
     pub fn start(&self, journal: Arc<Journal>) {
         if self.shared.env.workers == Workers::Manual {
             return;
@@ -123,21 +143,13 @@ impl Claim {
         let shared = self.shared.clone();
         let body = move || {
             while shared.sleep() {
-                match shared.beat() {
-                    Ok(true) => {}
-                    Ok(false) => {
-                        error!("another host has taken the volume: nothing more is written to it");
-                        return journal.abort(jbd2::Error::ShutDown);
-                    }
-                    Err(cause) => {
-                        error!(%cause, "the multi-mount protection block cannot be kept up");
-                        return journal.abort(jbd2::Error::ShutDown);
-                    }
+                if shared.hold_by(0).is_err() {
+                    return journal.abort(jbd2::Error::ShutDown);
                 }
             }
         };
         match Thread::spawn("rext4-mmp", body) {
-            Ok(thread) => *self.beating.lock() = Some(thread),
+            Ok(thread) => *self.heart.lock() = Some(thread),
             Err(cause) => {
                 error!(%cause, "no thread for multi-mount protection: other hosts may think we are gone")
             }
@@ -147,9 +159,11 @@ impl Claim {
     /// Gives the volume up: the next newcomer need not wait.
     pub fn release(&self) -> Result<()> {
         self.stop();
-        if self.shared.still_ours()? {
-            self.shared.write(SEQ_CLEAN)?;
-            self.shared.dev.flush()?;
+        let shared = &self.shared;
+        let mut ours = shared.ours.lock();
+        if !shared.lost.load(Ordering::Acquire) && shared.read()?.seq == ours.seq {
+            shared.write(&mut ours, SEQ_CLEAN)?;
+            shared.dev.flush()?;
         }
         Ok(())
     }
@@ -157,57 +171,89 @@ impl Claim {
     fn stop(&self) {
         *self.shared.stopping.lock() = true;
         self.shared.wake.notify_all();
-        if let Some(thread) = self.beating.lock().take() {
+        if let Some(thread) = self.heart.lock().take() {
             thread.join();
         }
     }
 }
 
-impl Drop for Claim {
+impl Drop for MmpGuard {
     fn drop(&mut self) {
         self.stop();
     }
 }
 
+impl Lease for Shared {
+    fn hold(&self) -> io::Result<()> {
+        self.hold_by(self.limit)
+    }
+}
+
 impl Shared {
-    /// Sleeps for an interval; `false` when it is time to stop.
+    /// Sleeps for an interval, or until the volume is lost; `false` when it is time to stop.
     fn sleep(&self) -> bool {
         let mut stopping = self.stopping.lock();
-        if !*stopping {
+        if !*stopping && !self.lost.load(Ordering::Acquire) {
             self.wake.wait_for(&mut stopping, self.interval);
         }
         !*stopping
     }
 
+    /// Makes sure that the volume is ours, with a heartbeat if the last is older than `limit` nanoseconds.
+    fn hold_by(&self, limit: u64) -> io::Result<()> {
+        if self.lost.load(Ordering::Acquire) {
+            return Err(io::Error::other("another host has taken the volume"));
+        }
+        if self.now().saturating_sub(self.last_beat.load(Ordering::Acquire)) <= limit && limit > 0 {
+            return Ok(());
+        }
+        let beat = self.heartbeat();
+        if let Ok(true) = beat {
+            return Ok(());
+        }
+        if !self.lost.swap(true, Ordering::AcqRel) {
+            match &beat {
+                Err(cause) => error!(%cause, "the multi-mount protection block cannot be kept up"),
+                Ok(_) => error!("another host has taken the volume: nothing more is written to it"),
+            }
+            // The thread stops the journal.
+            self.wake.notify_all();
+        }
+        Err(io::Error::other("another host has taken the volume, or may have"))
+    }
+
     /// One sign of life; `false` when the block is another's.
-    fn beat(&self) -> Result<bool> {
-        if !self.still_ours()? {
+    fn heartbeat(&self) -> Result<bool> {
+        let mut ours = self.ours.lock();
+        // What is true of the block is true from before it was read.
+        let now = self.now();
+        if self.read()?.seq != ours.seq {
             return Ok(false);
         }
-        let seq = self.ours.lock().seq.get();
-        self.write(if seq >= SEQ_MAX { 1 } else { seq + 1 })?;
+        let seq = ours.seq.get();
+        self.write(&mut ours, if seq >= SEQ_MAX { 1 } else { seq + 1 })?;
+        self.last_beat.store(now, Ordering::Release);
         Ok(true)
     }
 
-    fn still_ours(&self) -> Result<bool> {
-        Ok(self.read()?.seq == self.ours.lock().seq)
+    fn now(&self) -> u64 {
+        u64::try_from(self.env.clock.since_boot().as_nanos()).unwrap_or(u64::MAX)
     }
 
     fn read(&self) -> Result<Mmp> {
         let mut bytes = vec![0; self.block_size as usize];
-        self.dev.read_at(self.byte(), &mut bytes)?;
+        self.dev.read_past_cache(self.byte(), &mut bytes)?;
         Ok(verify::mmp(&bytes, &self.csum, self.block)?)
     }
 
-    fn write(&self, seq: u32) -> Result<()> {
+    fn write(&self, mmp: &mut Mmp, seq: u32) -> Result<()> {
         let mut bytes = vec![0; self.block_size as usize];
-        let mut mmp = self.ours.lock();
         mmp.seq.set(seq);
         mmp.time.set(self.env.clock.now().sec.max(0) as u64);
         put_text(&mut mmp.nodename, &blockdev::host_name());
         put_text(&mut mmp.bdevname, b"rext4");
         mmp.encode_into(&mut bytes, &self.csum);
-        Ok(self.dev.write_at(self.byte(), &bytes)?)
+        Ok(self.dev.write_past_cache(self.byte(), &bytes)?)
     }
 
     fn byte(&self) -> u64 {
@@ -266,14 +312,14 @@ mod tests {
     }
 
     #[test]
-    fn a_clean_volume_is_claimed_kept_and_given_up() {
+    fn a_clean_volume_is_taken_kept_and_given_up() {
         let (dev, sb, env) = volume();
-        let claim = claim(&dev, &sb, &env).unwrap().unwrap();
+        let guard = acquire(&dev, &sb, &env).unwrap().unwrap();
         let first = seq(dev.as_ref());
         assert!(first > 0 && first <= SEQ_MAX);
-        assert!(claim.shared.beat().unwrap());
+        assert!(guard.shared.heartbeat().unwrap());
         assert_ne!(seq(dev.as_ref()), first);
-        claim.release().unwrap();
+        guard.release().unwrap();
         assert_eq!(seq(dev.as_ref()), SEQ_CLEAN);
     }
 
@@ -281,9 +327,9 @@ mod tests {
     fn a_dead_owner_is_waited_for_once_and_replaced() {
         let (dev, sb, env) = volume();
         put(dev.as_ref(), &sb, 77);
-        let waits = Mutex::new(Vec::new());
-        let claim = claim_pausing(&dev, &sb, &env, &|time| waits.lock().push(time.as_secs()));
-        assert!(claim.is_ok_and(|claim| claim.is_some()));
+        let waits = RankedMutex::new(Rank::Leaf, Vec::new());
+        let guard = acquire_pausing(&dev, &sb, &env, &|time| waits.lock().push(time.as_secs()));
+        assert!(guard.is_ok_and(|guard| guard.is_some()));
         assert_eq!(*waits.lock(), [11, 11]);
     }
 
@@ -292,7 +338,7 @@ mod tests {
         for other in [78, SEQ_CLEAN] {
             let (dev, sb, env) = volume();
             put(dev.as_ref(), &sb, 77);
-            let refused = claim_pausing(&dev, &sb, &env, &|_| put(dev.as_ref(), &sb, other));
+            let refused = acquire_pausing(&dev, &sb, &env, &|_| put(dev.as_ref(), &sb, other));
             match refused {
                 Err(MountError::InUse { host, .. }) => assert_eq!(host, "other-host"),
                 _ => panic!("the volume was taken from its owner"),
@@ -301,31 +347,71 @@ mod tests {
         }
         let (dev, sb, env) = volume();
         put(dev.as_ref(), &sb, SEQ_FSCK);
-        assert!(matches!(claim(&dev, &sb, &env), Err(MountError::InUse { .. })));
+        assert!(matches!(acquire(&dev, &sb, &env), Err(MountError::InUse { .. })));
     }
 
     #[test]
     fn of_two_newcomers_the_later_wins_and_the_earlier_steps_back() {
         let (dev, sb, env) = volume();
-        let refused = claim_pausing(&dev, &sb, &env, &|_| put(dev.as_ref(), &sb, 5));
+        let refused = acquire_pausing(&dev, &sb, &env, &|_| put(dev.as_ref(), &sb, 5));
         assert!(matches!(refused, Err(MountError::InUse { .. })));
         assert_eq!(seq(dev.as_ref()), 5);
     }
 
     #[test]
-    fn a_lost_claim_is_noticed_and_not_given_up_in_anothers_name() {
+    fn a_lost_volume_is_noticed_and_not_given_up_in_anothers_name() {
         let (dev, sb, env) = volume();
-        let claim = claim(&dev, &sb, &env).unwrap().unwrap();
+        let guard = acquire(&dev, &sb, &env).unwrap().unwrap();
         put(dev.as_ref(), &sb, 5);
-        assert!(!claim.shared.beat().unwrap());
-        claim.release().unwrap();
+        assert!(!guard.shared.heartbeat().unwrap());
+        guard.release().unwrap();
         assert_eq!(seq(dev.as_ref()), 5);
     }
 
     #[test]
-    fn a_volume_without_the_feature_needs_no_claim() {
+    fn a_volume_without_the_feature_needs_no_protection() {
         let (dev, mut sb, env) = volume();
         sb.set_incompat(Incompat(0));
-        assert!(claim(&dev, &sb, &env).unwrap().is_none());
+        assert!(acquire(&dev, &sb, &env).unwrap().is_none());
+    }
+
+    /// A clock that the test moves.
+    struct Stopped(AtomicU64);
+
+    impl blockdev::Clock for Stopped {
+        fn now(&self) -> blockdev::Timestamp {
+            blockdev::Timestamp::default()
+        }
+        fn since_boot(&self) -> Duration {
+            Duration::from_nanos(self.0.load(Ordering::Relaxed))
+        }
+    }
+
+    /// A host that was stopped writes nothing over what the next owner has written.
+    #[test]
+    fn after_a_pause_the_first_write_looks_first() {
+        let (dev, sb, env) = volume();
+        let clock = Arc::new(Stopped(AtomicU64::new(1)));
+        let env = Env { clock: clock.clone(), ..env };
+        let guard = acquire(&dev, &sb, &env).unwrap().unwrap();
+        let guarded = guard.guarded();
+        guarded.write_at(65536, &[1; 512]).unwrap();
+        let before = seq(dev.as_ref());
+        // A pause that nobody used: the write is a sign of life.
+        clock.0.fetch_add(60_000_000_000, Ordering::Relaxed);
+        guarded.write_at(65536, &[2; 512]).unwrap();
+        assert_ne!(seq(dev.as_ref()), before);
+        clock.0.fetch_add(60_000_000_000, Ordering::Relaxed);
+        put(dev.as_ref(), &sb, 5);
+        assert!(guarded.write_at(65536, &[3; 512]).is_err());
+        assert!(guarded.write_zeroes(65536, 512).is_err());
+        // The other one ends: that makes the volume no more ours.
+        put(dev.as_ref(), &sb, SEQ_CLEAN);
+        assert!(guarded.write_at(65536, &[3; 512]).is_err());
+        guard.release().unwrap();
+        let mut seen = [0; 512];
+        dev.read_at(65536, &mut seen).unwrap();
+        assert_eq!(seen, [2; 512]);
+        assert_eq!(seq(dev.as_ref()), SEQ_CLEAN);
     }
 }

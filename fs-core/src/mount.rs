@@ -5,108 +5,44 @@
 //! whoever comes after a crash knows that the log counts.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use blockdev::{BlockDevice, Env};
+use blockdev::{BlockDevice, Env, FileDevice};
 use ext4_format::features::{Access, Compat, Incompat, RoCompat};
 use ext4_format::superblock::{SUPERBLOCK_LEN, SUPERBLOCK_OFFSET, State, SuperBlock};
-use ext4_format::{BlockNo, Corruption, Ino, locate};
-use jbd2::{Journal, LogChecksum, LogExtent, LogFeatures, LogLocation};
+use ext4_format::{Corruption, Ino};
+use jbd2::recovery::Overlay;
+use jbd2::{Journal, LogChecksum, LogFeatures, LogLocation};
 use tracing::{info, warn};
 
 use crate::alloc::Allocator;
 use crate::background::{Background, Rounds};
 use crate::data::DataPath;
-use crate::deletions::Deletions;
 use crate::dir;
-use crate::error::{Error, Result};
-use crate::extent::MapCtx;
+use crate::error::{Error, MountError, Result};
 use crate::fs::{Filesystem, Observer};
-use crate::inode::{Orphans, Table};
-use crate::mmp::{self, Claim};
-use crate::sync::{Rank, RankedMutex};
+use crate::inode::{Orphans, Reclaim, Table};
+use crate::locks::{Rank, RankedMutex};
+use crate::mmp::{self, MmpGuard};
+use crate::node::Held;
+use crate::recovery;
+use crate::threads;
 use crate::types::MountOptions;
-use crate::volume::Volume;
+use crate::volume::{VOLUME_EVENTS, Volume};
 use crate::xattr::XattrCache;
-
-/// Why a volume could not be mounted.
-#[derive(Debug, thiserror::Error)]
-pub enum MountError {
-    /// The device ends before the superblock does.
-    #[error("the device has only {size} bytes; no ext4 volume is that small")]
-    TooSmall {
-        /// Size of the device in bytes.
-        size: u64,
-    },
-    /// What lies where the superblock should be is none.
-    #[error("no ext4 superblock at byte {offset}: {found}")]
-    SuperBlock {
-        /// Where it was looked for.
-        offset: u64,
-        /// What is wrong with what lies there.
-        found: Corruption,
-    },
-    /// Features that can be neither read nor written.
-    #[error("the volume uses features that rext4 does not support: {}", names.join(" "))]
-    Features {
-        /// The features, as e2fsprogs spells them.
-        names: Vec<String>,
-    },
-    /// The volume is larger than the device.
-    #[error("the volume has {volume} bytes but the device only {device}: the image is truncated")]
-    Truncated {
-        /// Size that the superblock claims, in bytes.
-        volume: u64,
-        /// Size of the device, in bytes.
-        device: u64,
-    },
-    /// Multi-mount protection says that another host has the volume mounted, or is checking it.
-    #[error("the volume is in use on host '{host}' (device {device})")]
-    InUse {
-        /// The host, as it calls itself.
-        host: String,
-        /// The device there.
-        device: String,
-    },
-    /// The options contradict each other or the volume.
-    #[error("{0}")]
-    Options(&'static str),
-    /// Something on the way failed.
-    #[error(transparent)]
-    Failed(#[from] Error),
-}
-
-impl From<blockdev::Error> for MountError {
-    fn from(e: blockdev::Error) -> Self {
-        MountError::Failed(e.into())
-    }
-}
-
-impl From<jbd2::Error> for MountError {
-    fn from(e: jbd2::Error) -> Self {
-        MountError::Failed(e.into())
-    }
-}
-
-impl From<Corruption> for MountError {
-    fn from(c: Corruption) -> Self {
-        MountError::Failed(c.into())
-    }
-}
 
 impl Filesystem {
     /// Mounts the volume on `dev`: replays its journal, deals with its orphans, and starts the
     /// background work if `env` has threads for it.
-    ///
-    /// # Errors
-    /// [`MountError`] says what is in the way. Nothing was written unless a replay had begun.
-    pub fn mount(
+    pub(crate) fn mount(
         dev: Arc<dyn BlockDevice>,
         mut opts: MountOptions,
         env: Env,
     ) -> std::result::Result<Arc<Filesystem>, MountError> {
         let sb = read_superblock(dev.as_ref(), &opts)?;
         judge(&sb, dev.as_ref(), &mut opts)?;
-        let claim = if opts.read_only { None } else { mmp::claim(&dev, &sb, &env)?.map(Arc::new) };
+        let claim = if opts.read_only { None } else { mmp::acquire(&dev, &sb, &env)?.map(Arc::new) };
+        let dev = claim.as_ref().map_or(dev, |claim| claim.guarded());
         let mounted = Self::mount_claimed(dev, sb, opts, env, claim.clone());
         if mounted.is_err()
             && let Some(claim) = claim
@@ -114,40 +50,52 @@ impl Filesystem {
         {
             warn!(%error, "the next mount has to wait: the claim on the volume could not be given up");
         }
-        mounted
+        let fs = mounted?;
+        let how = if fs.is_writable() { "r/w" } else { "ro" };
+        info!(target: VOLUME_EVENTS, "mounted filesystem {} {how} with ordered data mode", fs.vol.uuid());
+        Ok(fs)
     }
 
     fn mount_claimed(
         mut dev: Arc<dyn BlockDevice>,
         mut sb: SuperBlock,
-        opts: MountOptions,
+        mut opts: MountOptions,
         env: Env,
-        claim: Option<Arc<Claim>>,
+        claim: Option<Arc<MmpGuard>>,
     ) -> std::result::Result<Arc<Filesystem>, MountError> {
-        let log = locate_journal(dev.as_ref(), &sb)?;
-        if let Some(log) = &log
-            && sb.incompat().has(Incompat::RECOVER)
-        {
-            if opts.no_recovery && !opts.read_only {
-                return Err(MountError::Options("norecovery needs ro: the journal holds changes"));
-            }
-            if opts.read_only && !opts.no_recovery {
-                let replay = jbd2::recovery::scan(dev.as_ref(), sb.block_size(), log)?;
-                info!("the journal's contents are shown from memory; the device is not written to");
-                dev = Arc::new(jbd2::recovery::Overlay::new(dev, sb.block_size(), replay));
-            } else if !opts.read_only {
-                let done = jbd2::recovery::recover(dev.as_ref(), sb.block_size(), log)?;
-                info!(?done, "journal replayed");
-                if done.errno != 0 {
-                    take_over_error(dev.as_ref(), &opts, log)?;
+        let log = recovery::locate(dev.as_ref(), &sb).map_err(contradicts)?;
+        let needs_recovery = sb.incompat().has(Incompat::RECOVER);
+        if log.is_some() && needs_recovery && opts.no_recovery && !opts.read_only {
+            return Err(MountError::Options("norecovery needs ro: the journal holds changes"));
+        }
+        match &log {
+            Some(log) if needs_recovery && !opts.no_recovery => {
+                let block_size = sb.block_size();
+                let replay = jbd2::recovery::scan(dev.as_ref(), block_size, log)?;
+                let replayed = Overlay::new(dev.clone(), block_size, replay);
+                sb = read_superblock(&replayed, &opts)?;
+                judge(&sb, dev.as_ref(), &mut opts)?;
+                recovery::judge(&replayed, block_size, &sb, log).map_err(contradicts)?;
+                if opts.read_only && !opts.recover_on_device {
+                    info!("the journal's contents are shown from memory; the device is not written to");
+                    dev = Arc::new(replayed);
+                } else {
+                    let done = replayed.replay().apply(dev.as_ref(), block_size, log)?;
+                    info!(target: VOLUME_EVENTS, "recovery complete");
+                    if done.errno != 0 {
+                        take_over_error(dev.as_ref(), &opts, log)?;
+                        sb = read_superblock(dev.as_ref(), &opts)?;
+                    }
                 }
             }
-            sb = read_superblock(dev.as_ref(), &opts)?;
+            Some(log) => recovery::apart_from_metadata(dev.as_ref(), &sb, log).map_err(contradicts)?,
+            None => {}
         }
         if !opts.read_only {
             recommend_check(&sb);
         }
         let journal_opts = jbd2::Options {
+            blocks: sb.blocks_count().0,
             cache_bytes: opts.cache_bytes,
             barrier: opts.barrier,
             features: Some(LogFeatures {
@@ -162,23 +110,57 @@ impl Filesystem {
             ..jbd2::Options::default()
         };
         let journal = match log {
-            _ if opts.read_only => Journal::read_only(dev.clone(), sb.block_size(), journal_opts),
+            _ if opts.read_only && !opts.recover_on_device => {
+                Journal::read_only(dev.clone(), sb.block_size(), journal_opts)
+            }
             Some(log) => Journal::open(dev.clone(), sb.block_size(), log, journal_opts)?,
             None => Journal::without_log(dev.clone(), sb.block_size(), journal_opts),
         };
+        if opts.recover_on_device && !sb.incompat().has(Incompat::RECOVER) {
+            // Nothing is written before something has to change.
+            journal.suspend(|| Ok(true))?;
+        }
         let vol = Arc::new(Volume::new(dev, journal, sb, opts, env));
-        if vol.writable().is_ok() {
+        if vol.is_active() {
             mark_mounted(&vol)?;
         }
         assemble(vol, claim)
     }
 
-    /// Writes everything out, empties the journal and marks the volume clean. Calls that come
-    /// after it fail. The last call on a filesystem.
+    /// Opens the filesystem in an image file or on a block device, for reading and writing. See
+    /// [`crate::OpenOptions`] for more.
+    ///
+    /// # Errors
+    /// [`MountError`] says what is in the way.
+    pub fn open(path: impl AsRef<std::path::Path>) -> std::result::Result<Arc<Filesystem>, MountError> {
+        crate::OpenOptions::new().open(path)
+    }
+
+    /// Writes everything out, empties the journal and marks the volume clean. Files that were removed while
+    /// there were handles of them are deleted. Whatever is asked of a handle from here on fails; a second
+    /// call does nothing. Dropping the last handle of a filesystem that was not closed does the same, and logs
+    /// what goes wrong.
     ///
     /// # Errors
     /// When something could not be written: the volume then still says that it needs recovery.
-    pub fn unmount(&self) -> Result<()> {
+    pub fn close(&self) -> Result<()> {
+        if self.closed.swap(true, Ordering::AcqRel) {
+            return Ok(());
+        }
+        let closed = self.end();
+        if let Some(file) = self.unlock.get() {
+            file.give_up_lock();
+        }
+        closed
+    }
+
+    /// Lets others open `file` when the filesystem is closed, whatever handles there are.
+    pub(crate) fn unlock_at_close(&self, file: Arc<FileDevice>) {
+        let _ = self.unlock.set(file);
+    }
+
+    fn end(&self) -> Result<()> {
+        info!(target: VOLUME_EVENTS, "unmounting filesystem {}", self.vol.uuid());
         self.background.stop();
         let ended = self.end_writing();
         let released = self.claim.as_ref().map_or(Ok(()), |claim| claim.release());
@@ -186,7 +168,7 @@ impl Filesystem {
     }
 
     fn end_writing(&self) -> Result<()> {
-        if self.vol.writable().is_err() {
+        if self.vol.changeable().is_err() {
             self.vol.shut_down();
             return match self.vol.journal.is_aborted() {
                 // That was asked for.
@@ -195,22 +177,37 @@ impl Filesystem {
                 None => Ok(()),
             };
         }
-        self.inodes.forget_all();
         let drained = self.sync_all();
-        for ino in self.inodes.live() {
-            self.let_go(ino);
+        let (mut rests, mut settled) = (false, false);
+        self.delete_unlinked_and(|| {
+            let closed = drained.and_then(|()| Ok(self.vol.journal.close()?));
+            rests = self.vol.journal.is_suspended();
+            settled = rests || self.vol.journal.seal();
+            self.vol.shut_down();
+            closed
+        })?;
+        if rests {
+            // The volume is marked clean, and nothing has changed since.
+            return Ok(());
         }
-        self.reap();
-        let closed = drained.and_then(|()| Ok(self.vol.journal.close()?));
-        self.vol.shut_down();
-        closed?;
-        let now = self.vol.now();
-        self.vol.write_super_directly(|sb| {
-            sb.set_write_time(now.sec.max(0) as u64);
-            sb.set_needs_recovery(false);
-            sb.set_orphan_present(false);
-            sb.set_state(sb.state().with(State::VALID));
-        })
+        // Nothing changes any more. What is still an orphan the next mount, or a check, has to find.
+        let clean = settled && !self.orphans.any();
+        if !clean {
+            warn!("inodes without a name were still in use; the next mount or fsck.rext4 frees them");
+        }
+        if clean {
+            mark_clean(&self.vol)
+        } else {
+            let now = self.vol.now();
+            self.vol.write_super_directly(|sb| sb.set_write_time(now.sec.max(0) as u64))
+        }
+    }
+}
+
+fn contradicts(error: Error) -> MountError {
+    match error {
+        Error::Corrupt(found) => MountError::Journal { found },
+        other => other.into(),
     }
 }
 
@@ -228,25 +225,6 @@ fn read_superblock(
     SuperBlock::parse(&bytes).map_err(|found| MountError::SuperBlock { offset, found })
 }
 
-/// The runs of the journal's blocks, read without the help of anything that the journal may yet
-/// have to repair: its own inode never changes.
-fn locate_journal(
-    dev: &dyn BlockDevice,
-    sb: &SuperBlock,
-) -> std::result::Result<Option<LogLocation>, MountError> {
-    let Some(ino) = sb.journal_ino() else { return Ok(None) };
-    let size = sb.block_size();
-    let mut read = |block: BlockNo| {
-        let mut bytes = vec![0; size as usize];
-        dev.read_at(block.0.saturating_mul(size.into()), &mut bytes)?;
-        Ok::<_, Error>(bytes)
-    };
-    let inode = locate::inode(sb, ino, &mut read)?;
-    let runs = locate::runs(sb, &inode, &mut read)?;
-    let extents = runs.iter().map(|r| LogExtent { first: r.first.0, len: r.len, start: r.start }).collect();
-    Ok(Some(LogLocation { extents }))
-}
-
 /// Whether and how the volume may be mounted; makes `opts` read-only where the features ask it.
 fn judge(
     sb: &SuperBlock,
@@ -256,13 +234,20 @@ fn judge(
     match sb.access() {
         Access::ReadWrite => {}
         Access::ReadOnly { because } => {
+            opts.recover_on_device = false;
             if !opts.read_only {
-                warn!(features = because.join(" "), "mounting read-only because of these features");
+                warn!("mounting read-only: volumes with {} are not written to", because.join(" "));
             }
             opts.read_only = true;
         }
         Access::Refused { names } => return Err(MountError::Features { names }),
     }
+    // Other hosts are told of a volume that is mounted for writing only.
+    opts.recover_on_device &= opts.read_only
+        && !opts.no_recovery
+        && opts.superblock.is_none()
+        && !dev.geometry().read_only
+        && !sb.incompat().has(Incompat::MMP);
     let device = dev.geometry().size;
     let volume = sb.blocks_count().0.saturating_mul(sb.block_size().into());
     if volume > device {
@@ -279,9 +264,9 @@ fn judge(
 fn recommend_check(sb: &SuperBlock) {
     let state = sb.state();
     if !state.has(State::VALID) {
-        warn!("mounting an unchecked volume: running fsck.rext4 is recommended");
+        warn!("mounting unchecked fs, running fsck.rext4 is recommended");
     } else if state.has(State::ERROR) {
-        warn!("mounting a volume with recorded errors: running fsck.rext4 is recommended");
+        warn!("mounting fs with errors, running fsck.rext4 is recommended");
     }
 }
 
@@ -298,8 +283,22 @@ fn take_over_error(
     Ok(jbd2::recovery::clear_errno(dev, sb.block_size(), log)?)
 }
 
+/// Tells the disk that everything is written and nobody writes any more.
+pub(crate) fn mark_clean(vol: &Volume) -> Result<()> {
+    let now = vol.now();
+    vol.write_super_directly(|sb| {
+        sb.set_write_time(now.sec.max(0) as u64);
+        sb.set_needs_recovery(false);
+        sb.set_orphan_present(false);
+        // A volume that wanted a check when it was mounted still does.
+        if vol.was_valid {
+            sb.set_state(sb.state().with(State::VALID));
+        }
+    })
+}
+
 /// Tells the disk that a writer is here, before anything else is written.
-fn mark_mounted(vol: &Volume) -> Result<()> {
+pub(crate) fn mark_mounted(vol: &Volume) -> Result<()> {
     let now = vol.now();
     vol.write_super_directly(|sb| {
         sb.set_mount_time(now.sec.max(0) as u64);
@@ -318,11 +317,13 @@ fn mark_mounted(vol: &Volume) -> Result<()> {
     })
 }
 
-fn assemble(vol: Arc<Volume>, claim: Option<Arc<Claim>>) -> std::result::Result<Arc<Filesystem>, MountError> {
+fn assemble(
+    vol: Arc<Volume>,
+    claim: Option<Arc<MmpGuard>>,
+) -> std::result::Result<Arc<Filesystem>, MountError> {
     let alloc = Arc::new(Allocator::open(vol.clone())?);
     let inodes = Arc::new(Table::new(vol.clone(), alloc.clone()));
-    let map = MapCtx { vol: &vol, alloc: &alloc, ino: Ino::ROOT, generation: 0 };
-    let (orphans, found) = Orphans::open(vol.clone(), inodes.clone(), &map)?;
+    let (orphans, found) = Orphans::open(vol.clone(), inodes.clone(), &alloc)?;
     let orphans = Arc::new(orphans);
     let data = Arc::new(DataPath::new(vol.clone(), alloc.clone(), inodes.clone(), orphans.clone()));
     vol.journal.set_observer(Arc::new(Observer {
@@ -335,8 +336,10 @@ fn assemble(vol: Arc<Volume>, claim: Option<Arc<Claim>>) -> std::result::Result<
         dirs,
         xattrs: XattrCache::default(),
         renaming: RankedMutex::new(Rank::Rename, ()),
-        leaving: RankedMutex::new(Rank::Leaf, Default::default()),
-        deletions: Deletions::default(),
+        reclaim: Reclaim::default(),
+        hint: Default::default(),
+        unlock: Default::default(),
+        closed: AtomicBool::new(true),
         background: Background::new(data.clone()),
         data,
         vol,
@@ -349,14 +352,30 @@ fn assemble(vol: Arc<Volume>, claim: Option<Arc<Claim>>) -> std::result::Result<
         claim.start(fs.vol.journal.clone());
     }
     // The root must be a directory, or nothing else can work.
-    if !fs.inodes.get(Ino::ROOT)?.is_dir() {
+    if !fs.hold(Ino::ROOT)?.is_dir() {
         let c = Corruption::new(ext4_format::What::Inode, "i_mode", 0, 0o040_000).in_inode(Ino::ROOT);
         return Err(fs.vol.corrupt(c).into());
     }
-    if fs.vol.writable().is_ok() {
-        fs.recover_orphans(found)?;
+    if fs.vol.changeable().is_ok() {
+        fs.recover_orphans(found.into_iter().map(|inode| Held::new(&*fs, inode)).collect())?;
+        if fs.vol.opts.recover_on_device {
+            fs.suspend()?;
+        }
         let rounds: Arc<dyn Rounds> = fs.clone();
         fs.background.start(Arc::downgrade(&rounds), fs.vol.env.workers, fs.vol.opts.commit_interval);
     }
+    fs.closed.store(false, Ordering::Release);
     Ok(fs)
+}
+
+impl Drop for Filesystem {
+    fn drop(&mut self) {
+        // After a panic nobody knows what is half done: recovery does.
+        if threads::is_panicking() {
+            return;
+        }
+        if let Err(error) = self.close() {
+            tracing::error!(%error, "the filesystem was dropped and could not be closed");
+        }
+    }
 }

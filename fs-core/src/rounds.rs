@@ -1,7 +1,5 @@
 //! What the threads behind a volume do, a round at a time; tests without threads ask for rounds themselves.
 
-use std::sync::Arc;
-
 use blockdev::Timestamp;
 use tracing::warn;
 
@@ -9,7 +7,6 @@ use crate::background::Rounds;
 use crate::data::By;
 use crate::error::Result;
 use crate::fs::Filesystem;
-use crate::inode::Inode;
 
 impl Rounds for Filesystem {
     fn commit(&self) -> Result<()> {
@@ -29,7 +26,7 @@ impl Filesystem {
     /// One round of the commit timer: what became dirty an interval ago goes out, completions
     /// are converted, and the transaction commits.
     pub fn tick(&self) -> Result<()> {
-        if self.vol.writable().is_err() {
+        if !self.vol.is_active() {
             return Ok(());
         }
         let now = self.vol.env.clock.now();
@@ -64,8 +61,11 @@ impl Filesystem {
     /// more than half of the write-behind is used. Then what was busy when it should have left may leave.
     pub fn step_flush(&self) {
         self.flush_due(Timestamp { sec: i64::MIN, nsec: 0 });
-        while let Some(inode) = self.data.relieve_memory() {
+        while let Some((inode, wrote)) = self.data.relieve_memory() {
             self.done_with(inode);
+            if !wrote {
+                break;
+            }
         }
         self.reap();
     }
@@ -75,16 +75,6 @@ impl Filesystem {
         for inode in self.data.dirty.due(before) {
             self.data.flush_all(&inode);
             self.done_with(inode);
-        }
-    }
-
-    /// Lets an inode leave if only the work that was done on it has kept it.
-    fn done_with(&self, inode: Arc<Inode>) {
-        let ino = inode.ino;
-        drop(inode);
-        let _running = self.deletions.begin();
-        if self.leaving.lock().remove(&ino).is_some() {
-            self.let_go(ino);
         }
     }
 }

@@ -29,3 +29,8 @@ impl Thread {
 pub(crate) fn sleep(time: Duration) {
     thread::sleep(time);
 }
+
+/// Whether this thread is unwinding.
+pub(crate) fn is_panicking() -> bool {
+    thread::panicking()
+}

@@ -5,7 +5,7 @@ use std::ops::{Deref, DerefMut};
 use jbd2::{Credits, Handle, Journal};
 
 use crate::error::Result;
-use crate::sync::{Held, Rank, hold};
+use crate::locks::{Held, Rank, hold};
 
 /// An open handle of this thread. It derefs to [`jbd2::Handle`]; functions that write take that.
 pub struct Tx<'j> {

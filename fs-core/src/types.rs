@@ -3,34 +3,35 @@
 use std::time::Duration;
 
 use ext4_format::Ino;
-use ext4_format::inode::Time as Timestamp;
+use ext4_format::inode::{FileType, Time as Timestamp};
 
-/// Who asks: the credentials of the calling process.
+/// Who asks. New files belong to them, some blocks may be set aside for others than them, and a change by
+/// somebody without privileges takes a file's away. Operations do not check permissions; that is
+/// [`crate::check_access`].
 #[derive(Clone, Debug, Default)]
-pub struct Caller {
-    /// Filesystem user id.
+pub struct Credentials {
+    /// User id.
     pub uid: u32,
-    /// Filesystem group id.
+    /// Group id.
     pub gid: u32,
+    /// Supplementary group ids.
+    pub groups: Vec<u32>,
     /// Bits to take off the mode of what is created.
     pub umask: u32,
 }
 
-impl Caller {
-    /// The superuser, for work that the server does on its own account.
+impl Credentials {
+    /// The superuser, without a umask; the default.
     #[must_use]
-    pub fn root() -> Caller {
-        Caller::default()
+    pub const fn root() -> Credentials {
+        Credentials { uid: 0, gid: 0, groups: Vec::new(), umask: 0 }
     }
-}
 
-/// Names one opening of a file (an open file description), in the order in which files were opened.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub struct OpenId(pub u64);
-
-impl OpenId {
-    /// Stands for all who ask without having opened the file.
-    pub const NOBODY: OpenId = OpenId(0);
+    /// Whether they are in the group `gid`.
+    #[must_use]
+    pub fn is_in_group(&self, gid: u32) -> bool {
+        self.gid == gid || self.groups.contains(&gid)
+    }
 }
 
 /// A file's attributes as `stat(2)` shows them.
@@ -66,8 +67,37 @@ pub struct Attr {
     pub flags: u32,
 }
 
-/// A name that was resolved: the inode's attributes. One kernel reference comes with it.
-pub type Entry = Attr;
+impl Attr {
+    /// The type of the file; `None` for one that is damaged.
+    #[must_use]
+    pub fn kind(&self) -> Option<FileType> {
+        FileType::from_mode(self.mode)
+    }
+
+    /// Whether it is a directory.
+    #[must_use]
+    pub fn is_dir(&self) -> bool {
+        self.kind() == Some(FileType::Directory)
+    }
+
+    /// Whether it is a regular file.
+    #[must_use]
+    pub fn is_file(&self) -> bool {
+        self.kind() == Some(FileType::Regular)
+    }
+
+    /// Whether it is a symbolic link.
+    #[must_use]
+    pub fn is_symlink(&self) -> bool {
+        self.kind() == Some(FileType::Symlink)
+    }
+
+    /// The permission bits.
+    #[must_use]
+    pub fn permissions(&self) -> u16 {
+        self.mode & !FileType::MODE_MASK
+    }
+}
 
 /// A time to set.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -93,15 +123,35 @@ pub struct SetAttr {
     pub atime: Option<SetTime>,
     /// Last change of content.
     pub mtime: Option<SetTime>,
-    /// Last change of the inode (given by a kernel that owns the times of cached files).
-    pub ctime: Option<Timestamp>,
     /// Birth.
     pub crtime: Option<Timestamp>,
     /// Take away set-user-id, set-group-id and file capabilities, as a change by this caller does.
-    pub kill_privileges: Option<Caller>,
-    /// These are times that a kernel has kept of writes it let pass: what the inode's flags forbid
-    /// now did not apply to them.
-    pub settles_times: bool,
+    pub kill_privileges: Option<Credentials>,
+    /// Where the time of this change comes from.
+    pub times: TimesFrom,
+}
+
+/// Where the time of a change of an inode comes from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum TimesFrom {
+    /// The volume's clock.
+    #[default]
+    Now,
+    /// The caller, who keeps the times of its writes itself.
+    Caller(Timestamp),
+    /// The same, for the times of writes that were accepted earlier: inode flags that forbid changes and were
+    /// set since do not apply to them.
+    Earlier(Timestamp),
+}
+
+impl TimesFrom {
+    /// The caller's time of the change.
+    pub(crate) fn ctime(self) -> Option<Timestamp> {
+        match self {
+            TimesFrom::Now => None,
+            TimesFrom::Caller(time) | TimesFrom::Earlier(time) => Some(time),
+        }
+    }
 }
 
 /// What to do when the volume turns out to be damaged.
@@ -131,6 +181,10 @@ pub enum Atime {
 pub struct MountOptions {
     /// Change nothing.
     pub read_only: bool,
+    /// With `read_only`: recover the volume on its device first, if it needs that, and let
+    /// [`crate::Filesystem::resume`] make it writable later. Has no effect where the device, its features or
+    /// multi-mount protection speak against it.
+    pub recover_on_device: bool,
     /// Do not replay the journal (only with `read_only`).
     pub no_recovery: bool,
     /// Instead of the superblock's own.
@@ -161,6 +215,8 @@ pub struct MountOptions {
     pub minix_df: bool,
     /// Largest size of a directory, in bytes.
     pub max_dir_size: Option<u64>,
+    /// Blocks of a RAID's stripe, instead of what the superblock says.
+    pub stripe: Option<u32>,
     /// New files take the group of their directory, whether it has set-group-id or not.
     pub bsd_groups: bool,
     /// Where the volume appears, for the record in its superblock (`s_last_mounted`); empty: not known.
@@ -171,6 +227,7 @@ impl Default for MountOptions {
     fn default() -> Self {
         MountOptions {
             read_only: false,
+            recover_on_device: false,
             no_recovery: false,
             errors: None,
             atime: Atime::Relative,
@@ -186,6 +243,7 @@ impl Default for MountOptions {
             auto_da_alloc: true,
             minix_df: false,
             max_dir_size: None,
+            stripe: None,
             bsd_groups: false,
             mount_point: Vec::new(),
         }

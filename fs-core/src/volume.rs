@@ -1,36 +1,41 @@
 //! The mounted volume as every part above sees it: device, journal, geometry, checksums, the
 //! superblock and whether writing is still allowed. It knows no inode and allocates nothing.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use blockdev::{BlockDevice, Env};
 use ext4_format::csum::Csum;
 use ext4_format::geometry::Geometry;
 use ext4_format::inode::{InodeLayout, Time};
-use ext4_format::superblock::{ErrorEntry, OnError, SUPERBLOCK_LEN, SUPERBLOCK_OFFSET, SuperBlock};
-use ext4_format::{BlockNo, Corruption};
+use ext4_format::superblock::{ErrorEntry, OnError, SUPERBLOCK_LEN, SUPERBLOCK_OFFSET, State, SuperBlock};
+use ext4_format::{BlockNo, Corruption, Fault};
 use jbd2::{Buffer, Handle, Journal};
-use tracing::error;
+use tracing::{error, warn};
 
 use crate::error::{Error, Result};
-use crate::sync::{Rank, RankedMutex};
+use crate::locks::{Rank, RankedMutex};
 use crate::types::{ErrorPolicy, MountOptions};
+
+/// Target of the messages about the volume as a whole, which the kernel's ext4 logs in the same words.
+pub const VOLUME_EVENTS: &str = "rext4-fs";
 
 /// ext4's numbers, in its error record: for a wrong checksum, and for what contradicts the format otherwise.
 const EFSBADCRC: u8 = 4;
 const EFSCORRUPTED: u8 = 5;
 
-/// Where `i_atime_extra` ends in an inode.
-const I_ATIME_EXTRA_END: u16 = 144;
-
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
 enum Mode {
     Writable,
+    /// The caller's mount is read-only for now; the volume says that it is clean.
+    Suspended,
     ReadOnly,
     ShutDown,
 }
+
+/// Says whether a suspended volume may be written again.
+pub type MayResume = Box<dyn Fn() -> bool + Send + Sync>;
 
 /// A mounted volume.
 pub struct Volume {
@@ -48,9 +53,12 @@ pub struct Volume {
     pub opts: MountOptions,
     /// Time, chance, threads.
     pub env: Env,
+    /// Whether it was marked clean, or needed no more than its journal, when it was mounted.
+    pub was_valid: bool,
     /// The superblock. Guarded by its own leaf lock; written through [`Volume::edit_super`].
     pub sb: RankedMutex<SuperBlock>,
     mode: AtomicU8,
+    may_resume: OnceLock<MayResume>,
 }
 
 impl Volume {
@@ -63,7 +71,11 @@ impl Volume {
         opts: MountOptions,
         env: Env,
     ) -> Volume {
-        let mode = if opts.read_only { Mode::ReadOnly } else { Mode::Writable };
+        let mode = match (opts.read_only, opts.recover_on_device) {
+            (false, _) => Mode::Writable,
+            (true, true) => Mode::Suspended,
+            (true, false) => Mode::ReadOnly,
+        };
         Volume {
             dev,
             journal,
@@ -72,9 +84,18 @@ impl Volume {
             inode_layout: InodeLayout::new(&sb),
             opts,
             env,
+            was_valid: sb.state().has(State::VALID),
             sb: RankedMutex::new(Rank::Leaf, sb),
             mode: AtomicU8::new(mode as u8),
+            may_resume: OnceLock::new(),
         }
+    }
+
+    /// The volume's UUID as it is written.
+    #[must_use]
+    pub fn uuid(&self) -> String {
+        let hex: String = self.sb.lock().uuid().iter().map(|byte| format!("{byte:02x}")).collect();
+        [0..8, 8..12, 12..16, 16..20, 20..32].map(|part| &hex[part]).join("-")
     }
 
     /// Bytes of a block.
@@ -93,29 +114,60 @@ impl Volume {
     /// Nanoseconds between two times that inodes can tell apart.
     #[must_use]
     pub fn time_granularity(&self) -> u32 {
-        // Inodes that end before i_atime_extra have seconds of 32 bits and nothing else.
-        if self.inode_layout.inode_size >= I_ATIME_EXTRA_END { 1 } else { 1_000_000_000 }
+        self.inode_layout.time_granularity()
     }
 
-    /// The time that an inode keeps of `time`: from 1901 to 2446, or to 2038; the ends without nanoseconds.
+    /// The timestamp that an inode of this volume keeps of `time`.
     #[must_use]
     pub fn storable(&self, time: Time) -> Time {
-        let first = i64::from(i32::MIN);
-        let (last, fine) = match self.time_granularity() {
-            1 => (first + (1 << 34) - 1, true),
-            _ => (i32::MAX.into(), false),
-        };
-        let inside = time.sec > first && time.sec < last;
-        Time { sec: time.sec.clamp(first, last), nsec: if inside && fine { time.nsec } else { 0 } }
+        self.inode_layout.storable(time)
     }
 
     /// Refuses when the volume must not be changed (any more).
     pub fn writable(&self) -> Result<()> {
         match self.mode.load(Ordering::Acquire) {
             m if m == Mode::Writable as u8 => Ok(()),
-            m if m == Mode::ReadOnly as u8 => Err(Error::ReadOnly),
-            _ => Err(Error::ShutDown),
+            m if m == Mode::Suspended as u8 && self.may_resume.get().is_some_and(|may| may()) => {
+                self.change_mode(Mode::Suspended, Mode::Writable);
+                self.writable()
+            }
+            m if m == Mode::ShutDown as u8 => Err(Error::ShutDown),
+            _ => Err(Error::ReadOnly),
         }
+    }
+
+    /// Refuses when nothing at all may be changed, not even to end what was begun before a suspension.
+    pub fn changeable(&self) -> Result<()> {
+        match self.mode.load(Ordering::Acquire) {
+            m if m == Mode::Writable as u8 || m == Mode::Suspended as u8 => Ok(()),
+            m if m == Mode::ShutDown as u8 => Err(Error::ShutDown),
+            _ => Err(Error::ReadOnly),
+        }
+    }
+
+    /// Whether the volume is writable at this time; a suspended one is not.
+    #[must_use]
+    pub fn is_active(&self) -> bool {
+        self.mode.load(Ordering::Acquire) == Mode::Writable as u8
+    }
+
+    /// Has a suspended volume ask `may_resume` before it refuses a change. Takes effect once.
+    pub fn set_may_resume(&self, may_resume: MayResume) {
+        let _ = self.may_resume.set(may_resume);
+    }
+
+    /// Refuses changes until the volume may be written again.
+    pub fn suspend(&self) {
+        self.change_mode(Mode::Writable, Mode::Suspended);
+    }
+
+    /// Allows changes of a suspended volume again.
+    pub fn resume(&self) {
+        self.change_mode(Mode::Suspended, Mode::Writable);
+    }
+
+    fn change_mode(&self, from: Mode, to: Mode) {
+        let _ = self.mode.compare_exchange(from as u8, to as u8, Ordering::AcqRel, Ordering::Acquire);
     }
 
     /// Refuses after a shutdown, when not even reading is allowed.
@@ -128,12 +180,8 @@ impl Volume {
 
     /// Refuses every change from here on.
     pub fn make_read_only(&self) {
-        let _ = self.mode.compare_exchange(
-            Mode::Writable as u8,
-            Mode::ReadOnly as u8,
-            Ordering::AcqRel,
-            Ordering::Acquire,
-        );
+        self.change_mode(Mode::Writable, Mode::ReadOnly);
+        self.change_mode(Mode::Suspended, Mode::ReadOnly);
     }
 
     /// Refuses everything from here on.
@@ -190,11 +238,11 @@ impl Volume {
     /// Takes note of damage: logs it, records it in the superblock, and stops what the error
     /// policy says. Returns the error to hand up.
     pub fn corrupt(&self, corruption: Corruption) -> Error {
-        error!(%corruption, "the volume is damaged");
+        error!("{}", in_kernel_words(&corruption));
         let policy = self.opts.errors.unwrap_or_else(|| match self.sb.lock().on_error() {
             OnError::Continue => ErrorPolicy::Continue,
-            OnError::ReadOnly => ErrorPolicy::RemountReadOnly,
-            OnError::Panic => ErrorPolicy::Panic,
+            // To end the server is for whoever mounts to ask for, not for the image.
+            OnError::ReadOnly | OnError::Panic => ErrorPolicy::RemountReadOnly,
         });
         if self.writable().is_ok() {
             let entry = ErrorEntry {
@@ -203,7 +251,10 @@ impl Volume {
                 line: 0,
                 ino: corruption.place.ino.map_or(0, |ino| ino.get()),
                 block: corruption.place.block.map_or(0, |block| block.0),
-                code: if corruption.is_checksum() { EFSBADCRC } else { EFSCORRUPTED },
+                code: match corruption.fault {
+                    Fault::Checksum => EFSBADCRC,
+                    Fault::Structure => EFSCORRUPTED,
+                },
             };
             let recorded = self.write_super_directly(|sb| sb.record_error(&entry));
             if let Err(error) = recorded {
@@ -213,7 +264,7 @@ impl Volume {
         match policy {
             ErrorPolicy::Continue => {}
             ErrorPolicy::RemountReadOnly => {
-                error!("remounting read-only; run fsck.rext4 on the unmounted volume");
+                warn!(target: VOLUME_EVENTS, "Remounting filesystem read-only");
                 // First: an fsync that finds the volume read-only asks the journal why.
                 self.journal.abort(jbd2::Error::Corrupt(corruption.clone()));
                 self.make_read_only();
@@ -225,4 +276,13 @@ impl Volume {
         }
         Error::Corrupt(corruption)
     }
+}
+
+/// `inode #12: block 33: ...`, as the kernel begins its lines.
+fn in_kernel_words(corruption: &Corruption) -> String {
+    let place = &corruption.place;
+    let inode = place.ino.map(|ino| format!("inode #{ino}: ")).unwrap_or_default();
+    let block = place.block.map(|block| format!("block {block}: ")).unwrap_or_default();
+    let what = Corruption { place: Default::default(), ..corruption.clone() };
+    format!("{inode}{block}{what}; run fsck.rext4 on the unmounted volume")
 }

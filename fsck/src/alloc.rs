@@ -13,14 +13,12 @@ use crate::context::{Context, lock};
 use crate::error::{Error, Result};
 use crate::map::Use;
 use crate::pass1;
-
-fn full() -> Error {
-    Error::Unusable("there is no free block or inode for the repair".to_owned())
-}
+use crate::problem::{Code, Problem};
+use crate::prompt::{Ask, Prompter};
 
 /// Takes one cluster near `goal`.
 pub fn cluster(ctx: &Context, goal: BlockNo) -> Result<BlockNo> {
-    let block = ctx.found.blocks.find_free(goal, 1).ok_or_else(full)?;
+    let block = ctx.found.blocks.find_free(goal, 1).ok_or(Error::NoSpace)?;
     ctx.found.blocks.claim(block, 1, |_| ());
     Ok(block)
 }
@@ -30,7 +28,7 @@ pub fn inode(ctx: &Context) -> Result<Ino> {
     (ctx.first_ino()..=ctx.geometry.inodes_count)
         .filter_map(Ino::new)
         .find(|ino| ctx.found.inodes.get(*ino) == Use::Free)
-        .ok_or_else(full)
+        .ok_or(Error::NoSpace)
 }
 
 /// A fresh inode of a kind, with nothing mapped.
@@ -70,6 +68,11 @@ pub fn set_extents(ctx: &Context, ino: Ino, inode: &mut Inode, extents: &[Extent
             ctx.found.blocks.release(block, 1);
         }
     }
+    build(ctx, ino, inode, extents)
+}
+
+/// Writes the map of an inode from its extents, in blocks that were free.
+fn build(ctx: &Context, ino: Ino, inode: &mut Inode, extents: &[Extent]) -> Result<()> {
     let mut joined: Vec<Extent> = Vec::with_capacity(extents.len());
     for extent in extents {
         match joined.last_mut() {
@@ -93,16 +96,38 @@ pub fn set_extents(ctx: &Context, ino: Ino, inode: &mut Inode, extents: &[Extent
     Ok(())
 }
 
-/// Puts the block map of an inode into an extent tree.
+/// Gives an inode a new extent tree: over what its block map maps, or over extents that were saved from a
+/// tree whose blocks are not to be given back.
+///
+/// # Errors
+/// The device's, or [`Error::NoSpace`].
+pub fn to_extents(ctx: &Context, ino: Ino, saved: Option<&[Extent]>) -> Result<()> {
+    let mut inode = ctx.read_inode(ino)?;
+    match saved {
+        Some(extents) => build(ctx, ino, &mut inode, extents)?,
+        None => {
+            let extents = pass1::extents_of(ctx, &inode);
+            inode.flags |= flag::EXTENTS;
+            set_extents(ctx, ino, &mut inode, &extents)?;
+        }
+    }
+    ctx.write_inode(ino, &inode)
+}
+
+/// Builds the trees that pass 1 found to need it.
 ///
 /// # Errors
 /// The device's.
-pub fn to_extents(ctx: &Context, ino: Ino) -> Result<()> {
-    let mut inode = ctx.read_inode(ino)?;
-    let extents = pass1::extents_of(ctx, &inode);
-    inode.flags |= flag::EXTENTS;
-    set_extents(ctx, ino, &mut inode, &extents)?;
-    ctx.write_inode(ino, &inode)
+pub fn build_trees(ctx: &Context, prompter: &mut Prompter<'_>) -> Result<()> {
+    for (ino, saved) in std::mem::take(&mut *lock(&ctx.found.to_extents)) {
+        match to_extents(ctx, ino, saved.as_deref()) {
+            Err(Error::NoSpace) => {
+                prompter.ask(Problem::of(Code::NoRoom, ino))?;
+            }
+            other => other?,
+        }
+    }
+    Ok(())
 }
 
 /// Blocks of an inode's tree, as far as it can be read.
@@ -126,6 +151,20 @@ fn tree_blocks(ctx: &Context, ino: Ino) -> Result<Vec<BlockNo>> {
     let effects = pass1::effects_of(ctx, ino)?;
     let single = effects.claims.iter().filter(|&&(start, len)| len == 1 && !holds(start));
     Ok(single.map(|&(start, _)| BlockNo(start)).collect())
+}
+
+/// Levels below the root, and nodes in them, of the smallest tree for so many extents.
+#[must_use]
+pub fn tree_shape(ctx: &Context, extents: u64) -> (u16, u64) {
+    const IN_ROOT: u64 = 4;
+    let per_block = (ctx.disk.block_size() / ext4_format::extent::ENTRY_SIZE - 1) as u64;
+    let (mut depth, mut nodes, mut level) = (0, 0, extents);
+    while level > IN_ROOT {
+        level = level.div_ceil(per_block);
+        nodes += level;
+        depth += 1;
+    }
+    (depth, nodes)
 }
 
 fn build_extents(ctx: &Context, ino: Ino, inode: &mut Inode, extents: &[Extent]) -> Result<u64> {

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ext4_format::casefold;
 use ext4_format::csum::Csum;
+use ext4_format::extent::Extent;
 use ext4_format::features::Incompat;
 use ext4_format::geometry::Geometry;
 use ext4_format::group_desc::{GroupDesc, GroupFlags};
@@ -20,6 +21,7 @@ use crate::error::{Error, Result};
 use crate::map::{self, BlockMap, InodeMap};
 use crate::options::Options;
 use crate::problem::Code;
+use crate::release::Released;
 use crate::scratch::{PAGE, Scratch};
 
 /// A directory that pass 1 found.
@@ -60,8 +62,20 @@ pub struct Found {
     pub ea_refs: Mutex<BTreeMap<u32, u64>>,
     /// Directories whose index must be rebuilt.
     pub rebuild: Mutex<Vec<Ino>>,
-    /// Inodes whose block map becomes an extent tree.
-    pub to_extents: Mutex<Vec<Ino>>,
+    /// Inodes whose extent tree is larger than its extents need.
+    pub wide_trees: Mutex<Vec<Ino>>,
+    /// Inodes that get a new extent tree: from what they map, or from extents that were saved.
+    pub to_extents: Mutex<Vec<(Ino, Option<Vec<Extent>>)>>,
+    /// Inodes of a volume with larger clusters whose extents get clusters of their own.
+    pub to_realign: Mutex<BTreeSet<Ino>>,
+    /// Extents of trees that cannot stay as they are, saved before anything is written.
+    pub saved_trees: Mutex<HashMap<u32, Vec<Extent>>>,
+    /// Orphans that the orphan file names, where nothing may be written: they are in use, without a name.
+    pub orphans: Mutex<BTreeSet<Ino>>,
+    /// Inodes that are flagged as values of attributes.
+    pub attributes: Mutex<Vec<Ino>>,
+    /// Blocks of metadata that the list of bad blocks names.
+    pub bad_metadata: Mutex<BTreeSet<u64>>,
     /// Blocks of trees that may still be visited: a bound on hostile sharing.
     tree_budget: AtomicU64,
     /// Blocks of data that may still be claimed: another one.
@@ -80,11 +94,13 @@ pub struct Found {
     pub large_file: AtomicBool,
     /// Groups whose word about unused inodes turned out to be wrong.
     pub distrusted: Mutex<BTreeSet<GroupNo>>,
+    /// What orphans held, until it is given back.
+    pub released: Mutex<Released>,
 }
 
 /// A piece of metadata that lies on an impossible place and gets a new one once pass 1 knows what is free.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Homeless {
+pub struct NeedsRelocation {
     /// Its group.
     pub group: GroupNo,
     /// Which it is, by the code of the problem.
@@ -92,7 +108,7 @@ pub struct Homeless {
 }
 
 /// The place of metadata that have none (yet): block 0 never holds any of a group's.
-pub const NOWHERE: BlockNo = BlockNo(0);
+pub const UNALLOCATED: BlockNo = BlockNo(0);
 
 /// The volume under check.
 pub struct Context {
@@ -108,8 +124,8 @@ pub struct Context {
     pub layout: InodeLayout,
     /// The group descriptors.
     pub descs: Vec<GroupDesc>,
-    /// Metadata that need a new place; their descriptors say [`NOWHERE`].
-    pub homeless: Vec<Homeless>,
+    /// Metadata that need a new place; their descriptors say [`UNALLOCATED`].
+    pub needs_relocation: Vec<NeedsRelocation>,
     /// What the caller wants.
     pub options: Options,
     /// What was found.
@@ -155,7 +171,7 @@ impl Context {
     pub fn new(
         disk: Disk,
         sb: SuperBlock,
-        (descs, homeless): (Vec<GroupDesc>, Vec<Homeless>),
+        (descs, needs_relocation): (Vec<GroupDesc>, Vec<NeedsRelocation>),
         options: Options,
     ) -> Result<Context> {
         let geometry = Geometry::new(&sb);
@@ -172,6 +188,12 @@ impl Context {
             ea_refs: Mutex::default(),
             rebuild: Mutex::default(),
             to_extents: Mutex::default(),
+            wide_trees: Mutex::default(),
+            to_realign: Mutex::default(),
+            saved_trees: Mutex::default(),
+            orphans: Mutex::default(),
+            attributes: Mutex::default(),
+            bad_metadata: Mutex::default(),
             tree_budget: AtomicU64::new(budget(2)),
             data_budget: AtomicU64::new(budget(64)),
             dir_budget: AtomicU64::new(budget(16)),
@@ -181,6 +203,7 @@ impl Context {
             pieces: Mutex::default(),
             large_file: AtomicBool::new(false),
             distrusted: Mutex::default(),
+            released: Mutex::default(),
         };
         let next_sb = Mutex::new(sb);
         let (csum, layout) = (Csum::new(&sb), InodeLayout::new(&sb));
@@ -195,7 +218,7 @@ impl Context {
             layout,
             sb,
             descs,
-            homeless,
+            needs_relocation,
             options,
             found,
             metadata,
@@ -217,6 +240,12 @@ impl Context {
     pub fn strict_names(&self) -> bool {
         self.sb.incompat().has(Incompat::CASEFOLD)
             && self.sb.raw().encoding_flags.get() & casefold::STRICT != 0
+    }
+
+    /// Whether the volume has an incompatible feature, or got it back in this round.
+    #[must_use]
+    pub fn has_incompat(&self, feature: Incompat) -> bool {
+        self.sb.incompat().has(feature) || lock(&self.next_sb).incompat().has(feature)
     }
 
     /// Changes the superblock that is written at the end. A change that makes no sense is not taken.
@@ -248,7 +277,14 @@ impl Context {
             true => self.geometry.inodes_per_group.saturating_sub(desc.itable_unused),
             false => self.geometry.inodes_per_group,
         };
-        if group.0 == 0 { used.max(self.first_ino() - 1) } else { used }
+        used.max(self.reserved_inodes(group))
+    }
+
+    /// Inodes at the head of a group that are reserved: where groups are small, in more than the first.
+    #[must_use]
+    pub fn reserved_inodes(&self, group: GroupNo) -> u32 {
+        let per_group = self.geometry.inodes_per_group;
+        (self.first_ino() - 1).saturating_sub(group.0.saturating_mul(per_group)).min(per_group)
     }
 
     /// The block and byte of an inode's record; `None` for one in a table that lies nowhere, too.
@@ -256,7 +292,7 @@ impl Context {
     pub fn inode_place(&self, ino: Ino) -> Option<(BlockNo, usize)> {
         let at = self.geometry.inode_location(ino)?;
         let table = self.descs.get(at.group.0 as usize)?.inode_table;
-        if table == NOWHERE {
+        if table == UNALLOCATED {
             return None;
         }
         Some((BlockNo(table.0 + u64::from(at.table_block)), at.byte))

@@ -1,6 +1,7 @@
 //! The device as the checker uses it: whole blocks, every write saved in the undo log first, and a note
 //! whether anything was written at all.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -8,6 +9,7 @@ use blockdev::BlockDevice;
 use ext4_format::BlockNo;
 
 use crate::error::Result;
+use crate::overlay::Overlay;
 use crate::undo::UndoLog;
 
 /// The device behind a check.
@@ -16,13 +18,44 @@ pub struct Disk {
     block_size: u32,
     undo: Option<Arc<UndoLog>>,
     changed: Arc<AtomicBool>,
+    overlay: Option<Arc<Overlay>>,
+    reads_ahead: bool,
 }
 
 impl Disk {
     /// The device, the log that keeps what is overwritten, and where it is noted that something was.
     #[must_use]
     pub fn new(device: Arc<dyn BlockDevice>, undo: Option<Arc<UndoLog>>, changed: Arc<AtomicBool>) -> Disk {
-        Disk { device, block_size: 1024, undo, changed }
+        Disk { device, block_size: 1024, undo, changed, overlay: None, reads_ahead: true }
+    }
+
+    /// The same without word to the device of what will be read soon.
+    #[must_use]
+    pub fn without_read_ahead(self) -> Disk {
+        Disk { reads_ahead: false, ..self }
+    }
+
+    /// The same device for another look, which notes its changes elsewhere.
+    #[must_use]
+    pub fn again(&self, changed: &Arc<AtomicBool>) -> Disk {
+        Disk::new(Arc::clone(&self.device), self.undo.clone(), Arc::clone(changed))
+    }
+
+    /// The same with an overlay that takes the changes: for a check that may write nothing.
+    ///
+    /// # Errors
+    /// The overlay's scratch file cannot be made in the folder.
+    pub fn overlaid(self, folder: &Path) -> Result<Disk> {
+        let overlay = Arc::new(Overlay::new(self.device, folder)?);
+        Ok(Disk { device: Arc::clone(&overlay) as _, overlay: Some(overlay), ..self })
+    }
+
+    /// Fails when what the overlay keeps was lost.
+    ///
+    /// # Errors
+    /// The first failure of its scratch file.
+    pub fn check_overlay(&self) -> Result<()> {
+        self.overlay.as_ref().map_or(Ok(()), |overlay| overlay.check())
     }
 
     /// Sets the size of a block, once the superblock has told it.
@@ -42,10 +75,10 @@ impl Disk {
         self.device.geometry().size
     }
 
-    /// Whether anything was written.
+    /// Whether anything was written to the device.
     #[must_use]
     pub fn changed(&self) -> bool {
-        self.changed.load(Ordering::Relaxed)
+        self.overlay.is_none() && self.changed.load(Ordering::Relaxed)
     }
 
     /// The device itself, for the journal's replay. The undo log sees what is written through it only when
@@ -78,6 +111,9 @@ impl Disk {
 
     /// Says that blocks will be read soon: the device may fetch them meanwhile.
     pub fn will_need(&self, block: BlockNo, count: u64) {
+        if !self.reads_ahead {
+            return;
+        }
         let size = u64::from(self.block_size);
         self.device.will_need(block.0.saturating_mul(size), count.saturating_mul(size));
     }

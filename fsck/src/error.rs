@@ -22,9 +22,15 @@ pub enum Error {
     /// The volume cannot be checked at all; the text says why.
     #[error("{0}")]
     Unusable(String),
+    /// A repair needs a block or an inode, and none is free.
+    #[error("there is no free block or inode for the repair")]
+    NoSpace,
     /// The journal could not be replayed.
     #[error("the journal cannot be replayed: {0}")]
     Journal(String),
+    /// The device of an external journal is missing or another one.
+    #[error("the journal's device: {0}")]
+    JournalDevice(String),
     /// The scratch file for what does not fit into memory failed.
     #[error("scratch file in {folder}: {source}")]
     Scratch {

@@ -10,28 +10,30 @@ use blockdev::{BlockDevice, Direct, OpenOptions};
 use ext4_format::BlockNo;
 use ext4_format::features::Incompat;
 use ext4_format::jbd2 as format;
-use ext4_format::superblock::{MAGIC, RawSuperBlock, SUPERBLOCK_LEN};
+use ext4_format::superblock::{MAGIC, RawSuperBlock, SUPERBLOCK_LEN, SUPERBLOCK_OFFSET};
 use jbd2::recovery::{LogExtent, LogLocation};
 use zerocopy::FromBytes;
 
-use crate::ask::{Ask, Judge};
 use crate::context::{Context, lock};
 use crate::error::{Error, Result};
-use crate::journal::{self, Outcome};
+use crate::journal::Outcome;
+use crate::overlay::Overlay;
 use crate::problem::{Code, Problem};
+use crate::prompt::{Ask, Prompter};
+use crate::replay;
 
 /// Checks and replays the journal of a volume that has it on another device.
 ///
 /// # Errors
 /// [`Error::Journal`] without that device, for a device that is another one, and for a log that cannot be
 /// replayed.
-pub fn check(ctx: &Context, judge: &mut Judge<'_>) -> Result<Outcome> {
+pub fn check(ctx: &Context, prompter: &mut Prompter<'_>) -> Result<Outcome> {
     let uuid = ctx.sb.raw().journal_uuid;
     let path = match &ctx.options.journal {
         Some(path) => path.clone(),
         None => by_uuid(&uuid).ok_or_else(|| {
-            judge.say("The journal lies on another device, which is not here (name it with -j).");
-            Error::Journal("its device was not found".to_owned())
+            prompter.say("The journal lies on another device, which is not here (name it with -j).");
+            Error::JournalDevice("it was not found".to_owned())
         })?,
     };
     let how = OpenOptions {
@@ -41,8 +43,12 @@ pub fn check(ctx: &Context, judge: &mut Judge<'_>) -> Result<Outcome> {
         exclusive: ctx.options.may_write(),
         mounted: false,
     };
-    let device = blockdev::open(&path, &how).map_err(|error| Error::Journal(error.to_string()))?;
+    let device = blockdev::open(&path, &how).map_err(|error| Error::JournalDevice(error.to_string()))?;
     recognise(&*device, &uuid)?;
+    let device: Arc<dyn BlockDevice> = match prompter.overlaid {
+        true => Arc::new(Overlay::new(device, &ctx.options.scratch_folder())?),
+        false => device,
+    };
     let block_size = u64::from(ctx.geometry.block_size);
     let seam = ctx.disk.size().next_multiple_of(block_size);
     let both: Arc<dyn BlockDevice> =
@@ -55,13 +61,13 @@ pub fn check(ctx: &Context, judge: &mut Judge<'_>) -> Result<Outcome> {
     both.read_at(first.0 * block_size, &mut bytes)?;
     let parsed =
         bytes.first_chunk().ok_or("length").and_then(|b| format::SuperBlock::parse(b).map_err(|c| c.field));
-    let log = parsed.map_err(|why| Error::Journal(format!("{}: {why}", path.display())))?;
+    let log = parsed.map_err(|why| Error::JournalDevice(format!("{}: {why}", path.display())))?;
     let blocks = both.geometry().size / block_size - base;
     if log.block_size() != ctx.geometry.block_size
         || u64::from(log.len_blocks()) > blocks
         || log.len_blocks() <= own + 1
     {
-        return Err(Error::Journal(format!("{}: size", path.display())));
+        return Err(Error::JournalDevice(format!("{}: size", path.display())));
     }
     // The replay wants the superblock first; what stands in front of it on the device is no part of the log.
     let extents = vec![
@@ -69,15 +75,17 @@ pub fn check(ctx: &Context, judge: &mut Judge<'_>) -> Result<Outcome> {
         LogExtent { first: 1, len: own, start: BlockNo(base) },
         LogExtent { first: own + 1, len: log.len_blocks() - own - 1, start: BlockNo(first.0 + 1) },
     ];
-    if log.start().is_none() {
+    // The overlay of an earlier look took with it that the log is empty now.
+    let seen = prompter.overlaid && !ctx.sb.incompat().has(Incompat::RECOVER);
+    if log.start().is_none() || seen {
         lock(&ctx.next_sb).set_needs_recovery(false);
         return Ok(Outcome::AsItWas);
     }
-    if !ctx.options.may_write() {
-        judge.ask(Problem::new(Code::JournalSkipped))?;
+    if !ctx.options.may_write() && !prompter.overlaid {
+        prompter.ask(Problem::new(Code::JournalSkipped))?;
         return Ok(Outcome::AsItWas);
     }
-    journal::replay(ctx, judge, &both, &LogLocation { extents })
+    replay::run(ctx, prompter, &both, &LogLocation { extents })
 }
 
 /// The device of a journal, by the names that udev keeps.
@@ -91,15 +99,15 @@ fn by_uuid(uuid: &[u8; 16]) -> Option<PathBuf> {
 /// Whether a device is the journal with this number.
 fn recognise(device: &dyn BlockDevice, uuid: &[u8; 16]) -> Result<()> {
     let mut bytes = [0; SUPERBLOCK_LEN];
-    device.read_at(1024, &mut bytes)?;
+    device.read_at(SUPERBLOCK_OFFSET, &mut bytes)?;
     let raw = RawSuperBlock::read_from_bytes(&bytes[..]).ok();
     let raw = raw.filter(|raw| {
         raw.magic.get() == MAGIC && Incompat(raw.feature_incompat.get()).has(Incompat::JOURNAL_DEV)
     });
     match raw {
-        None => Err(Error::Journal("the device named holds no journal".to_owned())),
+        None => Err(Error::JournalDevice("the one named holds no journal".to_owned())),
         Some(raw) if raw.uuid != *uuid => {
-            Err(Error::Journal("the device named is another volume's journal".to_owned()))
+            Err(Error::JournalDevice("the one named is another volume's journal".to_owned()))
         }
         Some(_) => Ok(()),
     }

@@ -1,23 +1,22 @@
-//! The journal before everything else: is it one, does it hold transactions, and replaying them.
+//! The journal before everything else: is it one, and does it hold transactions.
 
-use std::sync::Arc;
-
-use blockdev::BlockDevice;
 use ext4_format::features::{Compat, Incompat};
 use ext4_format::inode::{FileType, Inode, flag};
 use ext4_format::jbd2 as format;
-use ext4_format::superblock::State;
+use ext4_format::superblock::{SUPERBLOCK_OFFSET, State};
 use ext4_format::{BlockNo, Corruption, Ino, locate};
 use jbd2::recovery::{self, LogExtent, LogLocation};
 
 use crate::alloc;
-use crate::ask::{Ask, Judge};
 use crate::context::{Context, lock};
 use crate::error::{Error, Result};
 use crate::external;
 use crate::journal_backup as backup;
 use crate::map::Use;
+use crate::pass1;
 use crate::problem::{Code, Problem};
+use crate::prompt::{Ask, Prompter};
+use crate::replay::{self, clear_needs_recovery};
 
 /// The smallest journal, in blocks.
 const MIN_BLOCKS: u64 = 1024;
@@ -35,43 +34,44 @@ pub enum Outcome {
 ///
 /// # Errors
 /// The device's, or a journal that cannot be replayed while nobody agreed to throw it away.
-pub fn check(ctx: &Context, judge: &mut Judge<'_>) -> Result<Outcome> {
+pub fn check(ctx: &Context, prompter: &mut Prompter<'_>) -> Result<Outcome> {
     let wants_recovery = ctx.sb.incompat().has(Incompat::RECOVER);
     let raw = ctx.sb.raw();
     let elsewhere = raw.journal_dev.get() != 0 || raw.journal_uuid != [0; 16];
     if ctx.sb.has_external_journal() && elsewhere {
-        return external::check(ctx, judge);
+        return external::check(ctx, prompter);
     }
     if !ctx.sb.compat().has(Compat::HAS_JOURNAL) {
-        if wants_recovery && judge.ask(Problem::new(Code::JournalHint))? {
+        if wants_recovery && prompter.ask(Problem::new(Code::JournalHint))? {
             lock(&ctx.next_sb).set_needs_recovery(false);
         }
-        return unannounced(ctx, judge);
+        return unannounced(ctx, prompter);
     }
     let Some(ino) = ctx.sb.journal_ino() else {
         if locate_log(ctx, Ino::JOURNAL).is_ok() {
-            return renumber(ctx, judge, Problem::of(Code::JournalInode, Ino::JOURNAL).named("not named"));
+            return renumber(ctx, prompter, Problem::of(Code::JournalInode, Ino::JOURNAL).named("not named"));
         }
-        return discard(ctx, judge, Problem::new(Code::JournalMissing), None);
+        if let Some(copy) = backup::journal(ctx, Ino::JOURNAL) {
+            return backup::restore(ctx, prompter, "not named", copy);
+        }
+        return discard(ctx, prompter, Problem::new(Code::JournalMissing), None);
     };
     let location = match locate_log(ctx, ino) {
         Ok(location) => location,
         Err(why) => {
             let problem = Problem::of(Code::JournalInode, ino).named(&why);
             if ino != Ino::JOURNAL && locate_log(ctx, Ino::JOURNAL).is_ok() {
-                return renumber(ctx, judge, problem);
+                return renumber(ctx, prompter, problem);
             }
-            if ino == Ino::JOURNAL
-                && let Some(inode) = backup::journal(ctx)
-            {
-                return backup::restore(ctx, judge, &why, inode);
+            if let Some(copy) = backup::journal(ctx, ino) {
+                return backup::restore(ctx, prompter, &why, copy);
             }
             // Whatever else the number names is not to be destroyed for it.
-            return discard(ctx, judge, problem, Some(ino).filter(|ino| ino.get() < ctx.first_ino()));
+            return discard(ctx, prompter, problem, Some(ino).filter(|ino| ino.get() < ctx.first_ino()));
         }
     };
     let Some(first) = location.extents.first().map(|extent| extent.start) else {
-        return discard(ctx, judge, Problem::of(Code::JournalInode, ino).named("empty"), Some(ino));
+        return discard(ctx, prompter, Problem::of(Code::JournalInode, ino).named("empty"), Some(ino));
     };
     let bytes = ctx.disk.read(first)?;
     let parsed =
@@ -86,16 +86,32 @@ pub fn check(ctx: &Context, judge: &mut Judge<'_>) -> Result<Outcome> {
         other => {
             let why = other.err().unwrap_or("size");
             // Where the inode leads to no log and its copy does, it is the inode that is wrong.
-            if ino == Ino::JOURNAL
-                && let Some(inode) = backup::journal(ctx)
-                && log_of(ctx, &inode).ok().as_ref() != Some(&location)
+            if let Some(copy) = backup::journal(ctx, ino)
+                && log_of(ctx, &copy.1).ok().as_ref() != Some(&location)
             {
-                return backup::restore(ctx, judge, why, inode);
+                return backup::restore(ctx, prompter, why, copy);
             }
-            return reset(ctx, judge, first, why);
+            // An empty log would be written over what lies there.
+            if on_metadata(ctx, &location) {
+                return displaced(ctx, prompter, ino);
+            }
+            return reset(ctx, prompter, first, why);
         }
     };
-    if log.errno() != 0 && judge.ask(Problem::new(Code::JournalError))? {
+    if log.has_stray_fields() && prompter.ask(Problem::new(Code::JournalV2Fields))? {
+        let (mut bytes, mut log) = (bytes, log);
+        log.clear_stray_fields();
+        bytes[..format::SUPERBLOCK_LEN].copy_from_slice(&log.encode());
+        ctx.disk.write(first, &bytes)?;
+    }
+    // An empty log gets blocks of its own in pass 1B.
+    if log.start().is_some() && on_metadata(ctx, &location) {
+        return displaced(ctx, prompter, ino);
+    }
+    if log.errno() != 0 && prompter.ask(Problem::new(Code::JournalError))? {
+        if let Some(first) = location.extents.first() {
+            ctx.disk.save(first.start, 1)?;
+        }
         recovery::clear_errno(ctx.disk.device(), ctx.geometry.block_size, &location)
             .map_err(|error| Error::Journal(error.to_string()))?;
         ctx.disk.note_change();
@@ -107,34 +123,50 @@ pub fn check(ctx: &Context, judge: &mut Judge<'_>) -> Result<Outcome> {
         if wants_recovery {
             lock(&ctx.next_sb).set_needs_recovery(false);
         }
-        backup::refresh(ctx, judge, ino)?;
+        backup::refresh(ctx, prompter, ino)?;
         return Ok(Outcome::AsItWas);
     }
-    if !ctx.options.may_write() {
-        judge.ask(Problem::new(Code::JournalSkipped))?;
+    if !ctx.options.may_write() && !prompter.overlaid {
+        prompter.ask(Problem::new(Code::JournalSkipped))?;
         return Ok(Outcome::AsItWas);
     }
-    match replay(ctx, judge, ctx.disk.device(), &location) {
-        Err(Error::Journal(why)) => reset(ctx, judge, first, &why),
+    match replay::run(ctx, prompter, ctx.disk.device(), &location) {
+        Err(Error::Journal(why)) => reset(ctx, prompter, first, &why),
         other => other,
     }
 }
 
+/// Whether a log lies on the volume's own metadata.
+pub fn on_metadata(ctx: &Context, location: &LogLocation) -> bool {
+    let metadata = pass1::metadata_ranges(ctx);
+    location.extents.iter().any(|extent| {
+        let (start, end) = (extent.start.0, extent.start.0 + u64::from(extent.len));
+        let at = metadata.partition_point(|range| range.end <= start);
+        metadata.get(at).is_some_and(|range| range.start < end)
+    })
+}
+
+/// A log on the volume's own metadata is not replayed: its blocks are somebody else's.
+fn displaced(ctx: &Context, prompter: &mut Prompter<'_>, ino: Ino) -> Result<Outcome> {
+    let problem = Problem::of(Code::JournalInode, ino).named("on the volume's own metadata");
+    discard(ctx, prompter, problem, Some(ino).filter(|ino| ino.get() < ctx.first_ino()))
+}
+
 /// The number of the journal's inode is wrong, and the journal is where it always is.
-fn renumber(ctx: &Context, judge: &mut Judge<'_>, problem: Problem) -> Result<Outcome> {
-    if !judge.ask(problem)? {
+fn renumber(ctx: &Context, prompter: &mut Prompter<'_>, problem: Problem) -> Result<Outcome> {
+    if !prompter.ask(problem)? {
         return Ok(Outcome::AsItWas);
     }
     let mut sb = *lock(&ctx.next_sb);
     let _ = sb.edit(|raw| raw.journal_inum.set(Ino::JOURNAL.get()));
-    ctx.disk.write_bytes(1024, &sb.encode())?;
+    ctx.disk.write_bytes(SUPERBLOCK_OFFSET, &sb.encode())?;
     Ok(Outcome::Reopen)
 }
 
 /// A journal without its feature: the feature comes back when the inode holds a log, else the number goes.
-fn unannounced(ctx: &Context, judge: &mut Judge<'_>) -> Result<Outcome> {
+fn unannounced(ctx: &Context, prompter: &mut Prompter<'_>) -> Result<Outcome> {
     let Some(ino) = Ino::new(ctx.sb.raw().journal_inum.get()) else { return Ok(Outcome::AsItWas) };
-    if !judge.ask(Problem::of(Code::JournalUnannounced, ino))? {
+    if !prompter.ask(Problem::of(Code::JournalUnannounced, ino))? {
         return Ok(Outcome::AsItWas);
     }
     let log = locate_log(ctx, ino).ok().and_then(|location| {
@@ -146,55 +178,8 @@ fn unannounced(ctx: &Context, judge: &mut Judge<'_>) -> Result<Outcome> {
         Some(_) => raw.feature_compat.set(raw.feature_compat.get() | Compat::HAS_JOURNAL.0),
         None => raw.journal_inum.set(0),
     });
-    ctx.disk.write_bytes(1024, &sb.encode())?;
+    ctx.disk.write_bytes(SUPERBLOCK_OFFSET, &sb.encode())?;
     Ok(Outcome::Reopen)
-}
-
-/// Replays a log that `device` holds, which is the volume or more.
-///
-/// # Errors
-/// [`Error::Journal`] for a log that cannot be replayed; then nothing was written.
-pub fn replay(
-    ctx: &Context,
-    judge: &mut Judge<'_>,
-    device: &Arc<dyn BlockDevice>,
-    location: &LogLocation,
-) -> Result<Outcome> {
-    if !judge.ask(Problem::new(Code::JournalReplay))? {
-        return Ok(Outcome::AsItWas);
-    }
-    let block_size = ctx.geometry.block_size;
-    let refused = |error: recovery::Error| match error {
-        recovery::Error::Unsupported { what } => {
-            Error::Unusable(format!("the journal cannot be replayed: {what}"))
-        }
-        error => Error::Journal(error.to_string()),
-    };
-    let scan = recovery::scan(&**device, block_size, location).map_err(refused)?;
-    // What is overwritten goes into the undo log first: the replay itself writes through the device.
-    let mut bytes = vec![0; block_size as usize];
-    for block in scan.blocks().chain(location.extents.first().map(|extent| extent.start)) {
-        if ctx.disk.read_into(block, &mut bytes).is_ok() {
-            ctx.disk.save(block, 1)?;
-        }
-    }
-    let done = recovery::recover(&**device, block_size, location).map_err(refused)?;
-    ctx.disk.note_change();
-    judge.report.replayed = true;
-    judge.say(&format!("journal replayed: {} transaction(s), {} block(s)", done.transactions, done.blocks));
-    clear_needs_recovery(ctx)?;
-    Ok(Outcome::Reopen)
-}
-
-/// The flag falls on disk only after the replay: the superblock may itself have been replayed.
-fn clear_needs_recovery(ctx: &Context) -> Result<()> {
-    let mut bytes = [0; ext4_format::superblock::SUPERBLOCK_LEN];
-    ctx.disk.read_bytes(1024, &mut bytes)?;
-    if let Ok(mut sb) = ext4_format::superblock::SuperBlock::parse(&bytes) {
-        sb.set_needs_recovery(false);
-        ctx.disk.write_bytes(1024, &sb.encode())?;
-    }
-    ctx.disk.flush()
 }
 
 /// Where the log of a journal inode lies.
@@ -225,11 +210,9 @@ pub fn log_of(ctx: &Context, inode: &Inode) -> std::result::Result<LogLocation, 
     if inode.has(flag::INLINE_DATA) {
         return Err("inline data".to_owned());
     }
-    let runs = locate::runs(&ctx.sb, inode, &mut |block| ctx.disk.read(block).map_err(Failed::Device))
+    let runs = locate::runs(&ctx.sb, inode, None, &mut |block| ctx.disk.read(block).map_err(Failed::Device))
         .map_err(text)?;
-    let extents: Vec<LogExtent> =
-        runs.iter().map(|run| LogExtent { first: run.first.0, len: run.len, start: run.start }).collect();
-    let location = LogLocation { extents };
+    let location = LogLocation { extents: extents_of(&runs) };
     let mut next = 0;
     for extent in &location.extents {
         if u64::from(extent.first) != next {
@@ -243,16 +226,22 @@ pub fn log_of(ctx: &Context, inode: &Inode) -> std::result::Result<LogLocation, 
     Ok(location)
 }
 
+/// The runs of a file, as those of a log.
+#[must_use]
+pub fn extents_of(runs: &[locate::Run]) -> Vec<LogExtent> {
+    runs.iter().map(|run| LogExtent { first: run.first.0, len: run.len, start: run.start }).collect()
+}
+
 /// Blocks of a log.
 pub fn length(location: &LogLocation) -> u64 {
     location.extents.iter().map(|extent| u64::from(extent.len)).sum()
 }
 
 /// A log that cannot be read is made an empty one.
-fn reset(ctx: &Context, judge: &mut Judge<'_>, first: BlockNo, why: &str) -> Result<Outcome> {
+fn reset(ctx: &Context, prompter: &mut Prompter<'_>, first: BlockNo, why: &str) -> Result<Outcome> {
     let has_data = ctx.sb.incompat().has(Incompat::RECOVER);
     let code = if has_data { Code::JournalCorrupt } else { Code::JournalSuper };
-    if !judge.ask(Problem::new(code).at(first).named(why))? {
+    if !prompter.ask(Problem::new(code).at(first).named(why))? {
         return Ok(Outcome::AsItWas);
     }
     let ino = ctx.sb.journal_ino().ok_or_else(|| Error::Journal("no journal inode".to_owned()))?;
@@ -275,8 +264,13 @@ pub fn write_empty_log(ctx: &Context, first: BlockNo, len: u32) -> Result<()> {
 }
 
 /// Takes the journal away; a new one is made after the passes.
-fn discard(ctx: &Context, judge: &mut Judge<'_>, problem: Problem, ino: Option<Ino>) -> Result<Outcome> {
-    if !judge.ask(problem)? {
+fn discard(
+    ctx: &Context,
+    prompter: &mut Prompter<'_>,
+    problem: Problem,
+    ino: Option<Ino>,
+) -> Result<Outcome> {
+    if !prompter.ask(problem)? {
         return Ok(Outcome::AsItWas);
     }
     if let Some(ino) = ino {
@@ -292,7 +286,7 @@ fn discard(ctx: &Context, judge: &mut Judge<'_>, problem: Problem, ino: Option<I
         raw.jnl_blocks = Default::default();
     });
     ctx.disk.write_bytes(1024, &sb.encode())?;
-    judge.journal_lost = true;
+    prompter.journal_lost = true;
     Ok(Outcome::Reopen)
 }
 
@@ -300,7 +294,7 @@ fn discard(ctx: &Context, judge: &mut Judge<'_>, problem: Problem, ino: Option<I
 ///
 /// # Errors
 /// The device's. A volume without room for one stays without.
-pub fn create(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
+pub fn create(ctx: &Context, prompter: &mut Prompter<'_>) -> Result<()> {
     use ext4_format::extent::Extent;
 
     let blocks = match ctx.geometry.blocks_count {
@@ -312,7 +306,7 @@ pub fn create(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
     let clusters = blocks.div_ceil(u64::from(ctx.geometry.cluster_ratio));
     let goal = ctx.geometry.group_first_block(ext4_format::GroupNo(ctx.geometry.group_count / 2));
     let Some(start) = ctx.found.blocks.find_free(goal, clusters) else { return Ok(()) };
-    if !judge.ask(Problem::new(Code::JournalMissing))? {
+    if !prompter.ask(Problem::new(Code::JournalMissing))? {
         return Ok(());
     }
     ctx.found.blocks.claim(start, blocks, |_| ());
@@ -333,6 +327,6 @@ pub fn create(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
         raw.feature_compat.set(raw.feature_compat.get() | Compat::HAS_JOURNAL.0);
         raw.journal_inum.set(Ino::JOURNAL.get());
     });
-    lock(&ctx.next_sb).set_journal_backup(backup::words_of(&inode));
+    lock(&ctx.next_sb).set_journal_backup(inode.journal_backup());
     Ok(())
 }

@@ -18,7 +18,36 @@ const CHUNK: u64 = WORDS as u64;
 /// Words of 64 bits, by number: in memory where something was set, or in a scratch file.
 enum Words {
     Memory(Vec<OnceLock<Box<[AtomicU64; WORDS]>>>),
-    Spilled(Arc<Scratch>, u64),
+    Spilled(Spilled),
+}
+
+/// Words in the pages of a scratch file.
+struct Spilled {
+    scratch: Arc<Scratch>,
+    /// Its first page.
+    base: u64,
+    /// A bit for each chunk that anything was set in. The others are zeros, which takes no look at the file.
+    touched: Vec<AtomicU64>,
+}
+
+impl Spilled {
+    fn is_touched(&self, chunk: u64) -> bool {
+        let bits = self.touched.get((chunk / 64) as usize);
+        bits.is_some_and(|bits| bits.load(Relaxed) >> (chunk % 64) & 1 == 1)
+    }
+
+    fn word<R>(&self, word: u64, change: bool, visit: impl FnOnce(&mut u64) -> R) -> R {
+        if change && let Some(bits) = self.touched.get((word / CHUNK / 64) as usize) {
+            bits.fetch_or(1 << (word / CHUNK % 64), Relaxed);
+        }
+        self.scratch.with(self.base + word / CHUNK, change, |page| {
+            let bytes = &mut page[(word % CHUNK) as usize * 8..][..8];
+            let mut bits = u64::from_le_bytes(std::array::from_fn(|i| bytes[i]));
+            let result = visit(&mut bits);
+            bytes.copy_from_slice(&bits.to_le_bytes());
+            result
+        })
+    }
 }
 
 impl Words {
@@ -28,7 +57,35 @@ impl Words {
                 let chunk = chunks.get((word / CHUNK) as usize).and_then(OnceLock::get);
                 chunk.map_or(0, |chunk| chunk[(word % CHUNK) as usize].load(Relaxed))
             }
-            Words::Spilled(..) => self.spilled(word, false, |bits| *bits),
+            Words::Spilled(spilled) if !spilled.is_touched(word / CHUNK) => 0,
+            Words::Spilled(spilled) => spilled.word(word, false, |bits| *bits),
+        }
+    }
+
+    /// Whether all words of a chunk are zero because nothing was ever set there.
+    fn is_blank(&self, chunk: u64) -> bool {
+        match self {
+            Words::Memory(chunks) => chunks.get(chunk as usize).is_none_or(|chunk| chunk.get().is_none()),
+            Words::Spilled(spilled) => !spilled.is_touched(chunk),
+        }
+    }
+
+    /// The words from `first` on within one chunk, as little-endian bytes.
+    fn copy(&self, first: u64, bytes: &mut [u8]) {
+        let start = (first % CHUNK) as usize;
+        match self {
+            _ if self.is_blank(first / CHUNK) => bytes.fill(0),
+            Words::Memory(chunks) => {
+                let Some(chunk) = chunks.get((first / CHUNK) as usize).and_then(OnceLock::get) else {
+                    return;
+                };
+                for (word, bytes) in chunk[start..].iter().zip(bytes.chunks_mut(8)) {
+                    bytes.copy_from_slice(&word.load(Relaxed).to_le_bytes()[..bytes.len()]);
+                }
+            }
+            Words::Spilled(spilled) => spilled.scratch.with(spilled.base + first / CHUNK, false, |page| {
+                bytes.copy_from_slice(&page[start * 8..][..bytes.len()]);
+            }),
         }
     }
 
@@ -40,7 +97,7 @@ impl Words {
                 let chunk = chunk.get_or_init(|| Box::new([const { AtomicU64::new(0) }; WORDS]));
                 chunk[(word % CHUNK) as usize].fetch_or(mask, Relaxed) & mask
             }
-            Words::Spilled(..) => self.spilled(word, true, |bits| {
+            Words::Spilled(spilled) => spilled.word(word, true, |bits| {
                 let before = *bits & mask;
                 *bits |= mask;
                 before
@@ -55,22 +112,8 @@ impl Words {
                     chunk[(word % CHUNK) as usize].fetch_and(!mask, Relaxed);
                 }
             }
-            Words::Spilled(..) => self.spilled(word, true, |bits| *bits &= !mask),
+            Words::Spilled(spilled) => spilled.word(word, true, |bits| *bits &= !mask),
         }
-    }
-
-    fn spilled<R>(&self, word: u64, change: bool, visit: impl FnOnce(&mut u64) -> R) -> R
-    where
-        R: Default,
-    {
-        let Words::Spilled(scratch, base) = self else { return R::default() };
-        scratch.with(base + word / CHUNK, change, |page| {
-            let bytes = &mut page[(word % CHUNK) as usize * 8..][..8];
-            let mut bits = u64::from_le_bytes(std::array::from_fn(|i| bytes[i]));
-            let result = visit(&mut bits);
-            bytes.copy_from_slice(&bits.to_le_bytes());
-            result
-        })
     }
 }
 
@@ -93,7 +136,8 @@ impl BlockMap {
     /// The empty set, in pages of a scratch file from `base` on.
     #[must_use]
     pub fn spilled(geometry: &Geometry, scratch: &Arc<Scratch>, base: u64) -> BlockMap {
-        BlockMap::over(geometry, Words::Spilled(Arc::clone(scratch), base))
+        let touched = (0..pages_of_blocks(geometry).div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
+        BlockMap::over(geometry, Words::Spilled(Spilled { scratch: Arc::clone(scratch), base, touched }))
     }
 
     fn over(geometry: &Geometry, words: Words) -> BlockMap {
@@ -150,12 +194,46 @@ impl BlockMap {
         self.words.load(cluster / 64)
     }
 
+    /// Whether nothing of a range was ever added to the set. `false` may be wrong.
+    #[must_use]
+    pub fn is_blank(&self, start: BlockNo, len: u64) -> bool {
+        let first = self.cluster(start.0) / 64 / CHUNK;
+        let last = self.cluster(start.0 + len.max(1) - 1) / 64 / CHUNK;
+        (first..=last).all(|chunk| self.words.is_blank(chunk))
+    }
+
+    /// The set from a cluster on, as the bytes of a bitmap. The cluster's number is a multiple of eight.
+    pub fn copy_bits(&self, first: u64, bits: &mut [u8]) {
+        let (mut at, mut rest) = (first, bits);
+        while !rest.is_empty() {
+            let word = at / 64;
+            let in_word = (at % 64 / 8) as usize;
+            let (part, next) = if in_word > 0 {
+                let len = rest.len().min(8 - in_word);
+                let (part, next) = rest.split_at_mut(len);
+                part.copy_from_slice(&self.words.load(word).to_le_bytes()[in_word..in_word + len]);
+                (len, next)
+            } else {
+                let left = (CHUNK - word % CHUNK) as usize * 8;
+                let (part, next) = rest.split_at_mut(rest.len().min(left));
+                self.words.copy(word, part);
+                (part.len(), next)
+            };
+            at += part as u64 * 8;
+            rest = next;
+        }
+    }
+
     /// Clusters outside the set.
     #[must_use]
     pub fn free_count(&self) -> u64 {
         let total = (self.end - self.first).div_ceil(self.ratio);
-        let words = (0..total.div_ceil(64)).map(|word| u64::from(self.words.load(word).count_ones()));
-        total.saturating_sub(words.sum())
+        let mut used = 0;
+        for chunk in (0..total.div_ceil(64 * CHUNK)).filter(|chunk| !self.words.is_blank(*chunk)) {
+            let words = chunk * CHUNK..((chunk + 1) * CHUNK).min(total.div_ceil(64));
+            used += words.map(|word| u64::from(self.words.load(word).count_ones())).sum::<u64>();
+        }
+        total.saturating_sub(used)
     }
 
     /// The first run of `clusters` clusters outside the set, looked for from `from` on and then from the
@@ -403,4 +481,44 @@ impl InodeMap {
 
 fn names_in(record: &[u8]) -> u32 {
     u32::from_le_bytes([record[4], record[5], record[6], record[7]])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An empty set of `end` clusters of one block, in memory or in a scratch file.
+    fn empty(end: u64, spilled: bool) -> BlockMap {
+        let chunks = end.div_ceil(CHUNK * 64);
+        let words = if spilled {
+            let scratch = Arc::new(Scratch::create(&std::env::temp_dir(), 0).unwrap());
+            let touched = (0..chunks.div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
+            Words::Spilled(Spilled { scratch, base: 0, touched })
+        } else {
+            Words::Memory((0..chunks).map(|_| OnceLock::new()).collect())
+        };
+        BlockMap { words, first: 0, ratio: 1, end }
+    }
+
+    #[test]
+    fn bits_are_copied_as_they_were_set() {
+        let end = 5 * CHUNK * 64 + 100;
+        let edge = 2 * CHUNK * 64;
+        for spilled in [false, true] {
+            let map = empty(end, spilled);
+            for (start, len) in [(3, 70), (edge - 5, 9), (edge + 1000, 1), (end - 1, 1)] {
+                map.claim(BlockNo(start), len, |_| ());
+            }
+            for (first, bytes) in [(0, 16), (8, 3), (edge - 72, 40), (edge - 64, 8), (end - 92, 12)] {
+                let mut bits = vec![0xa5; bytes];
+                map.copy_bits(first, &mut bits);
+                for at in 0..bytes as u64 * 8 {
+                    let bit = bits[at as usize / 8] >> (at % 8) & 1 == 1;
+                    assert_eq!(bit, map.has(BlockNo(first + at)), "{spilled}, {first} + {at}");
+                }
+            }
+            assert_eq!(map.free_count(), end - 81);
+            assert!(map.is_blank(BlockNo(3 * CHUNK * 64), CHUNK * 64) && !map.is_blank(BlockNo(edge), 1));
+        }
+    }
 }

@@ -18,6 +18,15 @@ pub enum Mode {
     Ask,
 }
 
+/// Blocks that the medium cannot keep.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct BadBlocks {
+    /// Their numbers, in blocks of the volume, in any order.
+    pub blocks: Vec<u64>,
+    /// Whether those that the volume knows of stay bad.
+    pub keep: bool,
+}
+
 /// Options of one check.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
@@ -42,6 +51,12 @@ pub struct Options {
     pub check_encoding: bool,
     /// Optimise directories (`-D`).
     pub optimize_dirs: bool,
+    /// Rebuild extent trees that are deeper or wider than they need be (`-E optimize_extents`).
+    pub optimize_extents: bool,
+    /// Give files with block maps extent trees (`-E bmap2extent`).
+    pub to_extents: bool,
+    /// The list of bad blocks is to be changed (`-c`, `-l`, `-L`).
+    pub bad_blocks: Option<BadBlocks>,
     /// Bound of memory in bytes for what grows with the volume (`-E memory=`); 0 is a quarter of the
     /// machine's.
     pub memory: u64,
@@ -49,12 +64,20 @@ pub struct Options {
     pub scratch: Option<PathBuf>,
     /// Keep what is overwritten in this file (`-z`).
     pub undo: Option<PathBuf>,
+    /// Byte of the device's file at which the volume begins; the undo file names it.
+    pub offset: u64,
+    /// Do not tell the device what will be read soon (`-E readahead_kb=0`).
+    pub no_read_ahead: bool,
     /// Threads of the parallel passes; 0 is one per core.
     pub threads: usize,
     /// The device of an external journal (`-j`); without, it is looked for by its UUID.
     pub journal: Option<PathBuf>,
     /// Set by somebody else, it ends the check at its next step with [`crate::Error::Cancelled`].
     pub cancel: Option<Arc<AtomicBool>>,
+    /// The volume's multi-mount protection carries the caller's mark ([`crate::protect`] sets this).
+    pub protected: bool,
+    /// Somebody has the volume mounted: its journal may change at any moment.
+    pub in_use: bool,
     /// The time that repairs stamp, in seconds since 1970; 0 is the machine's clock.
     pub now: u64,
 }

@@ -6,24 +6,25 @@ use std::collections::HashSet;
 use ext4_format::extent::{Extent, NodeMut};
 use ext4_format::features::{Compat, RoCompat};
 use ext4_format::inode::{Inode, flag};
-use ext4_format::{BlockNo, Ino, indirect, orphan, xattr};
+use ext4_format::{BlockNo, Ino, indirect, orphan};
 
-use crate::ask::{Ask, Judge};
 use crate::context::{Context, lock};
 use crate::error::Result;
 use crate::pass1;
 use crate::problem::{Code, Problem};
+use crate::prompt::{Ask, Prompter};
+use crate::release;
 
 /// Finishes what the orphans were in the middle of. Nothing happens where nothing may be written: the passes
-/// see them as what they are, files to be freed.
-pub fn process(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
-    if ctx.options.may_write() {
-        walk_list(ctx, judge)?;
+/// see those on the list as what they are, files to be freed, and those of the orphan file as files in use.
+pub fn process(ctx: &Context, prompter: &mut Prompter<'_>) -> Result<()> {
+    if ctx.options.may_write() || prompter.overlaid {
+        walk_list(ctx, prompter)?;
     }
-    walk_file(ctx, judge)
+    walk_file(ctx, prompter)
 }
 
-fn walk_list(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
+fn walk_list(ctx: &Context, prompter: &mut Prompter<'_>) -> Result<()> {
     let mut seen = HashSet::new();
     let mut at = ctx.sb.last_orphan();
     if at.is_none() {
@@ -33,32 +34,32 @@ fn walk_list(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
         let outside = ino.get() < ctx.first_ino() || ino.get() > ctx.geometry.inodes_count;
         if outside || !seen.insert(ino) {
             let code = if seen.len() <= 1 { Code::OrphanHead } else { Code::OrphanLink };
-            judge.ask(Problem::of(code, ino).values(ino.get(), 0_u32).named("no such inode"))?;
+            prompter.ask(Problem::of(code, ino).values(ino.get(), 0_u32).named("no such inode"))?;
             break;
         }
         let inode = ctx.read_inode(ino)?;
         let next = Ino::new(inode.dtime);
         if inode.mode == 0 && inode.links == 0 {
-            judge.ask(Problem::of(Code::OrphanLink, ino).named("free inode"))?;
+            prompter.ask(Problem::of(Code::OrphanLink, ino).named("free inode"))?;
             break;
         }
-        settle(ctx, judge, ino, inode)?;
+        settle(ctx, prompter, ino, inode)?;
         at = next;
     }
     lock(&ctx.next_sb).set_last_orphan(None);
     Ok(())
 }
 
-fn walk_file(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
+fn walk_file(ctx: &Context, prompter: &mut Prompter<'_>) -> Result<()> {
     let present = ctx.sb.ro_compat().has(RoCompat::ORPHAN_PRESENT);
     if !ctx.sb.compat().has(Compat::ORPHAN_FILE) {
-        if present && judge.ask(Problem::new(Code::OrphanPresent))? {
+        if present && prompter.ask(Problem::new(Code::OrphanPresent))? {
             lock(&ctx.next_sb).set_orphan_present(false);
         }
         return Ok(());
     }
     let Some(ino) = ctx.sb.orphan_file().filter(|ino| ino.get() <= ctx.geometry.inodes_count) else {
-        if judge.ask(Problem::new(Code::OrphanFileInode).named("no such inode"))? {
+        if prompter.ask(Problem::new(Code::OrphanFileInode).named("no such inode"))? {
             give_up_file(ctx);
         }
         return Ok(());
@@ -73,14 +74,14 @@ fn walk_file(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
         }
     }
     // A journal that was thrown away comes back.
-    let journal = ctx.sb.compat().has(Compat::HAS_JOURNAL) || judge.journal_lost;
+    let journal = ctx.sb.compat().has(Compat::HAS_JOURNAL) || prompter.journal_lost;
     if !any || !journal {
         let why = match (regular, journal) {
             (false, _) => "not a regular file",
             (true, false) => "there is no journal",
             (true, true) => "no orphan blocks",
         };
-        if judge.ask(Problem::of(Code::OrphanFileInode, ino).named(why))? {
+        if prompter.ask(Problem::of(Code::OrphanFileInode, ino).named(why))? {
             if any {
                 ctx.write_record(ino, &mut vec![0; ctx.geometry.inode_size])?;
             }
@@ -97,7 +98,7 @@ fn walk_file(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
             let mut changed = false;
             if let Err(corruption) = sound {
                 let problem = Problem::of(Code::OrphanFileBlock, ino).at(block).named(corruption.field);
-                if !judge.ask(problem)? {
+                if !prompter.ask(problem)? {
                     continue;
                 }
                 orphan::init(&mut bytes);
@@ -106,7 +107,7 @@ fn walk_file(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
             // Without the feature zeros stand in its place.
             if let Some(sum) = bytes.last_chunk_mut::<4>().filter(|sum| !sums && **sum != [0; 4]) {
                 let problem = Problem::of(Code::OrphanFileBlock, ino).at(block).named("ob_checksum");
-                if judge.ask(problem)? {
+                if prompter.ask(problem)? {
                     *sum = [0; 4];
                     changed = true;
                 }
@@ -115,9 +116,11 @@ fn walk_file(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
             for (slot, target) in entries {
                 if !present || target.get() < ctx.first_ino() || target.get() > ctx.geometry.inodes_count {
                     let problem = Problem::of(Code::OrphanFileEntry, ino).values(target.get(), 0_u32);
-                    changed |= judge.ask(problem)? && orphan::set(&mut bytes, slot, None);
-                } else if ctx.options.may_write() {
-                    settle(ctx, judge, target, ctx.read_inode(target)?)?;
+                    changed |= prompter.ask(problem)? && orphan::set(&mut bytes, slot, None);
+                } else if !ctx.options.may_write() && !prompter.overlaid {
+                    lock(&ctx.found.orphans).insert(target);
+                } else {
+                    settle(ctx, prompter, target, ctx.read_inode(target)?)?;
                     changed |= orphan::set(&mut bytes, slot, None);
                 }
             }
@@ -127,7 +130,8 @@ fn walk_file(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
             }
         }
     }
-    if present && judge.ask(Problem::new(Code::OrphanPresent))? {
+    // A mounted volume always says so, and so does one after a crash: who may not write leaves it at that.
+    if present && ctx.options.may_write() && prompter.ask(Problem::new(Code::OrphanPresent))? {
         lock(&ctx.next_sb).set_orphan_present(false);
     }
     Ok(())
@@ -144,50 +148,47 @@ fn give_up_file(ctx: &Context) {
 }
 
 /// Frees an orphan without names, or cuts one with names to its size.
-fn settle(ctx: &Context, judge: &mut Judge<'_>, ino: Ino, mut inode: Inode) -> Result<()> {
+fn settle(ctx: &Context, prompter: &mut Prompter<'_>, ino: Ino, mut inode: Inode) -> Result<()> {
     if inode.links == 0 {
-        if judge.ask(Problem::of(Code::OrphanInode, ino))? {
-            release_attributes(ctx, &mut inode)?;
-            inode.dtime = ctx.options.now();
-            inode.size = 0;
-            inode.blocks = 0;
-            if inode.maps_blocks(&ctx.layout) {
-                inode.block = [0; 60];
-                if inode.has(flag::EXTENTS) {
-                    let _ = NodeMut::init(&mut inode.block, 0);
-                }
-            }
-            ctx.write_inode(ino, &inode)?;
+        if prompter.ask(Problem::of(Code::OrphanInode, ino))? {
+            release::free(ctx, ino)?;
         }
         return Ok(());
     }
     let problem = Problem::of(Code::OrphanTruncate, ino).values(0_u32, inode.size);
-    if judge.ask(problem)? {
+    if prompter.ask(problem)? {
+        let held = release::held_by(ctx, ino)?;
         truncate(ctx, ino, &mut inode)?;
+        zero_tail(ctx, &inode)?;
         inode.dtime = 0;
         ctx.write_inode(ino, &inode)?;
         inode.blocks = pass1::effects_of(ctx, ino)?.clusters(ctx) * ctx.cluster_sectors()
             + if inode.file_acl.0 != 0 { ctx.cluster_sectors() } else { 0 };
         ctx.write_inode(ino, &inode)?;
+        release::cut(ctx, ino, held)?;
     }
     Ok(())
 }
 
-fn release_attributes(ctx: &Context, inode: &mut Inode) -> Result<()> {
-    let block = inode.file_acl;
-    if block.0 == 0 || !ctx.on_volume(block, 1) {
+/// Zeros what the last block holds behind the end of the file, or a file that grows again would show it.
+fn zero_tail(ctx: &Context, inode: &Inode) -> Result<()> {
+    let size = ctx.disk.block_size() as u64;
+    let (last, used) = (inode.size / size, (inode.size % size) as usize);
+    if used == 0 || !inode.maps_blocks(&ctx.layout) || inode.has(flag::ENCRYPT) {
+        return Ok(());
+    }
+    let holds = |extent: &Extent| (u64::from(extent.first.0)..extent.end()).contains(&last);
+    let extents = pass1::extents_of(ctx, inode);
+    let Some(extent) = extents.iter().find(|extent| holds(extent) && !extent.unwritten) else {
+        return Ok(());
+    };
+    let block = BlockNo(extent.start.0 + last - u64::from(extent.first.0));
+    if !ctx.on_volume(block, 1) || ctx.is_metadata(block, 1) {
         return Ok(());
     }
     let mut bytes = ctx.disk.read(block)?;
-    if let Ok(header) = xattr::block_header(&bytes)
-        && header.refcount > 1
-    {
-        xattr::set_refcount(&mut bytes, header.refcount - 1);
-        ctx.csum.set_xattr_block(&mut bytes, block);
-        ctx.disk.write(block, &bytes)?;
-    }
-    inode.file_acl = BlockNo(0);
-    Ok(())
+    bytes[used..].fill(0);
+    ctx.disk.write(block, &bytes)
 }
 
 /// Takes away what an inode maps behind its size.

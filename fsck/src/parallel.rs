@@ -1,4 +1,4 @@
-//! Work on numbered pieces by all cores, with progress told by the calling thread.
+//! Work on numbered pieces by all cores, with progress reported by the calling thread.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
@@ -7,11 +7,11 @@ use crate::context::lock;
 use crate::error::{Error, Result};
 
 /// Runs `work` for each piece below `pieces`, each thread with a state of its own from `start`. The first
-/// error stops all. `tell` hears how many pieces are done, and may say stop by an error.
+/// error stops all. `report` gets the number of pieces done, and may stop by an error.
 pub fn for_each<S>(
     threads: usize,
     pieces: u64,
-    tell: &mut dyn FnMut(u64) -> Result<()>,
+    report: &mut dyn FnMut(u64) -> Result<()>,
     start: impl Fn() -> S + Sync,
     work: impl Fn(&mut S, u64) -> Result<()> + Sync,
 ) -> Result<()> {
@@ -21,7 +21,7 @@ pub fn for_each<S>(
         stop.store(true, Relaxed);
         lock(&failure).get_or_insert(error);
     };
-    let run = |mut tell: Option<&mut dyn FnMut(u64) -> Result<()>>| {
+    let run = |mut report: Option<&mut dyn FnMut(u64) -> Result<()>>| {
         let mut state = start();
         while !stop.load(Relaxed) {
             let piece = next.fetch_add(1, Relaxed);
@@ -30,8 +30,8 @@ pub fn for_each<S>(
             }
             let worked = work(&mut state, piece);
             let done = done.fetch_add(1, Relaxed) + 1;
-            let told = tell.as_mut().map_or(Ok(()), |tell| tell(done));
-            if let Err(error) = worked.and(told) {
+            let reported = report.as_mut().map_or(Ok(()), |report| report(done));
+            if let Err(error) = worked.and(reported) {
                 fail(error);
             }
         }
@@ -39,10 +39,10 @@ pub fn for_each<S>(
     let threads = threads.min(usize::try_from(pieces).unwrap_or(usize::MAX)).max(1);
     std::thread::scope(|scope| {
         let helpers: Vec<_> = (1..threads).map(|_| scope.spawn(|| run(None))).collect();
-        run(Some(&mut *tell));
+        run(Some(&mut *report));
         while helpers.iter().any(|helper| !helper.is_finished()) {
             std::thread::sleep(Duration::from_millis(1));
-            if let Err(error) = tell(done.load(Relaxed)) {
+            if let Err(error) = report(done.load(Relaxed)) {
                 fail(error);
             }
         }

@@ -1,22 +1,28 @@
 //! Pass 1B: blocks that more than one claims. Each owner but the last gets copies of its own; the volume's
-//! metadata stay where they are.
+//! metadata stay where they are, and so does the list of bad blocks, which owns nothing.
 
 use std::collections::HashMap;
 
-use ext4_format::extent::Extent;
+use ext4_format::extent::{self, Extent};
+use ext4_format::features::RoCompat;
 use ext4_format::{BlockNo, FileBlock, Ino};
 
 use crate::alloc;
-use crate::ask::{Ask, Judge};
 use crate::context::{Context, lock};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::map::Use;
 use crate::options::Mode;
 use crate::pass1;
 use crate::problem::{Code, Problem};
+use crate::prompt::{Ask, Prompter};
 
-/// Runs the pass.
-pub fn run(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
+/// Runs the pass; false when owners were left with blocks of others.
+///
+/// # Errors
+/// The device's, or what a question ends with.
+pub fn run(ctx: &Context, prompter: &mut Prompter<'_>) -> Result<bool> {
+    let shares = ctx.sb.ro_compat().has(RoCompat::SHARED_BLOCKS);
+    let mut all_apart = true;
     let mut owners: Vec<(Ino, u64)> = Vec::new();
     let mut users: HashMap<u64, u32> = HashMap::new();
     for group in ctx.groups().filter(|group| ctx.found.inodes.touched(group.0)) {
@@ -27,7 +33,9 @@ pub fn run(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
             }
             let shared = shared_clusters(ctx, ino)?;
             if !shared.is_empty() {
-                owners.push((ino, shared.len() as u64));
+                if ino != Ino::BAD_BLOCKS {
+                    owners.push((ino, shared.len() as u64));
+                }
                 shared.into_iter().for_each(|cluster| *users.entry(cluster).or_default() += 1);
             }
         }
@@ -36,7 +44,14 @@ pub fn run(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
         let ratio = ctx.geometry.cluster_ratio.into();
         *count += u32::from(ctx.is_metadata(ctx.found.blocks.block(*cluster), ratio));
     }
-    judge.learn_paths(ctx, owners.iter().map(|owner| owner.0));
+    if shares {
+        let (needed, free) = (room_for_copies(ctx, &owners, &users)?, ctx.found.blocks.free_count());
+        if needed > free {
+            prompter.ask(Problem::new(Code::UnshareNoRoom).values(needed, free))?;
+            return Ok(false);
+        }
+    }
+    prompter.learn_paths(ctx, owners.iter().map(|owner| owner.0));
     for (ino, count) in owners {
         let shared = shared_clusters(ctx, ino)?;
         let still = shared.iter().any(|cluster| users.get(cluster).is_some_and(|&users| users > 1));
@@ -44,11 +59,12 @@ pub fn run(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
             continue;
         }
         let problem = Problem::of(Code::MultiplyClaimed, ino).values(count, 0_u32);
-        if !judge.ask(problem)? {
+        if !prompter.ask(problem)? {
+            all_apart = false;
             // Whoever does not want copies may want the file gone.
-            if ctx.options.mode == Mode::Ask && judge.ask(Problem::of(Code::MultiplyClaimedDelete, ino))? {
+            if ctx.options.mode == Mode::Ask && prompter.ask(Problem::of(Code::MultiplyClaimedDelete, ino))? {
                 delete(ctx, ino)?;
-                judge.report.resolve(Code::MultiplyClaimed, ino);
+                prompter.report.resolve(Code::MultiplyClaimed, ino);
                 settle(&mut users, shared);
             }
             continue;
@@ -60,17 +76,36 @@ pub fn run(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
             continue;
         }
         let free = ctx.found.blocks.free_count();
-        // A tree of its own takes a block for every few hundred extents.
-        let needed =
-            shared.len() as u64 + pass1::extents_of(ctx, &ctx.read_inode(ino)?).len() as u64 / 64 + 8;
-        if needed <= free {
-            clone(ctx, ino, &users)?;
-        } else if judge.ask(Problem::of(Code::CloneNoRoom, ino).values(needed, free))? {
+        let needed = shared.len() as u64 + room_for_tree(ctx, ino, count)?;
+        let cloned = match clone(ctx, ino, &users) {
+            Err(Error::NoSpace) => false,
+            other => other.map(|()| true)?,
+        };
+        if cloned {
+            settle(&mut users, shared);
+        } else if shares {
+            prompter.ask(Problem::new(Code::UnshareNoRoom).values(needed, free))?;
+            return Ok(false);
+        } else if prompter.ask(Problem::of(Code::CloneNoRoom, ino).values(needed, free))? {
             delete(ctx, ino)?;
+            settle(&mut users, shared);
         }
-        settle(&mut users, shared);
     }
-    Ok(())
+    Ok(all_apart)
+}
+
+/// Clusters that it takes to give every owner its own, all of them but the last of each cluster.
+fn room_for_copies(ctx: &Context, owners: &[(Ino, u64)], users: &HashMap<u64, u32>) -> Result<u64> {
+    let copies: u64 = users.values().map(|&users| u64::from(users.saturating_sub(1))).sum();
+    let trees = owners.iter().map(|&(ino, count)| room_for_tree(ctx, ino, count));
+    trees.sum::<Result<u64>>().map(|trees| trees + copies)
+}
+
+/// The most clusters that the tree of an inode takes when so many of its clusters move.
+fn room_for_tree(ctx: &Context, ino: Ino, moved: u64) -> Result<u64> {
+    let extents = pass1::extents_of(ctx, &ctx.read_inode(ino)?).len() as u64 + moved;
+    let in_node = u64::from(ctx.geometry.block_size) / extent::ENTRY_SIZE as u64 - 1;
+    Ok(if extents <= 4 { 0 } else { extents.div_ceil(in_node) + 2 })
 }
 
 /// Makes an inode a free one; its names go in pass 2.
@@ -111,6 +146,14 @@ fn shared_clusters(ctx: &Context, ino: Ino) -> Result<Vec<u64>> {
     Ok(shared)
 }
 
+/// A block to be copied; zeros for one that a list of bad blocks or the device gives up.
+fn read_for_copy(ctx: &Context, block: BlockNo) -> Result<Vec<u8>> {
+    match ctx.disk.read(block) {
+        Err(Error::Device(_)) => Ok(vec![0; ctx.disk.block_size()]),
+        other => other,
+    }
+}
+
 /// Gives an inode its own copy of every block it shares, and a tree of its own.
 fn clone(ctx: &Context, ino: Ino, users: &HashMap<u64, u32>) -> Result<()> {
     let mut inode = ctx.read_inode(ino)?;
@@ -148,7 +191,7 @@ fn clone(ctx: &Context, ino: Ino, users: &HashMap<u64, u32>) -> Result<()> {
                     }
                 };
                 let new = base + (old - ctx.found.blocks.block(cluster).0);
-                ctx.disk.write(BlockNo(new), &ctx.disk.read(BlockNo(old))?)?;
+                ctx.disk.write(BlockNo(new), &read_for_copy(ctx, BlockNo(old))?)?;
                 new
             } else {
                 old

@@ -7,36 +7,39 @@ use ext4_format::inode::{FileType, Inode, flag};
 use ext4_format::{BlockNo, Ino};
 
 use crate::alloc;
-use crate::ask::{Ask, Judge};
 use crate::context::{Context, Dir, lock};
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::inline_dir;
 use crate::map::Use;
 use crate::options::Mode;
 use crate::pass1;
 use crate::problem::{Code, Problem};
+use crate::prompt::{Ask, Prompter};
 
 const LOST_FOUND: &[u8] = b"lost+found";
 
 /// Runs the pass.
-pub fn run(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
-    check_root(ctx, judge)?;
+pub fn run(ctx: &Context, prompter: &mut Prompter<'_>) -> Result<()> {
+    check_root(ctx, prompter)?;
     // As e2fsck has it: to lack the directory is no damage, but who may write makes it.
     if ctx.options.mode != Mode::CheckOnly
         && lock(&ctx.found.dirs).contains_key(&Ino::ROOT.get())
         && find(ctx, Ino::ROOT, LOST_FOUND)?.is_none()
-        && judge.ask(Problem::new(Code::LostFoundMissing))?
+        && takes_plain_names(ctx, Ino::ROOT)?
+        && has_room(ctx)
+        && prompter.ask(Problem::new(Code::LostFoundMissing))?
     {
         create_lost_found(ctx)?;
     }
     let all: Vec<(u32, Dir)> = lock(&ctx.found.dirs).iter().map(|(&ino, &dir)| (ino, dir)).collect();
     let mut connected: HashSet<u32> = HashSet::from([Ino::ROOT.get()]);
     let total = all.len() as u64;
-    judge.progress(3, 0, total)?;
+    prompter.progress(3, 0, total)?;
     for (done, (number, _)) in all.iter().enumerate() {
         if done % 4096 == 0 {
-            judge.progress(3, done as u64, total)?;
+            prompter.progress(3, done as u64, total)?;
         }
-        connect(ctx, judge, *number, &mut connected)?;
+        connect(ctx, prompter, *number, &mut connected)?;
     }
     for (number, _) in all {
         let dir = lock(&ctx.found.dirs).get(&number).copied().unwrap_or_default();
@@ -44,7 +47,7 @@ pub fn run(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
         let Some(ino) = Ino::new(number) else { continue };
         if dir.dotdot != parent && parent != 0 {
             let problem = Problem::of(Code::DotDotWrong, ino).values(dir.dotdot, parent);
-            if judge.ask(problem)? {
+            if prompter.ask(problem)? {
                 set_dotdot(ctx, ino, dir.dotdot, parent)?;
             }
         }
@@ -52,8 +55,8 @@ pub fn run(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
     Ok(())
 }
 
-fn check_root(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
-    if ctx.found.inodes.get(Ino::ROOT).is_dir() || !judge.ask(Problem::new(Code::RootMissing))? {
+fn check_root(ctx: &Context, prompter: &mut Prompter<'_>) -> Result<()> {
+    if ctx.found.inodes.get(Ino::ROOT).is_dir() || !prompter.ask(Problem::new(Code::RootMissing))? {
         return Ok(());
     }
     let mut root = alloc::fresh(ctx, FileType::Directory, 0o755);
@@ -92,7 +95,12 @@ fn create_lost_found(ctx: &Context) -> Result<Ino> {
 }
 
 /// Follows the parents of a directory; where they do not lead to the root, it is reconnected.
-fn connect(ctx: &Context, judge: &mut Judge<'_>, start: u32, connected: &mut HashSet<u32>) -> Result<()> {
+fn connect(
+    ctx: &Context,
+    prompter: &mut Prompter<'_>,
+    start: u32,
+    connected: &mut HashSet<u32>,
+) -> Result<()> {
     let mut way = Vec::new();
     let mut on_way = HashSet::new();
     let mut at = start;
@@ -108,9 +116,11 @@ fn connect(ctx: &Context, judge: &mut Judge<'_>, start: u32, connected: &mut Has
         // A loop is cut where it was entered.
         if dead_end || !on_way.insert(at) {
             let Some(ino) = Ino::new(at).filter(|_| known.is_some()) else { break };
-            if judge.ask(Problem::of(Code::DirUnconnected, ino))? {
+            if prompter.ask(Problem::of(Code::DirUnconnected, ino))? {
                 let in_loop = !dead_end;
-                reconnect_dir(ctx, ino, in_loop)?;
+                if !reconnect_dir(ctx, ino, in_loop)? {
+                    prompter.ask(Problem::of(Code::NoRoomToReconnect, ino))?;
+                }
             }
             break;
         }
@@ -122,34 +132,68 @@ fn connect(ctx: &Context, judge: &mut Judge<'_>, start: u32, connected: &mut Has
     Ok(())
 }
 
-fn reconnect_dir(ctx: &Context, ino: Ino, in_loop: bool) -> Result<()> {
-    let home = lost_found(ctx)?;
+/// Gives a directory a name; false when there is no room for one.
+fn reconnect_dir(ctx: &Context, ino: Ino, in_loop: bool) -> Result<bool> {
+    let Some(home) = enter(ctx, ino, FileType::Directory)? else { return Ok(false) };
     if in_loop {
         let parent = lock(&ctx.found.dirs).get(&ino.get()).and_then(|dir| Ino::new(dir.parent));
         if let Some(parent) = parent {
-            remove_name(ctx, parent, ino)?;
+            remove_name(ctx, parent, ino, |name| name != number(ino).as_bytes())?;
             ctx.found.inodes.add_names(ino, -1);
         }
     }
-    add_entry(ctx, home, format!("#{ino}").as_bytes(), ino, FileType::Directory)?;
-    ctx.found.inodes.add_names(ino, 1);
     let dotdot = lock(&ctx.found.dirs).get(&ino.get()).map_or(0, |dir| dir.dotdot);
     if let Some(dir) = lock(&ctx.found.dirs).get_mut(&ino.get()) {
         dir.parent = home.get();
     }
-    set_dotdot(ctx, ino, dotdot, home.get())
+    set_dotdot(ctx, ino, dotdot, home.get())?;
+    Ok(true)
 }
 
-/// Gives a file without a name one in lost+found.
-pub fn reconnect_file(ctx: &Context, ino: Ino) -> Result<()> {
+/// The name of an inode that lost its own.
+fn number(ino: Ino) -> String {
+    format!("#{ino}")
+}
+
+/// Gives an inode a name in lost+found or, where that has no room, in the root directory. Returns which.
+fn enter(ctx: &Context, ino: Ino, kind: FileType) -> Result<Option<Ino>> {
+    let none_when_full = |result: Result<Ino>| match result {
+        Err(Error::NoSpace) => Ok(None),
+        other => other.map(Some),
+    };
+    for home in [none_when_full(lost_found(ctx))?, Some(Ino::ROOT)].into_iter().flatten() {
+        if !takes_plain_names(ctx, home)? {
+            continue;
+        }
+        let entered = add_entry(ctx, home, number(ino).as_bytes(), ino, kind).map(|()| home);
+        if let Some(home) = none_when_full(entered)? {
+            ctx.found.inodes.add_names(ino, 1);
+            return Ok(Some(home));
+        }
+    }
+    Ok(None)
+}
+
+/// Whether names that are not encrypted may stand in a directory.
+fn takes_plain_names(ctx: &Context, dir: Ino) -> Result<bool> {
+    Ok(!ctx.read_inode(dir)?.has(flag::ENCRYPT))
+}
+
+/// Whether a directory can be made.
+fn has_room(ctx: &Context) -> bool {
+    ctx.found.blocks.find_free(BlockNo(0), 1).is_some() && alloc::inode(ctx).is_ok()
+}
+
+/// Gives a file without a name one in lost+found; false when there is no room for one.
+///
+/// # Errors
+/// The device's.
+pub fn reconnect_file(ctx: &Context, ino: Ino) -> Result<bool> {
     let kind = match ctx.found.inodes.get(ino) {
         Use::File(code) => FileType::from_dirent(code).unwrap_or(FileType::Regular),
         _ => FileType::Regular,
     };
-    let home = lost_found(ctx)?;
-    add_entry(ctx, home, format!("#{ino}").as_bytes(), ino, kind)?;
-    ctx.found.inodes.add_names(ino, 1);
-    Ok(())
+    Ok(enter(ctx, ino, kind)?.is_some())
 }
 
 fn lost_found(ctx: &Context) -> Result<Ino> {
@@ -164,19 +208,31 @@ fn lost_found(ctx: &Context) -> Result<Ino> {
 /// Finds lost+found or makes it.
 fn settle_lost_found(ctx: &Context) -> Result<Ino> {
     if let Some(ino) = find(ctx, Ino::ROOT, LOST_FOUND)? {
-        if ctx.found.inodes.get(ino).is_dir() {
+        let is_dir = ctx.found.inodes.get(ino).is_dir();
+        if is_dir && takes_plain_names(ctx, ino)? {
             return Ok(ino);
         }
-        // Something else has the name: it moves aside into the directory that takes its place.
+        if !has_room(ctx) {
+            return Err(Error::NoSpace);
+        }
+        // Something else has the name, or a directory with names that are encrypted: it moves into the one
+        // that takes its place.
         let kind = ctx.read_inode(ino)?.file_type().unwrap_or(FileType::Regular);
-        remove_name(ctx, Ino::ROOT, ino)?;
+        remove_name(ctx, Ino::ROOT, ino, |_| true)?;
         ctx.found.inodes.add_names(ino, -1);
         let home = create_lost_found(ctx)?;
-        add_entry(ctx, home, format!("#{ino}").as_bytes(), ino, kind)?;
+        add_entry(ctx, home, number(ino).as_bytes(), ino, kind)?;
         ctx.found.inodes.add_names(ino, 1);
+        if is_dir {
+            let dotdot = lock(&ctx.found.dirs).get(&ino.get()).map_or(0, |dir| dir.dotdot);
+            if let Some(dir) = lock(&ctx.found.dirs).get_mut(&ino.get()) {
+                dir.parent = home.get();
+            }
+            set_dotdot(ctx, ino, dotdot, home.get())?;
+        }
         return Ok(home);
     }
-    create_lost_found(ctx)
+    if takes_plain_names(ctx, Ino::ROOT)? { create_lost_found(ctx) } else { Err(Error::NoSpace) }
 }
 
 /// Calls `visit` with each block of a directory that holds entries, from a file block on until it returns
@@ -188,6 +244,9 @@ fn with_blocks(
     mut visit: impl FnMut(&mut [u8], DirFormat) -> bool,
 ) -> Result<Option<u64>> {
     let inode = ctx.read_inode(ino)?;
+    if inode.has(flag::INLINE_DATA) {
+        return Ok(inline_dir::with_areas(ctx, ino, &inode, visit)?.then_some(0));
+    }
     let format = DirFormat::new(&ctx.sb, inode.flags);
     for extent in pass1::extents_of(ctx, &inode) {
         for ahead in 0..u64::from(extent.len) {
@@ -231,12 +290,15 @@ fn find(ctx: &Context, dir: Ino, name: &[u8]) -> Result<Option<Ino>> {
     Ok(found)
 }
 
-fn remove_name(ctx: &Context, dir: Ino, target: Ino) -> Result<()> {
+/// Removes the first name of `target` in `dir` that is one of those meant.
+///
+/// # Errors
+/// The device's.
+pub fn remove_name(ctx: &Context, dir: Ino, target: Ino, meant: impl Fn(&[u8]) -> bool) -> Result<()> {
     with_blocks(ctx, dir, 0, |bytes, format| {
-        let entry = DirBlock::new(bytes, format)
-            .entries()
-            .map_while(std::result::Result::ok)
-            .find(|entry| entry.ino == Some(target) && entry.name != b"." && entry.name != b"..");
+        let entry = DirBlock::new(bytes, format).entries().map_while(std::result::Result::ok).find(|entry| {
+            entry.ino == Some(target) && entry.name != b"." && entry.name != b".." && meant(entry.name)
+        });
         let Some(at) = entry.map(|entry| entry.at) else { return false };
         DirBlockMut::new(bytes, format).remove(at).unwrap_or(false)
     })?;
@@ -265,6 +327,12 @@ fn add_entry(ctx: &Context, dir: Ino, name: &[u8], target: Ino, kind: FileType) 
     };
     if put(ctx)? {
         return Ok(());
+    }
+    if ctx.read_inode(dir)?.has(flag::INLINE_DATA) {
+        inline_dir::to_block(ctx, dir)?;
+        if put(ctx)? {
+            return Ok(());
+        }
     }
     let end = ctx.read_inode(dir)?.size / u64::from(ctx.geometry.block_size);
     alloc::append_dir_block(ctx, dir, end as u32)?;

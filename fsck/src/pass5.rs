@@ -8,11 +8,11 @@ use ext4_format::bitmap::{Bits, BitsMut};
 use ext4_format::group_desc::{GroupDesc, GroupFlags};
 use ext4_format::{BlockNo, GroupNo};
 
-use crate::ask::{Ask, Judge};
-use crate::context::{Context, NOWHERE, lock};
+use crate::context::{Context, UNALLOCATED, lock};
 use crate::error::Result;
 use crate::parallel;
 use crate::problem::{Code, Problem};
+use crate::prompt::{Agree, Ask, Prompter};
 
 /// What a group should say.
 struct Truth {
@@ -29,62 +29,130 @@ struct Truth {
 const GROUPS_AHEAD: u64 = 32;
 
 /// Runs the pass.
-pub fn run(ctx: &mut Context, judge: &mut Judge<'_>) -> Result<()> {
+pub fn run(ctx: &mut Context, prompter: &mut Prompter<'_>) -> Result<()> {
     let groups = u64::from(ctx.geometry.group_count);
-    let suspects: Mutex<Vec<u32>> = Mutex::default();
-    let totals: Mutex<(u64, u64, u64)> = Mutex::default();
-    judge.progress(5, 0, groups)?;
-    {
-        let ctx = &*ctx;
-        parallel::for_each(
-            ctx.options.thread_count(),
-            groups,
-            &mut |done| judge.progress(5, done, groups),
-            || (),
-            |(), number| {
-                let group = GroupNo(number as u32);
-                if let Some(later) = ctx.descs.get((number + GROUPS_AHEAD) as usize) {
-                    ctx.disk.will_need(later.block_bitmap, 1);
-                    ctx.disk.will_need(later.inode_bitmap, 1);
-                }
-                let truth = truth_of(ctx, group);
-                {
-                    let mut totals = lock(&totals);
-                    totals.0 += u64::from(truth.free_blocks);
-                    totals.1 += u64::from(truth.free_inodes);
-                    totals.2 += u64::from(truth.dirs);
-                }
-                let agrees = problems_of(ctx, group, &ctx.descs[number as usize], &truth)?.is_empty();
-                if !agrees {
-                    lock(&suspects).push(group.0);
-                }
-                Ok(())
-            },
-        )?;
-    }
-    let mut suspects = suspects.into_inner().unwrap_or_default();
-    suspects.sort_unstable();
+    prompter.progress(5, 0, groups)?;
+    let (suspects, sums) = compare(ctx, &mut |done| prompter.progress(5, done, groups))?;
     for group in suspects {
-        repair(ctx, judge, GroupNo(group))?;
+        repair(ctx, prompter, group)?;
     }
-    let (free_blocks, free_inodes, dirs) = totals.into_inner().unwrap_or_default();
-    let free_blocks = free_blocks * u64::from(ctx.geometry.cluster_ratio);
     let stated = ctx.sb.free_blocks();
-    if stated != free_blocks && judge.ask(Problem::new(Code::FreeBlocks).values(stated, free_blocks))? {
-        lock(&ctx.next_sb).set_free_blocks(free_blocks);
+    let wrong = Problem::new(Code::FreeBlocks).values(stated, sums.free_blocks);
+    if stated != sums.free_blocks && prompter.ask(wrong)? {
+        lock(&ctx.next_sb).set_free_blocks(sums.free_blocks);
     }
     let stated = u64::from(ctx.sb.free_inodes());
-    if stated != free_inodes && judge.ask(Problem::new(Code::FreeInodes).values(stated, free_inodes))? {
-        lock(&ctx.next_sb).set_free_inodes(free_inodes as u32);
+    let wrong = Problem::new(Code::FreeInodes).values(stated, sums.free_inodes);
+    if stated != sums.free_inodes && prompter.ask(wrong)? {
+        lock(&ctx.next_sb).set_free_inodes(sums.free_inodes as u32);
     }
-    let usage = &mut judge.report.usage;
-    usage.inodes_total = ctx.geometry.inodes_count.into();
-    usage.inodes = usage.inodes_total - free_inodes;
-    usage.blocks_total = ctx.geometry.blocks_count;
-    usage.blocks = usage.blocks_total.saturating_sub(free_blocks);
-    usage.directories = dirs;
-    usage.fragmented = ctx.found.fragmented.load(std::sync::atomic::Ordering::Relaxed);
+    set_usage(ctx, prompter, &sums);
     Ok(())
+}
+
+/// Brings bitmaps and counts in line with what was found, without a question: after changes that were no
+/// repairs.
+///
+/// # Errors
+/// The device's.
+pub fn refresh(ctx: &mut Context, prompter: &mut Prompter<'_>) -> Result<()> {
+    let (suspects, sums) = compare(ctx, &mut |_| Ok(()))?;
+    for group in suspects {
+        repair(ctx, &mut Agree, group)?;
+    }
+    let mut sb = lock(&ctx.next_sb);
+    sb.set_free_blocks(sums.free_blocks);
+    sb.set_free_inodes(sums.free_inodes as u32);
+    drop(sb);
+    set_usage(ctx, prompter, &sums);
+    Ok(())
+}
+
+/// What all groups have together.
+#[derive(Default)]
+struct Sums {
+    free_blocks: u64,
+    free_inodes: u64,
+    dirs: u64,
+}
+
+/// Compares every group; returns those that say something else, in order.
+fn compare(ctx: &Context, progress: &mut dyn FnMut(u64) -> Result<()>) -> Result<(Vec<GroupNo>, Sums)> {
+    let suspects: Mutex<Vec<GroupNo>> = Mutex::default();
+    let sums: Mutex<Sums> = Mutex::default();
+    parallel::for_each(
+        ctx.options.thread_count(),
+        ctx.geometry.group_count.into(),
+        progress,
+        || (),
+        |(), number| {
+            let group = GroupNo(number as u32);
+            announce_bitmaps(ctx, number + GROUPS_AHEAD);
+            let ratio = u64::from(ctx.geometry.cluster_ratio);
+            if is_untouched(ctx, group) {
+                let mut sums = lock(&sums);
+                sums.free_blocks += u64::from(ctx.geometry.clusters_in_group(group)) * ratio;
+                sums.free_inodes += u64::from(ctx.geometry.inodes_per_group);
+                return Ok(());
+            }
+            let truth = truth_of(ctx, group);
+            {
+                let mut sums = lock(&sums);
+                sums.free_blocks += u64::from(truth.free_blocks) * ratio;
+                sums.free_inodes += u64::from(truth.free_inodes);
+                sums.dirs += u64::from(truth.dirs);
+            }
+            let agrees = problems_of(ctx, group, &ctx.descs[number as usize], &truth)?.is_empty();
+            if !agrees {
+                lock(&suspects).push(group);
+            }
+            Ok(())
+        },
+    )?;
+    let mut suspects = suspects.into_inner().unwrap_or_default();
+    suspects.sort_unstable_by_key(|group| group.0);
+    Ok((suspects, sums.into_inner().unwrap_or_default()))
+}
+
+fn set_usage(ctx: &Context, prompter: &mut Prompter<'_>, sums: &Sums) {
+    let usage = &mut prompter.report.usage;
+    usage.inodes_total = ctx.geometry.inodes_count.into();
+    usage.inodes = usage.inodes_total - sums.free_inodes;
+    usage.blocks_total = ctx.geometry.blocks_count;
+    usage.blocks = usage.blocks_total.saturating_sub(sums.free_blocks);
+    usage.directories = sums.dirs;
+    usage.fragmented = ctx.found.fragmented.load(std::sync::atomic::Ordering::Relaxed);
+}
+
+/// Asks for the bitmaps of a group that comes soon, as far as they are on the device.
+fn announce_bitmaps(ctx: &Context, group: u64) {
+    let Some(desc) = ctx.descs.get(group as usize) else { return };
+    let has = |flag| ctx.csum.group_descs() && desc.flags.has(flag);
+    if !has(GroupFlags::BLOCK_UNINIT) {
+        ctx.disk.will_need(desc.block_bitmap, 1);
+    }
+    if !has(GroupFlags::INODE_UNINIT) {
+        ctx.disk.will_need(desc.inode_bitmap, 1);
+    }
+}
+
+/// Whether a group is one that nothing ever used, and says so: most groups of a large young volume.
+fn is_untouched(ctx: &Context, group: GroupNo) -> bool {
+    let desc = &ctx.descs[group.0 as usize];
+    let clusters = ctx.geometry.clusters_in_group(group);
+    let start = ctx.geometry.group_first_block(group);
+    let blocks = u64::from(ctx.geometry.blocks_in_group(group));
+    ctx.csum.group_descs()
+        && desc.flags.has(GroupFlags::BLOCK_UNINIT)
+        && desc.flags.has(GroupFlags::INODE_UNINIT)
+        && (1..ctx.geometry.group_count - 1).contains(&group.0)
+        && desc.free_blocks == clusters
+        && desc.free_inodes == ctx.geometry.inodes_per_group
+        && desc.used_dirs == 0
+        && desc.itable_unused <= ctx.geometry.inodes_per_group
+        && !ctx.found.inodes.touched(group.0)
+        && ctx.found.blocks.is_blank(start, blocks)
+        && !ctx.is_metadata(start, blocks)
 }
 
 fn truth_of(ctx: &Context, group: GroupNo) -> Truth {
@@ -92,11 +160,8 @@ fn truth_of(ctx: &Context, group: GroupNo) -> Truth {
     let (mut blocks, mut inodes) = (vec![0; size], vec![0; size]);
     let clusters = ctx.geometry.clusters_in_group(group);
     let first = ctx.found.blocks.cluster(ctx.geometry.group_first_block(group).0);
-    // Groups start at multiples of eight clusters, mostly of 64: words are shifted into place.
-    for (at, byte) in blocks.iter_mut().enumerate().take(clusters.div_ceil(8) as usize) {
-        let cluster = first + at as u64 * 8;
-        *byte = (ctx.found.blocks.word(cluster) >> (cluster % 64)) as u8;
-    }
+    // Groups start at multiples of eight clusters.
+    ctx.found.blocks.copy_bits(first, &mut blocks[..clusters.div_ceil(8) as usize]);
     let per_group = ctx.geometry.inodes_per_group;
     let (mut dirs, mut used_inodes) = (0, 0);
     {
@@ -113,10 +178,9 @@ fn truth_of(ctx: &Context, group: GroupNo) -> Truth {
             }
         }
         // The reserved inodes count as used, whatever they hold.
-        if group.0 == 0 {
-            bits.fill(0..ctx.first_ino() - 1, true);
-            used_inodes = used_inodes.max(ctx.first_ino() - 1);
-        }
+        let reserved = ctx.reserved_inodes(group);
+        bits.fill(0..reserved, true);
+        used_inodes = used_inodes.max(reserved);
     }
     let free_blocks = Bits::new(&blocks, clusters).count_clear(0..clusters);
     let free_inodes = Bits::new(&inodes, per_group).count_clear(0..per_group);
@@ -138,7 +202,7 @@ fn stated_blocks(ctx: &Context, group: GroupNo, desc: &GroupDesc) -> Result<Vec<
 
 /// A bitmap; zeros where it was lost.
 fn read_bitmap(ctx: &Context, place: BlockNo) -> Result<Vec<u8>> {
-    if place == NOWHERE { Ok(vec![0; ctx.disk.block_size()]) } else { ctx.disk.read(place) }
+    if place == UNALLOCATED { Ok(vec![0; ctx.disk.block_size()]) } else { ctx.disk.read(place) }
 }
 
 fn stated_inodes(ctx: &Context, desc: &GroupDesc) -> Result<Vec<u8>> {
@@ -221,13 +285,13 @@ fn problems_of(ctx: &Context, group: GroupNo, desc: &GroupDesc, truth: &Truth) -
     Ok(problems)
 }
 
-fn repair(ctx: &mut Context, judge: &mut Judge<'_>, group: GroupNo) -> Result<()> {
+fn repair(ctx: &mut Context, ask: &mut dyn Ask, group: GroupNo) -> Result<()> {
     let truth = truth_of(ctx, group);
     let mut desc = ctx.descs[group.0 as usize];
     let (mut blocks, mut inodes) = (false, false);
     for problem in problems_of(ctx, group, &desc, &truth)? {
         let code = problem.code;
-        if !judge.ask(problem)? {
+        if !ask.ask(problem)? {
             continue;
         }
         match code {

@@ -35,7 +35,7 @@ pub enum Question {
     Allocate,
     /// Give each owner its own copy.
     Clone,
-    /// Build the index again.
+    /// Build the tree or the index again.
     Rebuild,
     /// Move the structure to a free place.
     Relocate,
@@ -58,7 +58,7 @@ impl Question {
             Question::Create => ("Create", "CREATED"),
             Question::Allocate => ("Allocate", "ALLOCATED"),
             Question::Clone => ("Clone multiply-claimed blocks", "CLONED"),
-            Question::Rebuild => ("Rebuild the index", "WILL BE REBUILT"),
+            Question::Rebuild => ("Rebuild", "WILL BE REBUILT"),
             Question::Relocate => ("Relocate", "RELOCATED"),
             Question::Replay => ("Replay", "REPLAYED"),
             Question::Tell => ("", ""),
@@ -82,7 +82,7 @@ pub struct Row {
 macro_rules! problems {
     ($($code:ident $name:literal $question:ident $preen:ident $text:literal;)*) => {
         /// The kinds of problems.
-        #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
         #[allow(missing_docs, reason = "the text beside each code says what it is")]
         pub enum Code { $($code),* }
 
@@ -121,6 +121,7 @@ problems! {
     ItableUnused "itable-unused" Fix Fix "Group {group}: {found} unused inodes at the end of the table, which holds an inode in use at {expected}";
     JournalReplay "journal-replay" Replay Fix "The journal holds transactions that were not written home";
     JournalSkipped "journal-skipped" Tell Fix "Warning: journal recovery is skipped because nothing may be written";
+    JournalOverlaid "journal-overlaid" Tell Fix "The journal holds transactions. Nothing may be written, so the check sees the volume as it will be after their replay";
     JournalInode "journal-inode" Clear Fix "The journal inode {ino} is invalid ({name})";
     JournalFromBackup "journal-from-backup" Fix Fix "The journal inode {ino} is invalid ({name}); the superblock holds a copy of its map";
     JournalSuper "journal-super" Fix Fix "The superblock of the journal is damaged ({name})";
@@ -129,6 +130,7 @@ problems! {
     JournalHint "journal-hint" Fix Fix "The superblock wants recovery, but there is no journal";
     JournalUnannounced "journal-unannounced" Fix Fix "The superblock names the journal inode {ino}, but lacks the has_journal feature";
     JournalUnused "journal-unused" Clear Fix "The journal inode is not in use, but holds data";
+    JournalV2Fields "journal-v2-fields" Clear Fix "The superblock of the journal is of version 1, but has fields of version 2";
     JournalError "journal-error" Fix Fix "The journal records an error of the volume";
     OrphanHead "orphan-head" Clear Stop "The superblock's orphan list starts at {found}, which is no inode";
     OrphanLink "orphan-link" Clear Stop "The orphan list is broken at inode {ino} ({name})";
@@ -142,6 +144,11 @@ problems! {
     MmpInUse "mmp-in-use" Clear Stop "The multi-mount protection block says that the volume is in use or was not unmounted";
     ResizeInode "resize-inode" Fix Stop "The resize inode is invalid ({name})";
     ResizeFeature "resize-feature" Clear Fix "There is a resize inode, but the feature is off";
+
+    BadBlockPrimary "bad-block-primary" Clear Stop "Block {block} of the superblock or the group descriptors is on the list of bad blocks: if it really is bad, the volume cannot be repaired";
+    BadBlockPlace "bad-block-place" Relocate Stop "Group {group}: the {name} at {block} is on the list of bad blocks";
+    BadBlockNoRoom "bad-block-no-room" Tell Stop "Group {group}: there is no room to relocate what lies on the bad block {block}";
+    BadBlockMetadata "bad-block-metadata" Tell Fix "Warning: group {group}: block {block}, of a copy of superblock or descriptors, is on the list of bad blocks";
 
     // Pass 1: inodes and blocks.
     InodeChecksum "inode-checksum" Fix Fix "Inode {ino} passes every check, but its checksum does not match";
@@ -162,21 +169,29 @@ problems! {
     FileAclHighBits "file-acl-high" Clear Fix "Inode {ino}: the upper half of the attribute block is {found}, should be 0";
     BlocksHighBits "blocks-high-bits" Clear Fix "Inode {ino}: the upper half of the block count is {found}, should be 0";
     FlagIndexFile "flag-index-file" Clear Fix "Inode {ino} has the index flag, but is no directory";
+    FlagIndexInline "flag-index-inline" Clear Fix "Directory {ino} has the index flag, but its entries are in the inode";
     FlagIndexFeature "flag-index-feature" Clear Stop "Directory {ino} has the index flag, but the volume has no dir_index";
     FlagExtentsFeature "flag-extents-feature" Fix Stop "Inode {ino} is in extent format, but the superblock lacks the extent feature";
+    FlagExtentsOnMap "flag-extents-map" Clear Stop "Inode {ino} has the extent flag, but holds a block map";
+    FlagExtentsFastSymlink "flag-extents-fast-symlink" Clear Stop "The symbolic link {ino} has the extent flag, but its target is in the inode";
     FlagExtentsMissing "flag-extents-missing" Fix Fix "Inode {ino} lacks the extent flag, but holds an extent tree";
     BigallocBlockMap "bigalloc-block-map" Fix Stop "Inode {ino} has a block map, which a volume with bigalloc cannot have";
     FlagExtentsOnSpecial "flag-extents-special" Clear Stop "Inode {ino} is a special file with flags of extents, inline data or an index";
     FlagImmutableSpecial "flag-immutable-special" Clear Mild "Inode {ino} is a special file with the immutable or the append-only flag";
     FlagInlineFeature "flag-inline-feature" Clear Stop "Inode {ino} has inline data, but the superblock lacks the feature";
-    FlagInlineAndExtents "flag-inline-and-extents" Clear Stop "Inode {ino} has both inline data and extents";
+    FlagInlineAndExtents "flag-inline-and-extents" Fix Stop "Inode {ino} has the flags of inline data and of extents, and holds {name}";
+    InlineFeature "inline-feature" Fix Fix "Inode {ino} has inline data, but the superblock lacks the inline_data feature";
+    TimeEpoch "time-epoch" Fix Mild "Inode {ino} has a time after 2310, which is likely one before 1970";
     FlagCasefold "flag-casefold" Clear Stop "Inode {ino} has the casefold flag where it may not have it";
     FlagImagic "flag-imagic" Clear Stop "Inode {ino} has the imagic flag, but the volume lacks the feature";
     FlagEncrypt "flag-encrypt" Clear Stop "Inode {ino} is encrypted, but the volume lacks the feature";
+    EncryptionDamaged "encryption-damaged" Clear Stop "Inode {ino} is encrypted, but its encryption attribute is damaged ({name})";
     EncryptionMissing "encryption-missing" Clear Stop "Inode {ino} is marked as encrypted, but has no encryption attribute";
-    FlagEaInode "flag-ea-inode" Clear Stop "Inode {ino} has the ea_inode flag where it may not have it";
+    EaInodeSpurious "ea-inode-spurious" Clear Fix "Inode {ino} has the ea_inode flag, but no attribute refers to it";
+    FlagEaInode "flag-ea-inode" Clear Fix "Inode {ino} has the ea_inode flag where it may not have it";
     FlagHugeFile "flag-huge-file" Clear Stop "Inode {ino} counts filesystem blocks, but the volume lacks the feature";
     SpecialFile "special-file" Fix Fix "Inode {ino} is a special file with a size";
+    SymlinkTooBig "symlink-too-big" Truncate Stop "The symbolic link {ino} maps blocks behind its target";
     SymlinkDamaged "symlink-damaged" Clear Stop "The symbolic link {ino} is invalid";
     LargeFileFeature "large-file-feature" Fix Fix "The volume holds large files, but lacks the large_file feature";
     InodeSize "inode-size" Fix Fix "Inode {ino}: size is {found}, should be {expected}";
@@ -187,6 +202,8 @@ problems! {
     ExtentNode "extent-node" Clear Stop "Inode {ino}: extent block {block} is invalid ({name})";
     ExtentNodeDepth "extent-node-depth" Fix Stop "Inode {ino}: extent block {block} has depth {found}, should be {expected}";
     ExtentNodeChecksum "extent-node-checksum" Fix Stop "Inode {ino}: extent block {block} passes every check, but its checksum does not match";
+    ExtentTreeDeep "extent-tree-deep" Rebuild Fix "Inode {ino} has an extent tree of {found} levels, more than {expected}";
+    ExtentNodeMetadata "extent-node-metadata" Relocate Stop "Inode {ino}: a block of the extent tree lies on the volume's metadata";
     ExtentNodePlace "extent-node-place" Clear Stop "Inode {ino}: extent block {block} lies outside the volume or on metadata";
     ExtentInvalid "extent-invalid" Clear Stop "Inode {ino} has an invalid extent (file block {found}, block {block}: {name})";
     ExtentOrder "extent-order" Clear Stop "Inode {ino} has an extent out of order (file block {found}, at least {expected} expected)";
@@ -194,7 +211,7 @@ problems! {
     ExtentHugeBlock "extent-beyond-max" Clear Stop "Inode {ino} has an extent past the largest file block";
     ExtentDirHole "extent-dir-hole" Fix Stop "Directory {ino}: file block {found} should be at {expected}";
     ExtentUnwrittenDir "extent-unwritten-dir" Fix Fix "Directory {ino} has an unwritten extent at file block {found}";
-    ExtentCollision "extent-cluster" Fix Stop "Inode {ino}: extent at file block {found} is not aligned to its cluster";
+    ExtentCollision "extent-cluster" Clone Stop "Inode {ino}: extent at file block {found} is not aligned to its cluster, or shares it";
     BlockPointer "block-pointer" Clear Stop "Inode {ino}: file block {found} points to {block}, which is not on the volume";
     IndirectPointer "indirect-pointer" Clear Stop "Inode {ino}: indirect block {block} is not on the volume, on metadata, or used twice";
     DirectoryTooBig "directory-too-big" Truncate Stop "Directory {ino} maps file block {found}, which is too far";
@@ -207,13 +224,15 @@ problems! {
     XattrEmptyValue "xattr-empty-value" Fix Stop "Inode {ino} has an empty attribute that lies outside its place";
     XattrFeature "xattr-feature" Fix Fix "Inode {ino} has attributes, but the volume lacks the ext_attr feature";
     EaInodeBad "ea-inode-bad" Clear Fix "Inode {ino} names inode {found} as the value of an attribute, which it is not";
-    EaInodeRefs "ea-inode-refs" Fix Stop "Attribute inode {ino} has a reference count of {found}, should be {expected}";
+    EaInodeRefs "ea-inode-refs" Fix Fix "Attribute inode {ino} has a reference count of {found}, should be {expected}";
     InlineData "inline-data" Truncate Stop "Inode {ino}: the inline data are damaged ({name})";
     MultiplyClaimed "multiply-claimed" Clone Stop "Inode {ino} shares {found} block(s) with other inodes or metadata";
     MultiplyClaimedDelete "multiply-claimed-delete" Clear Stop "Inode {ino} keeps the blocks that it shares, unless the file is deleted";
+    UnshareNoRoom "unshare-no-room" Tell Stop "To unshare blocks takes {found} clusters, and {expected} are free: nothing is unshared";
+    NoRoom "no-room" Tell Stop "Inode {ino}: there is no room for the repair";
     CloneNoRoom "clone-no-room" Clear Stop "Inode {ino} needs {found} blocks of its own, and {expected} are free";
     QuotaUnused "quota-unused" Clear Fix "The quota inode {ino} is not in use, but holds data";
-    QuotaInode "quota-inode" Clear Stop "The quota inode {ino} is invalid";
+    QuotaInode "quota-inode" Clear Fix "The quota inode {ino} is invalid";
 
     // Pass 2: directories.
     DirHole "dir-hole" Allocate Stop "Directory {ino} has no block at file block {found}";
@@ -236,8 +255,12 @@ problems! {
     EntryItself "entry-itself" Clear Stop "Directory {ino}: the entry '{name}' names its own directory";
     EntryDirLink "entry-dir-link" Clear Stop "Directory {ino}: the entry '{name}' is a second name of directory {found}";
     EntryType "entry-type" Fix Stop "Directory {ino}: the entry '{name}' has file type {found}, should be {expected}";
+    EntryTypeFeature "entry-type-feature" Clear Fix "Directory {ino}: the entry '{name}' has file type {found}, but the volume records none";
     EntryTypeUnset "entry-type-unset" Fix Mild "Directory {ino}: the entry '{name}' has no file type, should be {expected}";
     EntryDuplicate "entry-duplicate" Fix Stop "Directory {ino} has the name '{name}' twice";
+    EntryEncryptedName "entry-encrypted-name" Clear Stop "Encrypted directory {ino}: the entry '{name}' is too short for an encrypted name";
+    EntryNotEncrypted "entry-not-encrypted" Clear Stop "Encrypted directory {ino}: the entry '{name}' names inode {found}, which is not encrypted";
+    EntryOtherPolicy "entry-other-policy" Clear Stop "Encrypted directory {ino}: the entry '{name}' names inode {found}, which has another encryption policy";
     EntryEaInode "entry-ea-inode" Clear Stop "Directory {ino}: the entry '{name}' names attribute inode {found}";
     IndexRoot "index-root" Rebuild Fix "Directory {ino}: the root of the index is invalid ({name})";
     IndexNode "index-node" Rebuild Fix "Directory {ino}: index block {found} is invalid ({name})";
@@ -251,13 +274,15 @@ problems! {
     // Pass 3: connectivity.
     RootMissing "root-missing" Create Stop "The root directory is missing";
     LostFoundMissing "lost-found-missing" Create Fix "/lost+found is missing";
+    NoRoomToReconnect "no-room-to-reconnect" Tell Stop "Inode {ino} stays without a name: neither /lost+found nor / has room for one";
     DirUnconnected "dir-unconnected" Reconnect Stop "Directory {ino} is not connected to the tree";
     DotDotWrong "dotdot-wrong" Fix Stop "Directory {ino}: '..' names {found}, should be {expected}";
 
     // Pass 4: links.
     InodeUnattached "inode-unattached" Reconnect Stop "Inode {ino} has no name";
     ZeroUnattached "zero-unattached" Clear Fix "Inode {ino} is empty and has no name";
-    EaInodeUnused "ea-inode-unused" Clear Stop "Attribute inode {ino} is not referred to";
+    DirNlinkFeature "dir-nlink-feature" Fix Fix "Directory {ino} has too many subdirectories to count, but the volume lacks the dir_nlink feature";
+    LinkOverflow "link-overflow" Fix Mild "Directory {ino} does not count its links, and could: {expected}";
     LinkCount "link-count" Fix Fix "Inode {ino}: link count is {found}, should be {expected}";
 
     // Pass 5: bitmaps and counts.
@@ -277,6 +302,31 @@ problems! {
     QuotaFile "quota-file" Create Fix "The quota file {ino} is damaged ({name})";
     QuotaUsage "quota-usage" Fix Fix "The quota file {ino} says that {name} uses {found} bytes, should be {expected}, or has other wrong counts";
     StateError "state-error" Fix Fix "The volume was marked as holding errors";
+    StateNotValid "state-not-valid" Fix Fix "The volume was not marked as cleanly unmounted";
+
+    // The check as a whole.
+    RepairCycle "repair-cycle" Tell Stop "The repairs come back round after round and were given up ({name})";
+}
+
+impl Code {
+    /// Whether it is damage. Finishing what a crash interrupted, and a note that there was some, are none: a
+    /// volume with nothing else is clean, and nothing was corrected.
+    #[must_use]
+    pub fn is_damage(self) -> bool {
+        !self.is_recovery() && self != Code::StateError
+    }
+
+    /// Whether it is a step of the recovery after a crash.
+    #[must_use]
+    pub fn is_recovery(self) -> bool {
+        matches!(self, Code::JournalReplay | Code::OrphanInode | Code::OrphanTruncate | Code::OrphanPresent)
+    }
+
+    /// Whether its repair can bring no other problem to light, so that nobody need look again for its sake.
+    #[must_use]
+    pub fn is_final(self) -> bool {
+        !self.is_damage() || matches!(self, Code::FreeBlocks | Code::FreeInodes | Code::StateNotValid)
+    }
 }
 
 /// One finding. Which fields count is told by the text of its row.

@@ -15,13 +15,13 @@ use ext4_format::quota::{self, Kind, QuotaFile, Usage};
 use ext4_format::{BlockNo, FileBlock, GroupNo, Ino};
 
 use crate::alloc;
-use crate::ask::{Ask, Judge};
 use crate::context::{Context, lock};
 use crate::error::Result;
 use crate::map::Use;
 use crate::parallel;
 use crate::pass1;
 use crate::problem::{Code, Problem};
+use crate::prompt::Ask;
 
 /// A quota file larger than this is not read: it would hold more ids than a volume can have inodes.
 const LARGEST: u64 = 1 << 30;
@@ -30,7 +30,7 @@ const LARGEST: u64 = 1 << 30;
 type Used = BTreeMap<u32, (u64, u64)>;
 
 /// Compares every quota file with what is used, and writes those anew that are wrong.
-pub fn run(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
+pub fn run(ctx: &Context, ask: &mut dyn Ask) -> Result<()> {
     if !ctx.sb.ro_compat().has(RoCompat::QUOTA) {
         return Ok(());
     }
@@ -43,7 +43,7 @@ pub fn run(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
             Use::Internal => true,
             Use::Reserved => false,
             Use::Free => {
-                forget(ctx, judge, ino)?;
+                forget(ctx, ask, ino)?;
                 continue;
             }
             _ => continue,
@@ -53,8 +53,8 @@ pub fn run(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
             None => used.insert(count(ctx)?),
         };
         if there {
-            check(ctx, judge, kind, ino, &used[at])?;
-        } else if judge.ask(Problem::of(Code::QuotaFile, ino).named("no file"))? {
+            check(ctx, ask, kind, ino, &used[at])?;
+        } else if ask.ask(Problem::of(Code::QuotaFile, ino).named("no file"))? {
             let mut inode = alloc::fresh(ctx, FileType::Regular, 0o600);
             inode.links = 1;
             ctx.write_record(ino, &mut vec![0; ctx.geometry.inode_size])?;
@@ -67,8 +67,8 @@ pub fn run(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
 }
 
 /// A number that names no file in use is forgotten.
-fn forget(ctx: &Context, judge: &mut Judge<'_>, ino: Ino) -> Result<()> {
-    if judge.ask(Problem::of(Code::QuotaFile, ino).named("no file"))? {
+fn forget(ctx: &Context, ask: &mut dyn Ask, ino: Ino) -> Result<()> {
+    if ask.ask(Problem::of(Code::QuotaFile, ino).named("no file"))? {
         ctx.edit_super(|raw| {
             for field in [&mut raw.usr_quota_inum, &mut raw.grp_quota_inum, &mut raw.prj_quota_inum] {
                 if field.get() == ino.get() {
@@ -124,7 +124,7 @@ fn count(ctx: &Context) -> Result<[Used; 3]> {
     Ok(totals.into_inner().unwrap_or_default())
 }
 
-fn check(ctx: &Context, judge: &mut Judge<'_>, kind: Kind, ino: Ino, used: &Used) -> Result<()> {
+fn check(ctx: &Context, ask: &mut dyn Ask, kind: Kind, ino: Ino, used: &Used) -> Result<()> {
     let read = read(ctx, ino)?.and_then(|bytes| quota::read(&bytes, kind).map_err(|c| c.field));
     let (stated, problem) = match read {
         Ok(file) => {
@@ -145,7 +145,7 @@ fn check(ctx: &Context, judge: &mut Judge<'_>, kind: Kind, ino: Ino, used: &Used
         }
         Err(why) => (QuotaFile::empty(), Problem::of(Code::QuotaFile, ino).named(why)),
     };
-    if judge.ask(problem)? { write(ctx, kind, ino, stated, used) } else { Ok(()) }
+    if ask.ask(problem)? { write(ctx, kind, ino, stated, used) } else { Ok(()) }
 }
 
 /// The bytes of a quota file, or why it cannot be one.

@@ -12,29 +12,35 @@ use ext4_format::inode::{FileType, flag};
 use ext4_format::{BlockNo, FileBlock, Ino};
 
 use crate::alloc;
-use crate::ask::Judge;
 use crate::context::{Context, lock};
 use crate::error::Result;
 use crate::pass1;
+use crate::prompt::Prompter;
 
-/// Rebuilds what the passes asked for, or every directory that has more than one block.
-pub fn run(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
+/// Rebuilds what the passes asked for.
+pub fn run(ctx: &Context, prompter: &mut Prompter<'_>) -> Result<()> {
     let mut all: Vec<Ino> = lock(&ctx.found.rebuild).drain(..).collect();
-    if ctx.options.optimize_dirs && ctx.options.may_write() {
-        all.extend(lock(&ctx.found.dirs).keys().filter_map(|&ino| Ino::new(ino)));
-    }
     all.sort_unstable();
     all.dedup();
     let total = all.len() as u64;
     for (done, ino) in all.into_iter().enumerate() {
-        judge.progress(3, done as u64, total)?;
-        let inode = ctx.read_inode(ino)?;
-        if inode.is_dir() && !inode.has(flag::INLINE_DATA) {
-            linearize(ctx, ino)?;
-            build(ctx, ino)?;
-        }
+        prompter.progress(4, done as u64, total)?;
+        rebuild(ctx, ino)?;
     }
     Ok(())
+}
+
+/// Packs a directory and gives it an index when it is worth one.
+///
+/// # Errors
+/// The device's.
+pub fn rebuild(ctx: &Context, ino: Ino) -> Result<()> {
+    let inode = ctx.read_inode(ino)?;
+    if !inode.is_dir() || inode.has(flag::INLINE_DATA) {
+        return Ok(());
+    }
+    linearize(ctx, ino)?;
+    build(ctx, ino)
 }
 
 /// Makes an indexed directory a linear one: index blocks become empty blocks.

@@ -49,10 +49,16 @@ pub struct Report {
     pub left: u64,
     /// Whether the check was skipped because the volume says it is clean.
     pub skipped: bool,
+    /// Why a check was made that nobody asked for.
+    pub reason: Option<String>,
+    /// Mounts until the next check, when a skipped check is due soon.
+    pub next_check: Option<u16>,
     /// Whether the journal was replayed.
     pub replayed: bool,
     /// Whether anything was written.
     pub changed: bool,
+    /// Whether something was changed for the better that was not wrong.
+    pub optimized: bool,
     /// What the volume holds.
     pub usage: Usage,
 }
@@ -88,13 +94,27 @@ impl Report {
         let row = finding.problem.code.row();
         let told = row.question == Question::Tell && row.preen == Preen::Fix;
         let mild = row.preen == Preen::Mild && !finding.fixed;
-        if !told && !mild {
+        let recovered = finding.fixed && !finding.problem.code.is_damage();
+        if !told && !mild && !recovered {
             self.count += 1;
             self.left += u64::from(!finding.fixed);
         }
         if self.findings.len() < KEPT {
             self.findings.push(finding);
         }
+    }
+
+    /// Whether another round must look at what was repaired in this one.
+    pub(crate) fn needs_another_round(&self) -> bool {
+        let fixed = || self.findings.iter().filter(|finding| finding.fixed);
+        let kept = fixed().filter(|finding| finding.problem.code.is_damage()).count() as u64;
+        self.changed && (self.count - self.left > kept || fixed().any(|f| !f.problem.code.is_final()))
+    }
+
+    /// Drops findings of some kinds: they are about to be looked for again.
+    pub(crate) fn forget(&mut self, which: impl Fn(Code) -> bool) {
+        self.findings.retain(|finding| !which(finding.problem.code));
+        (self.count, self.left) = (0, 0);
     }
 
     /// A problem of an inode that was left has been dealt with in another way.
@@ -115,6 +135,8 @@ impl Report {
         self.findings.extend(later.findings);
         self.findings.truncate(KEPT);
         self.changed |= later.changed;
+        self.optimized |= later.optimized;
+        self.replayed |= later.replayed;
         self.usage = later.usage;
         self
     }

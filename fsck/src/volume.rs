@@ -6,19 +6,21 @@ use ext4_format::csum::Csum;
 use ext4_format::features::{self, Compat, Incompat, RoCompat};
 use ext4_format::geometry::Geometry;
 use ext4_format::group_desc::{GroupDesc, GroupFlags};
-use ext4_format::superblock::{MAGIC, RawSuperBlock, SUPERBLOCK_LEN, State, SuperBlock};
+use ext4_format::superblock::{
+    RawSuperBlock, SUPERBLOCK_LEN, SUPERBLOCK_OFFSET, State, SuperBlock, has_magic,
+};
 use ext4_format::{BlockNo, GroupNo, Ino};
 use zerocopy::FromBytes;
 
-use crate::ask::{Ask, Judge};
 use crate::context::{Context, lock};
 use crate::disk::Disk;
 use crate::error::{Error, Result};
-use crate::options::Options;
+use crate::options::{Mode, Options};
 use crate::problem::{Code, Problem};
+use crate::prompt::{Ask, Prompter};
 use crate::relocate;
 
-/// Features with a name that the checker cannot judge; e2fsck refuses the same.
+/// Features with a name that the checker cannot verify; e2fsck refuses the same.
 const REFUSED: [&str; 7] =
     ["compression", "journal_dev", "dirdata", "lazy_bg", "snapshot_bitmap", "snapshot", "replica"];
 
@@ -35,15 +37,18 @@ const SEARCHED: u64 = 256 << 20;
 ///
 /// # Errors
 /// No superblock anywhere, features this checker does not know, or a failing device.
-pub fn open(mut disk: Disk, options: &Options, judge: &mut Judge<'_>) -> Result<Context> {
-    let (sb, adopted) = find_super(&disk, options, judge)?;
+pub fn open(mut disk: Disk, options: &Options, prompter: &mut Prompter<'_>) -> Result<Context> {
+    let (sb, adopted) = find_super(&disk, options, prompter)?;
     refuse_unknown(&sb)?;
     let geometry = Geometry::new(&sb);
     disk.set_block_size(geometry.block_size);
     let device_blocks = disk.size() / u64::from(geometry.block_size);
     if geometry.blocks_count > device_blocks {
         let problem = Problem::new(Code::SizeBeyondDevice).values(device_blocks, geometry.blocks_count);
-        judge.ask(problem)?;
+        prompter.ask(problem)?;
+        if options.mode == Mode::Preen {
+            return Err(Error::Unexpected);
+        }
         let last = geometry.descriptor_block(geometry.desc_blocks.saturating_sub(1)).0;
         if options.may_write() || last >= device_blocks || geometry.blocks_count / 64 > device_blocks {
             return Err(Error::Unusable(format!(
@@ -52,36 +57,36 @@ pub fn open(mut disk: Disk, options: &Options, judge: &mut Judge<'_>) -> Result<
             )));
         }
     }
-    let mut descs = read_descriptors(&disk, &sb, &geometry, judge)?;
-    let homeless = relocate::judge(&sb, &geometry, &mut descs, judge)?;
-    let ctx = Context::new(disk, sb, (descs, homeless), options.clone())?;
+    let mut descs = read_descriptors(&disk, &sb, &geometry, prompter)?;
+    let needs_relocation = relocate::find_misplaced(&sb, &geometry, &mut descs, prompter)?;
+    let ctx = Context::new(disk, sb, (descs, needs_relocation), options.clone())?;
     if adopted {
         ctx.edit_super(|raw| raw.block_group_nr.set(0));
     }
-    if let Some((why, change)) = misshapen(&ctx)?
-        && judge.ask(Problem::new(Code::SuperFeatures).named(why))?
+    if let Some((why, change)) = invalid_superblock(&ctx)?
+        && prompter.ask(Problem::new(Code::SuperFeatures).named(why))?
     {
         ctx.edit_super(change);
         let sb = lock(&ctx.next_sb).encode();
-        ctx.disk.write_bytes(1024, &sb)?;
+        ctx.disk.write_bytes(SUPERBLOCK_OFFSET, &sb)?;
         // A copy that was named still has the fault.
-        return open(ctx.disk, &Options { superblock: None, ..options.clone() }, judge);
+        return open(ctx.disk, &Options { superblock: None, ..options.clone() }, prompter);
     }
-    check_features(&ctx, judge)?;
+    check_features(&ctx, prompter)?;
     if !adopted {
-        check_copies(&ctx, judge)?;
-        if ctx.homeless.is_empty() {
-            check_descriptor_copies(&ctx, judge)?;
+        check_copies(&ctx, prompter)?;
+        if ctx.needs_relocation.is_empty() {
+            check_descriptor_copies(&ctx, prompter)?;
         }
     }
     Ok(ctx)
 }
 
-/// What is wrong with a superblock, and the change that mends it.
+/// What is wrong with a superblock, and the change that repairs it.
 type Fault = (&'static str, fn(&mut RawSuperBlock));
 
 /// A fault that would have every inode judged wrongly.
-fn misshapen(ctx: &Context) -> Result<Option<Fault>> {
+fn invalid_superblock(ctx: &Context) -> Result<Option<Fault>> {
     if hides_lost_found(ctx)? {
         let why = "the first ordinary inode has a number behind that of lost+found";
         return Ok(Some((why, |raw| raw.first_ino.set(FIRST_INO))));
@@ -106,6 +111,21 @@ fn hides_lost_found(ctx: &Context) -> Result<bool> {
     }
 }
 
+/// Bytes of a block, as the first superblock says.
+pub fn block_size(device: &dyn blockdev::BlockDevice) -> Result<u32> {
+    let mut bytes = [0; SUPERBLOCK_LEN];
+    device.read_at(1024, &mut bytes)?;
+    match SuperBlock::parse(&bytes) {
+        Ok(sb) => Ok(sb.block_size()),
+        Err(corruption) => Err(Error::Unusable(format!("damaged superblock ({})", corruption.field))),
+    }
+}
+
+/// Whether the first superblock says that the journal must be replayed.
+pub fn needs_recovery(disk: &Disk) -> bool {
+    parse_at(disk, 1024).is_ok_and(|sb| sb.incompat().has(Incompat::RECOVER))
+}
+
 fn parse_at(disk: &Disk, offset: u64) -> std::result::Result<SuperBlock, String> {
     let mut bytes = [0; SUPERBLOCK_LEN];
     disk.read_bytes(offset, &mut bytes).map_err(|error| error.to_string())?;
@@ -119,22 +139,25 @@ fn first_data_block(sb: &SuperBlock) -> u32 {
     u32::from(sb.block_size() == 1024 && Geometry::new(sb).cluster_ratio == 1)
 }
 
-/// A copy of the superblock at a byte offset, if there is one and it says that it belongs there.
+/// A copy of the superblock at a byte offset, if there is one and its volume has one there. Some tools leave
+/// the number of the first group in all copies.
 fn copy_at(disk: &Disk, offset: u64) -> Option<SuperBlock> {
-    if offset == 1024 || offset.checked_add(1024)? > disk.size() {
+    if offset == SUPERBLOCK_OFFSET || offset.checked_add(1024)? > disk.size() {
         return None;
     }
     let sb = parse_at(disk, offset).ok()?;
-    let group = GroupNo(u32::from(sb.raw().block_group_nr.get()));
     let geometry = Geometry::new(&sb);
-    let place = geometry.group_first_block(group).0 * u64::from(geometry.block_size);
-    (group.0 > 0 && place == offset).then_some(sb)
+    let block_size = u64::from(geometry.block_size);
+    let (group, ahead) = geometry.locate_block(BlockNo(offset / block_size))?;
+    let stated = sb.raw().block_group_nr.get();
+    let here = offset.is_multiple_of(block_size) && ahead == 0 && group.0 > 0 && geometry.has_super(group);
+    (here && (stated == 0 || stated == group.0 as u16)).then_some(sb)
 }
 
 /// The first superblock with its checksum and its derived fields computed anew, if that makes it a sound one.
-fn mended(disk: &Disk) -> Result<Option<SuperBlock>> {
+fn repaired_primary(disk: &Disk) -> Result<Option<SuperBlock>> {
     let mut bytes = [0; SUPERBLOCK_LEN];
-    disk.read_bytes(1024, &mut bytes)?;
+    disk.read_bytes(SUPERBLOCK_OFFSET, &mut bytes)?;
     let Ok(mut raw) = RawSuperBlock::read_from_bytes(&bytes[..]) else { return Ok(None) };
     // No mkfs makes another first inode.
     raw.first_ino.set(FIRST_INO);
@@ -147,7 +170,8 @@ fn mended(disk: &Disk) -> Result<Option<SuperBlock>> {
     }
     let boot_block_apart = raw.log_block_size.get() == 0 && raw.log_cluster_size.get() == 0;
     raw.first_data_block.set(boot_block_apart.into());
-    let wide = Incompat(raw.feature_incompat.get()).has(Incompat::BIT64);
+    let incompat = Incompat(raw.feature_incompat.get());
+    let wide = incompat.has(Incompat::BIT64);
     raw.desc_size.set(if wide { 64 } else { 0 });
     let high = if wide { u64::from(raw.blocks_count_hi.get()) << 32 } else { 0 };
     let blocks = (high | u64::from(raw.blocks_count_lo.get())).checked_sub(raw.first_data_block.get().into());
@@ -156,8 +180,10 @@ fn mended(disk: &Disk) -> Result<Option<SuperBlock>> {
     if let Some(inodes) = inodes.and_then(|inodes| u32::try_from(inodes).ok()) {
         raw.inodes_count.set(inodes);
     }
-    if let Ok(sb) = SuperBlock::from_raw(raw) {
-        return Ok(Some(sb));
+    match SuperBlock::from_raw(raw) {
+        Err(fault) if fault.field == "s_first_meta_bg" => return first_meta_group(disk, raw),
+        Err(_) => {}
+        Ok(sb) => return Ok(Some(sb)),
     }
     // Or the number of all inodes is right, and that of a group is not.
     let (Ok(stated), Some(groups)) = (RawSuperBlock::read_from_bytes(&bytes[..]), groups) else {
@@ -168,15 +194,50 @@ fn mended(disk: &Disk) -> Result<Option<SuperBlock>> {
     Ok(SuperBlock::from_raw(raw).ok())
 }
 
+/// The superblock with the number of the first meta group with which most descriptors are found.
+fn first_meta_group(disk: &Disk, mut raw: RawSuperBlock) -> Result<Option<SuperBlock>> {
+    raw.first_meta_bg.set(0);
+    let Ok(first) = SuperBlock::from_raw(raw) else { return Ok(None) };
+    let mut best: Option<(usize, SuperBlock)> = None;
+    for number in [0, Geometry::new(&first).desc_blocks] {
+        raw.first_meta_bg.set(number);
+        let Ok(sb) = SuperBlock::from_raw(raw) else { continue };
+        let found = descriptors_found(disk, &sb)?;
+        if best.as_ref().is_none_or(|best| best.0 < found) {
+            best = Some((found, sb));
+        }
+    }
+    Ok(best.map(|best| best.1))
+}
+
+/// How many descriptors name places that make sense, with a right checksum.
+fn descriptors_found(disk: &Disk, sb: &SuperBlock) -> Result<usize> {
+    let (geometry, csum) = (Geometry::new(sb), Csum::new(sb));
+    let mut found = 0;
+    let mut bytes = vec![0; geometry.desc_size];
+    for group in geometry.groups() {
+        let (block, byte) = geometry.descriptor(group);
+        let offset = block.0 * u64::from(geometry.block_size) + byte as u64;
+        if offset + bytes.len() as u64 > disk.size() {
+            continue;
+        }
+        disk.read_bytes(offset, &mut bytes)?;
+        let desc = GroupDesc::decode(&bytes).ok();
+        let holds = desc.is_some_and(|desc| places_hold(sb, &geometry, group, &desc));
+        found += usize::from(holds && csum.verify_group_desc(&bytes, group).is_ok());
+    }
+    Ok(found)
+}
+
 /// Takes a copy for the superblock.
-fn adopt(sb: SuperBlock, offset: u64, why: &str, judge: &mut Judge<'_>) -> Result<(SuperBlock, bool)> {
+fn adopt(sb: SuperBlock, offset: u64, why: &str, prompter: &mut Prompter<'_>) -> Result<(SuperBlock, bool)> {
     let block = BlockNo(offset / u64::from(sb.block_size()));
-    judge.ask(Problem::new(Code::SuperDamaged).at(block).named(why))?;
+    prompter.ask(Problem::new(Code::SuperDamaged).at(block).named(why))?;
     Ok((sb, true))
 }
 
 /// The superblock to believe, and whether it is a copy put in the place of the first.
-fn find_super(disk: &Disk, options: &Options, judge: &mut Judge<'_>) -> Result<(SuperBlock, bool)> {
+fn find_super(disk: &Disk, options: &Options, prompter: &mut Prompter<'_>) -> Result<(SuperBlock, bool)> {
     if let Some(block) = options.superblock {
         let sizes: Vec<u64> = match options.block_size {
             Some(size) => vec![size.into()],
@@ -191,16 +252,20 @@ fn find_super(disk: &Disk, options: &Options, judge: &mut Judge<'_>) -> Result<(
         }
         return Err(Error::Unusable(format!("there is no superblock in block {block}")));
     }
-    let why = match parse_at(disk, 1024) {
+    let why = match parse_at(disk, SUPERBLOCK_OFFSET) {
         Ok(sb) => return Ok((sb, false)),
         Err(why) => why,
     };
+    if options.mode == Mode::Preen && matches!(why.as_str(), "s_magic" | "checksum") {
+        // What may not be an ext4 volume at all is nothing to be repaired unseen.
+        return Err(Error::Unusable(format!("bad magic number or damaged superblock ({why})")));
+    }
     for size in [4096_u64, 1024, 2048, 8192, 16384, 32768, 65536] {
         let per_group = size * 8;
         for group in [1_u64, 3, 5, 7, 9, 25, 27, 49] {
             let offset = (per_group * group + u64::from(size == 1024)).saturating_mul(size);
             if let Some(sb) = copy_at(disk, offset) {
-                return adopt(sb, offset, &why, judge);
+                return adopt(sb, offset, &why, prompter);
             }
         }
     }
@@ -210,22 +275,25 @@ fn find_super(disk: &Disk, options: &Options, judge: &mut Judge<'_>) -> Result<(
         let len = chunk.len().min((disk.size() - start) as usize);
         disk.read_bytes(start, &mut chunk[..len])?;
         for at in (0..len.saturating_sub(SUPERBLOCK_LEN)).step_by(SUPERBLOCK_LEN) {
-            let magic = chunk[at + 0x38..at + 0x3a] == MAGIC.to_le_bytes();
-            if let Some(sb) = magic.then(|| copy_at(disk, start + at as u64)).flatten() {
-                return adopt(sb, start + at as u64, &why, judge);
+            if let Some(sb) = has_magic(&chunk[at..]).then(|| copy_at(disk, start + at as u64)).flatten() {
+                return adopt(sb, start + at as u64, &why, prompter);
             }
         }
     }
     // No copy: a superblock that is wrong only in what follows from its other fields is better than none.
-    if let Some(sb) = mended(disk)? {
-        return adopt(sb, 1024, &why, judge);
+    if let Some(sb) = repaired_primary(disk)? {
+        return adopt(sb, 1024, &why, prompter);
     }
     Err(Error::Unusable(format!(
         "bad magic number or damaged superblock ({why}), and no copy was found; is this an ext2, ext3 or ext4 volume?"
     )))
 }
 
-fn refuse_unknown(sb: &SuperBlock) -> Result<()> {
+/// Refuses a volume with features, or an encoding of names, that this checker does not know.
+///
+/// # Errors
+/// [`Error::Unusable`], with their names.
+pub fn refuse_unknown(sb: &SuperBlock) -> Result<()> {
     let known = |word| {
         let judged = features::TABLE.iter().filter(|f| f.word == word && !REFUSED.contains(&f.name));
         judged.fold(0, |all, f| all | f.mask)
@@ -247,7 +315,7 @@ fn refuse_unknown(sb: &SuperBlock) -> Result<()> {
 /// The copies of the superblock against the first one, in what changes only by resizing and tuning. Features
 /// that the kernel switches on by itself stand in the first one alone. All copies are written when any
 /// differs.
-fn check_copies(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
+fn check_copies(ctx: &Context, prompter: &mut Prompter<'_>) -> Result<()> {
     let own = |sb: &SuperBlock| {
         let by_itself = RoCompat::LARGE_FILE.0 | RoCompat::DIR_NLINK.0 | RoCompat::ORPHAN_PRESENT.0;
         let features = [
@@ -269,7 +337,7 @@ fn check_copies(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
             Ok(_) => "features or sizes".to_owned(),
             Err(why) => why,
         };
-        if judge.ask(Problem::new(Code::SuperCopy).at(block).named(why))? {
+        if prompter.ask(Problem::new(Code::SuperCopy).at(block).named(why))? {
             return write_back(ctx);
         }
         break;
@@ -278,17 +346,24 @@ fn check_copies(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
 }
 
 /// Features that exclude or need each other.
-fn check_features(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
+fn check_features(ctx: &Context, prompter: &mut Prompter<'_>) -> Result<()> {
     let (compat, ro, incompat) = (ctx.sb.compat(), ctx.sb.ro_compat(), ctx.sb.incompat());
     let both_sums = ro.has(RoCompat::METADATA_CSUM) && ro.has(RoCompat::GDT_CSUM);
     let why = "metadata_csum supersedes uninit_bg; both feature bits cannot be set";
-    if both_sums && judge.ask(Problem::new(Code::SuperFeatureBits).named(why))? {
+    if both_sums && prompter.ask(Problem::new(Code::SuperFeatureBits).named(why))? {
         ctx.edit_super(|raw| {
             raw.feature_ro_compat.set(raw.feature_ro_compat.get() & !RoCompat::GDT_CSUM.0);
         });
     }
+    let narrow = incompat.has(Incompat::BIT64) && !incompat.has(Incompat::EXTENTS);
+    let why = "a 64bit volume needs the extents feature";
+    if narrow && prompter.ask(Problem::new(Code::SuperFeatureBits).named(why))? {
+        ctx.edit_super(|raw| {
+            raw.feature_incompat.set(raw.feature_incompat.get() | Incompat::EXTENTS.0);
+        });
+    }
     let mut fix = |wrong: bool, why: &str, change: &dyn Fn(&mut ext4_format::superblock::RawSuperBlock)| {
-        if wrong && judge.ask(Problem::new(Code::SuperFeatures).named(why))? {
+        if wrong && prompter.ask(Problem::new(Code::SuperFeatures).named(why))? {
             ctx.edit_super(change);
         }
         Ok::<(), Error>(())
@@ -365,7 +440,7 @@ fn places(desc: &GroupDesc) -> [BlockNo; 3] {
 
 /// The copies of the descriptors against the first ones, in the places they name. All are written when any
 /// differs.
-fn check_descriptor_copies(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
+fn check_descriptor_copies(ctx: &Context, prompter: &mut Prompter<'_>) -> Result<()> {
     let per_block = ctx.geometry.descs_per_block() as usize;
     if ctx.sb.incompat().has(Incompat::META_BG) {
         // mke2fs leaves the copies in such groups unwritten.
@@ -379,7 +454,7 @@ fn check_descriptor_copies(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
             });
             if differs {
                 let first = GroupNo((index * per_block) as u32);
-                if judge.ask(Problem::of_group(Code::DescCopy, first).at(place))? {
+                if prompter.ask(Problem::of_group(Code::DescCopy, first).at(place))? {
                     write_back(ctx)?;
                 }
                 return Ok(());
@@ -402,7 +477,20 @@ fn places_hold(sb: &SuperBlock, geometry: &Geometry, group: GroupNo, desc: &Grou
     let table = u64::from(geometry.inode_table_blocks());
     [(desc.block_bitmap, 1), (desc.inode_bitmap, 1), (desc.inode_table, table)]
         .into_iter()
-        .all(|(start, len)| may_lie(sb, geometry, group, start, len))
+        .all(|(start, len)| may_lie(sb, geometry, group, start, len) && !on_head(geometry, start, len))
+}
+
+/// Whether blocks lie on the superblock, the descriptors or what is reserved for more of them, in the groups
+/// where they begin and end.
+fn on_head(geometry: &Geometry, start: BlockNo, len: u64) -> bool {
+    let end = start.0 + len;
+    let touches = |block: u64| {
+        geometry.group_of_block(BlockNo(block)).is_some_and(|group| {
+            let (first, head) = (geometry.group_first_block(group).0, geometry.head(group).reserved.end);
+            start.0 < head && first < end
+        })
+    };
+    touches(start.0) || touches(end - 1)
 }
 
 /// The places of the copies of a block of descriptors.
@@ -428,7 +516,7 @@ fn read_descriptors(
     disk: &Disk,
     sb: &SuperBlock,
     geometry: &Geometry,
-    judge: &mut Judge<'_>,
+    prompter: &mut Prompter<'_>,
 ) -> Result<Vec<GroupDesc>> {
     let csum = Csum::new(sb);
     let mut descs = Vec::with_capacity(geometry.group_count as usize);
@@ -459,7 +547,8 @@ fn read_descriptors(
                 let copy = parse(&bytes);
                 if copy.len() == count as usize && first_bad(&copy).is_none() {
                     let group = GroupNo(first + bad as u32);
-                    judge.ask(Problem::of_group(Code::DescFromBackup, group).at(at).named("bad places"))?;
+                    prompter
+                        .ask(Problem::of_group(Code::DescFromBackup, group).at(at).named("bad places"))?;
                     block = copy.into_iter().map(|(desc, _)| (distrusted(desc), true)).collect();
                     break;
                 }
@@ -477,7 +566,8 @@ fn read_descriptors(
                         continue;
                     }
                     let group = GroupNo(first + at as u32);
-                    judge.ask(Problem::of_group(Code::DescFromBackup, group).at(place).named("checksum"))?;
+                    prompter
+                        .ask(Problem::of_group(Code::DescFromBackup, group).at(place).named("checksum"))?;
                     block[at] = (distrusted(desc), true);
                 }
             }
@@ -487,12 +577,48 @@ fn read_descriptors(
             if sum {
                 descs.push(desc);
             } else {
-                judge.ask(Problem::of_group(Code::DescChecksum, group))?;
+                prompter.ask(Problem::of_group(Code::DescChecksum, group))?;
                 descs.push(distrusted(desc));
             }
         }
     }
+    prefer_copies(disk, sb, geometry, prompter, &mut descs)?;
     Ok(descs)
+}
+
+/// Takes a copy of a block of descriptors with which fewer tables and bitmaps lie on each other.
+fn prefer_copies(
+    disk: &Disk,
+    sb: &SuperBlock,
+    geometry: &Geometry,
+    prompter: &mut Prompter<'_>,
+    descs: &mut Vec<GroupDesc>,
+) -> Result<()> {
+    let mut misplaced = relocate::count_misplaced(sb, geometry, descs);
+    let per_block = geometry.descs_per_block() as usize;
+    for index in 0..geometry.desc_blocks {
+        if misplaced == 0 {
+            return Ok(());
+        }
+        for place in copies(geometry, index) {
+            let Ok(bytes) = disk.read(place) else { continue };
+            let first = index as usize * per_block;
+            let mut with_copy = descs.clone();
+            for (at, raw) in bytes.chunks_exact(geometry.desc_size).enumerate() {
+                if let (Some(desc), Ok(copy)) = (with_copy.get_mut(first + at), GroupDesc::decode(raw)) {
+                    *desc = distrusted(copy);
+                }
+            }
+            let left = relocate::count_misplaced(sb, geometry, &with_copy);
+            if left < misplaced {
+                let group = GroupNo(first as u32);
+                prompter
+                    .ask(Problem::of_group(Code::DescFromBackup, group).at(place).named("overlapping"))?;
+                (misplaced, *descs) = (left, with_copy);
+            }
+        }
+    }
+    Ok(())
 }
 
 /// A descriptor whose hints may be stale: everything in its group must be looked at.
@@ -542,7 +668,7 @@ pub fn write_back(ctx: &Context) -> Result<()> {
             }
         }
     }
-    ctx.disk.write_bytes(1024, &sb.encode())
+    ctx.disk.write_bytes(SUPERBLOCK_OFFSET, &sb.encode())
 }
 
 /// Says that the volume needs a check, after one that did not come to its end.
@@ -550,9 +676,9 @@ pub fn write_back(ctx: &Context) -> Result<()> {
 /// # Errors
 /// The device's.
 pub fn mark_unfinished(disk: &Disk) -> Result<()> {
-    if let Ok(mut sb) = parse_at(disk, 1024) {
+    if let Ok(mut sb) = parse_at(disk, SUPERBLOCK_OFFSET) {
         sb.set_state(State(sb.state().0 & !State::VALID.0));
-        disk.write_bytes(1024, &sb.encode())?;
+        disk.write_bytes(SUPERBLOCK_OFFSET, &sb.encode())?;
     }
     disk.flush()
 }

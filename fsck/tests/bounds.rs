@@ -235,12 +235,16 @@ fn hostile() -> Vec<(&'static str, Vec<u8>)> {
 
     // Numbers as large as they can be.
     let mut forge = Forge::new("-t ext4 -b 1024 -N 4096 -O quota,^has_journal");
-    forge.inodes(4000, |_, inode| {
+    forge.inodes(4000, |number, inode| {
         inode.size = u64::MAX >> 1;
         inode.blocks = u64::MAX >> 16;
         inode.links = u16::MAX;
         inode.file_acl = BlockNo(u64::MAX >> 16);
         inode.block = [0xff; 60];
+        if number % 2 == 0 {
+            inode.flags = flag::EXTENTS;
+            inode.block[..2].copy_from_slice(&[0x0a, 0xf3]);
+        }
     });
     let before = forge.before.clone();
     for number in 12..4000 {

@@ -10,14 +10,16 @@ mod support;
 
 use std::collections::BTreeMap;
 
+use ext4_format::Ino;
 use fsck::Mode;
 use support::mutate::mutate;
 use support::{
-    Held, Kind, Rng, Volume, check, copied_little, e2fsck, e2fsck_of, filled, filled_little, fix_sum,
+    Held, Kind, Rng, Volume, check, copied_little, e2fsck, e2fsck_of, encrypted, filled, filled_little,
+    fix_sum,
 };
 
 /// Volumes of every age and feature: how they are made, their size, and how they get their files.
-const VARIANTS: [(&str, &str, Fill); 24] = [
+const VARIANTS: [(&str, &str, Fill); 28] = [
     ("-t ext4 -b 1024 -J size=1 -N 1024", "8M", Fill::Many),
     ("-t ext4 -b 1024 -J size=1 -N 1024 -O ^metadata_csum,^64bit", "8M", Fill::Many),
     ("-t ext3 -b 1024 -J size=1 -N 1024", "8M", Fill::Many),
@@ -51,6 +53,10 @@ const VARIANTS: [(&str, &str, Fill); 24] = [
     ("-t ext4 -b 4096 -N 256 -I 512 -J size=4 -O orphan_file,inline_data", "16M", Fill::Little),
     ("-t ext4 -b 1024 -N 256 -O ^has_journal,^extent,^64bit", "4M", Fill::Little),
     ("-t ext4 -b 2048 -N 512 -J size=2 -O ^flex_bg -g 2048", "8M", Fill::Little),
+    ("-t ext4 -b 1024 -N 512 -O encrypt,^has_journal", "4M", Fill::Encrypted),
+    ("-t ext4 -b 65536 -N 256 -O ^has_journal,^resize_inode", "16M", Fill::Copied),
+    ("-t ext4 -b 1024 -N 256 -O bigalloc,inline_data,ea_inode,^has_journal -C 16384", "8M", Fill::Little),
+    ("-t ext4 -b 1024 -N 128 -O ^has_journal,^resize_inode -g 1024", "16M", Fill::Little),
 ];
 
 /// One image in so many is compared for `-p` and `-n`, too.
@@ -67,6 +73,8 @@ enum Fill {
     Copied,
     /// mke2fs; one directory is case-insensitive.
     Folded,
+    /// The kernel; some files are encrypted.
+    Encrypted,
 }
 
 /// The volume of a row of [`VARIANTS`].
@@ -76,6 +84,25 @@ fn base((options, size, fill): (&str, &str, Fill)) -> Option<Vec<u8>> {
         Fill::Little => filled_little(options, size),
         Fill::Copied => Some(copied_little(options, size, false)),
         Fill::Folded => Some(copied_little(options, size, true)),
+        Fill::Encrypted => encrypted(options, size),
+    }
+}
+
+/// A volume without damage, its metadata and its files.
+struct Base {
+    image: Vec<u8>,
+    places: Vec<(u64, Kind)>,
+    files: BTreeMap<String, (Ino, Held)>,
+}
+
+impl Base {
+    fn new(variant: (&str, &str, Fill)) -> Option<Base> {
+        let (image, options) = (base(variant)?, variant.0);
+        assert_eq!(check(&image, Mode::CheckOnly).0.unwrap().left, 0, "{options}");
+        let places = Volume::new(&image).unwrap().metadata();
+        let files = Volume::new(&image).unwrap().files();
+        assert!(files.len() > 50, "{options}: {}", files.len());
+        Some(Base { image, places, files })
     }
 }
 
@@ -131,16 +158,7 @@ fn flipped_bytes_are_repaired() {
     let mut unclean = Vec::new();
     let (mut theirs_kept, mut both_kept) = (0_u64, 0_u64);
     let (mut codes, mut compared, mut preens, mut verdicts) = (0_u64, 0_u64, 0_u64, 0_u64);
-    let mut bases = Vec::new();
-    for variant in VARIANTS {
-        let options = variant.0;
-        let Some(base) = base(variant) else { return };
-        assert_eq!(check(&base, Mode::CheckOnly).0.unwrap().left, 0, "{options}");
-        let places = Volume::new(&base).unwrap().metadata();
-        let files = Volume::new(&base).unwrap().files();
-        assert!(files.len() > 50, "{options}: {}", files.len());
-        bases.push((base, places, files));
-    }
+    let mut bases: Vec<Option<Base>> = (0..VARIANTS.len()).map(|_| None).collect();
     for seed in first..first + count {
         if verbose && (seed - first) % 500 == 499 {
             eprintln!(
@@ -150,7 +168,12 @@ fn flipped_bytes_are_repaired() {
                 unclean.len()
             );
         }
-        let (base, places, files) = &bases[seed as usize % bases.len()];
+        let at = seed as usize % bases.len();
+        if bases[at].is_none() {
+            let Some(base) = Base::new(VARIANTS[at]) else { return };
+            bases[at] = Some(base);
+        }
+        let Some(Base { image: base, places, files }) = &bases[at] else { return };
         let image = damage(base, places, seed);
         if let Some(path) = std::env::var_os("REXT4_DAMAGE_KEEP") {
             std::fs::write(path, &image).unwrap();
@@ -208,14 +231,23 @@ fn flipped_bytes_are_repaired() {
                 .collect()
         };
         let (ours, theirs) = (kept(&ours), kept(&theirs));
+        let mut lost = Vec::new();
         for (path, (_, held)) in files {
             if theirs.get(path) == Some(held) {
                 theirs_kept += 1;
                 both_kept += u64::from(ours.get(path) == Some(held));
-                if verbose && ours.get(path) != Some(held) {
-                    eprintln!("seed {seed}: lost {path}");
+                if ours.get(path) != Some(held) {
+                    lost.push(path);
                 }
             }
+        }
+        if verbose && let Some(first) = lost.first() {
+            let (found, now) = (report.map(|report| report.codes()), ours.get(*first));
+            eprintln!(
+                "seed {seed}: lost {}, as {first}: {:?}\nnow {now:?}; {found:?}",
+                lost.len(),
+                files[*first].1
+            );
         }
     }
     let kept = both_kept as f64 / theirs_kept.max(1) as f64;

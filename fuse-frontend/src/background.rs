@@ -60,7 +60,7 @@ pub fn report_ready() -> Result<()> {
 
 /// Tells the waiting command why there is no mount.
 pub fn report_failure(error: &anyhow::Error) {
-    let _ = report(&format!("{error:#}").replace('\n', " "));
+    let _ = report(&blockdev::in_one_line(error.as_ref()));
 }
 
 fn report(word: &str) -> Result<()> {

@@ -5,8 +5,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use fuse_frontend::options::Options;
-use fuse_frontend::{background, server, unmounter};
-use tracing_subscriber::EnvFilter;
+use fuse_frontend::{background, log, memory, remount, server, unmounter};
 
 /// mount(8)'s exit status for a failed mount.
 const MOUNT_FAILURE: u8 = 32;
@@ -51,14 +50,9 @@ struct Args {
 }
 
 fn main() -> ExitCode {
+    blockdev::file_size_limit_is_an_error();
     if called().starts_with("umount.") {
-        return match unmounter::run(&unmounter::Args::parse()) {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(error) => {
-                eprintln!("umount.fuse.rext4: {error:#}");
-                ExitCode::from(MOUNT_FAILURE)
-            }
-        };
+        return unmounter::run(&std::env::args_os().skip(1).collect::<Vec<_>>());
     }
     let args = Args::parse();
     let default_level = match (args.debug, args.verbose) {
@@ -66,15 +60,14 @@ fn main() -> ExitCode {
         (_, true) => "info",
         _ => "warn",
     };
-    let filter = EnvFilter::try_from_env("REXT4_LOG").unwrap_or_else(|_| EnvFilter::new(default_level));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    log::start(default_level);
     match run(&args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             if background::is_server() {
                 background::report_failure(&error);
             } else {
-                eprintln!("mount.rext4: {error:#}");
+                eprintln!("mount.rext4: {}", blockdev::in_one_line(error.as_ref()));
             }
             ExitCode::from(MOUNT_FAILURE)
         }
@@ -89,13 +82,19 @@ fn called() -> String {
 }
 
 fn run(args: &Args) -> anyhow::Result<()> {
+    let words: Vec<&str> = args.options.iter().flat_map(|items| items.split(',')).collect();
+    if words.contains(&"remount") {
+        return remount::run(&args.dir, &words);
+    }
     let mut options = Options::default();
     args.options.iter().try_for_each(|items| options.apply(items))?;
     options.volume.read_only |= args.read_only && !args.writable;
+    options.must_write = args.writable;
     // fuse2fs takes one for the other.
     options.volume.read_only |= options.volume.no_recovery && called() == "fuse2fs";
     if args.foreground || args.debug || background::is_server() {
         blockdev::give_back_large();
+        memory::prepare_to_write();
         server::serve(&args.device, &args.dir, &options)
     } else {
         background::start_server()

@@ -1,6 +1,7 @@
 //! The `-o` options: which are ours, which are the kernel's mount flags, which are harmless, and
 //! which are refused with the reason. Spelled as the kernel's ext4 and fuse2fs spell them.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use blockdev::Direct;
@@ -15,7 +16,7 @@ pub struct Options {
     pub offset: u64,
     /// Let users other than the one who mounts in.
     pub allow_other: Option<bool>,
-    /// Take a read-write mount without rights of the medium as read-only instead of refusing it.
+    /// Threads that serve, where it is not one for each ring.
     pub threads: Option<usize>,
     /// Whether to bypass the host's page cache on the way to the device.
     pub dio: Direct,
@@ -31,10 +32,17 @@ pub struct Options {
     pub ring_threads: Option<usize>,
     /// With [`Transport::Ring`], keep each thread on its processor.
     pub pinned: bool,
-    /// Show every file as owned by the one who mounts, for unprivileged builders.
+    /// Give the one who mounts, and nobody else, root's rights over the volume, so that a user can build a
+    /// tree with other owners and set-id bits. Such a mount has neither devices nor set-id programs.
     pub fake_root: bool,
     /// Mount flags that FUSE itself understands.
     pub flags: Vec<Flag>,
+    /// Refuse a write-protected device instead of mounting it read-only.
+    pub must_write: bool,
+    /// Have the mount taken away when the server ends, however it ends.
+    pub auto_unmount: bool,
+    /// A file that is there as long as the server uses the volume, as fuse2fs has it.
+    pub lock_file: Option<PathBuf>,
 }
 
 /// Ways for requests to come.
@@ -93,6 +101,9 @@ pub enum OptionError {
         /// Why.
         reason: &'static str,
     },
+    /// Two options exclude each other.
+    #[error("mount options '{0}' and '{1}' exclude each other: {2}")]
+    Exclusive(&'static str, &'static str, &'static str),
 }
 
 impl Default for Options {
@@ -111,6 +122,9 @@ impl Default for Options {
             pinned: true,
             fake_root: false,
             flags: Vec::new(),
+            must_write: false,
+            auto_unmount: false,
+            lock_file: None,
         }
     }
 }
@@ -185,7 +199,6 @@ const HARMLESS: &[&str] = &[
     "usrjquota=",
     "grpjquota=",
     "fuse2fs_debug",
-    "auto_unmount",
     "blkdev",
     "kernel_cache",
     "auto_cache",
@@ -199,7 +212,6 @@ const HARMLESS: &[&str] = &[
 /// Options with a value that change nothing here.
 const HARMLESS_VALUED: &[&str] = &[
     "inode_readahead_blks",
-    "stripe",
     "journal_ioprio",
     "max_batch_time",
     "min_batch_time",
@@ -209,7 +221,6 @@ const HARMLESS_VALUED: &[&str] = &[
     "comment",
     "mb_optimize_scan",
     "max_read",
-    "lockfile",
     "entry_timeout",
     "attr_timeout",
     "negative_timeout",
@@ -238,10 +249,16 @@ const REFUSED: &[(&str, &str)] = &[
     ("nouser_xattr", "extended attributes are always available"),
 ];
 
+const FAKE_ROOT_ALONE: &str = "everybody who gets in would have root's rights over the volume";
+
 impl Options {
     /// Takes the comma-separated items of one `-o`.
     pub fn apply(&mut self, items: &str) -> Result<(), OptionError> {
-        items.split(',').filter(|item| !item.is_empty()).try_for_each(|item| self.apply_one(item))
+        items.split(',').filter(|item| !item.is_empty()).try_for_each(|item| self.apply_one(item))?;
+        match self.fake_root && self.allow_other == Some(true) {
+            true => Err(OptionError::Exclusive("fakeroot", "allow_other", FAKE_ROOT_ALONE)),
+            false => Ok(()),
+        }
     }
 
     fn apply_one(&mut self, item: &str) -> Result<(), OptionError> {
@@ -299,6 +316,7 @@ impl Options {
                 let kib: u64 = number(name, v)?;
                 vol.max_dir_size = (kib > 0).then_some(kib.saturating_mul(1024));
             }
+            ("stripe", Some(v)) => vol.stripe = Some(number(name, v)?),
             ("offset", Some(v)) => {
                 self.offset = size(name, v)?;
                 if !self.offset.is_multiple_of(512) {
@@ -336,6 +354,9 @@ impl Options {
                 self.allow_other = Some(true);
                 self.flags.extend([Flag::Dev, Flag::Suid]);
             }
+            ("auto_unmount", None) => self.auto_unmount = true,
+            ("noauto_unmount", None) => self.auto_unmount = false,
+            ("lockfile", Some(v)) if !v.is_empty() => self.lock_file = Some(v.into()),
             ("dev", None) => self.flags.push(Flag::Dev),
             ("nodev", None) => self.flags.push(Flag::NoDev),
             ("suid", None) => self.flags.push(Flag::Suid),
@@ -428,6 +449,18 @@ mod tests {
         assert!(said("frobnicate").contains("unknown mount option 'frobnicate'"));
         assert!(said("commit=soon").contains("'soon' is not a number"));
         assert!(said("offset=12").contains("'12' is not a multiple of 512"));
+    }
+
+    #[test]
+    fn fakeroot_is_for_one_alone() {
+        for items in ["fakeroot", "kernel,noallow_other,fakeroot,suid,dev", "fakeroot,noallow_other"] {
+            assert!(parsed(items).unwrap().fake_root, "{items}");
+        }
+        for items in ["fakeroot,allow_other", "allow_other,fakeroot", "kernel,fakeroot"] {
+            assert!(parsed(items).unwrap_err().to_string().contains("allow_other"), "{items}");
+        }
+        let mut options = parsed("allow_other").unwrap();
+        assert!(options.apply("fakeroot").is_err(), "by another -o");
     }
 
     #[test]

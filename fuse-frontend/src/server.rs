@@ -1,23 +1,28 @@
 //! One mount from beginning to end: open, recover, mount, serve, unmount.
 
+use std::io::Write as _;
 use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::FileTypeExt as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use blockdev::{BlockDevice, Direct, Env, FileDevice, OpenOptions};
+use blockdev::{BlockDevice, Direct, FileDevice, OpenOptions};
 use fs_core::{Filesystem, MountOptions};
 use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::{SigSet, Signal};
 use parking_lot::Mutex;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
+use crate::auto_unmount::Watcher;
 use crate::doors::Ended;
+use crate::lock_file::LockFile;
 use crate::options::Options;
+use crate::remount::Follower;
 use crate::session::Preparation;
-use crate::{background, mountpoint};
+use crate::{background, log, mountpoint};
 
 /// How long requests that are under way may take to end after a signal.
 const GRACE: Duration = Duration::from_secs(5);
@@ -43,7 +48,7 @@ impl Volume {
     pub fn end(&self) {
         let mut ended = self.ended.lock();
         if ended.is_none() {
-            *ended = Some(self.fs.unmount());
+            *ended = Some(self.fs.close());
             (self.unlock)();
         }
     }
@@ -51,12 +56,16 @@ impl Volume {
 
 /// Serves the volume on `device` at `dir` until it is unmounted or the process is told to end.
 pub fn serve(device: &Path, dir: &Path, options: &Options) -> Result<()> {
-    mountpoint::check(dir)?;
-    let dir = dir.canonicalize().with_context(|| format!("mount point {}", dir.display()))?;
+    let dir = mountpoint::prepare(dir)?;
+    let _lock_file = options.lock_file.as_deref().map(LockFile::create).transpose()?;
     let device = device.canonicalize().with_context(|| format!("{}", device.display()))?;
+    log::name_volume(&device);
+    let mut options = options.clone();
+    adapt_to_device(&device, &mut options);
+    let options = &options;
     let signals = block_signals()?;
     let mut how = OpenOptions {
-        read_only: options.volume.read_only,
+        read_only: options.volume.read_only && !options.volume.recover_on_device,
         offset: options.offset,
         direct: options.dio,
         exclusive: true,
@@ -64,7 +73,7 @@ pub fn serve(device: &Path, dir: &Path, options: &Options) -> Result<()> {
     };
     let mut preparation = Preparation::new(&device, &dir, options, &how)?;
     how.mounted = preparation.has_claimed();
-    let dev = blockdev::open(&device, &how)?;
+    let dev = blockdev::open_when_free(&device, &how, say)?;
     log_choice(&device, &dev, options.dio);
     if dev.is_direct() {
         preparation.expect_waiting();
@@ -80,6 +89,32 @@ pub fn serve_device(dev: Arc<dyn BlockDevice>, name: &Path, dir: &Path, options:
     run(dev, Box::new(|| ()), Preparation::of_file(name, dir, options), dir, options, &signals)
 }
 
+/// Has a device that cannot be written mounted read-only, as mount(8) does; and a block device that is mounted
+/// read-only, but could be written, recovered as the kernel does. An image file is not touched then.
+fn adapt_to_device(device: &Path, options: &mut Options) {
+    let is_block = device.metadata().is_ok_and(|m| m.file_type().is_block_device());
+    let is_protected = blockdev::is_write_protected(device);
+    if is_protected && !options.volume.read_only && !options.must_write {
+        warn!("{}: source write-protected, mounted read-only", device.display());
+        options.volume.read_only = true;
+    }
+    options.volume.recover_on_device =
+        options.volume.read_only && is_block && !is_protected && !options.volume.no_recovery;
+    if let Some(limit) = blockdev::file_size_limit()
+        && !options.volume.read_only
+        && device.metadata().is_ok_and(|m| m.is_file() && m.len() > limit)
+    {
+        warn!(
+            "the limit on the size of files (ulimit -f, {limit} bytes) is below the image's: writes will fail"
+        );
+    }
+}
+
+/// Tells whoever waits for the mount.
+pub fn say(text: &str) {
+    let _ = writeln!(std::io::stderr(), "mount.rext4: {text}");
+}
+
 /// Mounts, serves and unmounts. `unlock` lets others have the device.
 fn run(
     dev: Arc<dyn BlockDevice>,
@@ -91,8 +126,8 @@ fn run(
 ) -> Result<()> {
     let name = preparation.device().to_owned();
     let how = MountOptions { mount_point: dir.as_os_str().as_bytes().to_vec(), ..options.volume.clone() };
-    let fs = Filesystem::mount(dev, how, Env::system())
-        .with_context(|| format!("cannot mount {}", name.display()))?;
+    let opened = fs_core::OpenOptions::new().mount_options(how).open_device(dev);
+    let fs = opened.with_context(|| format!("cannot mount {}", name.display()))?;
     let volume = Arc::new(Volume { fs, unlock, ended: Mutex::default() });
     let served = serve_mounted(&volume, preparation, dir, options, signals);
     volume.end();
@@ -130,6 +165,10 @@ fn serve_mounted(
         let _ = tell.send(Event::SessionEnded(ended));
     };
     let mut session = preparation.start(volume, options, Arc::new(on_end))?;
+    let _follower = Follower::start(&volume.fs, dir).inspect_err(|error| {
+        debug!(%error, "remounts are not followed");
+    });
+    let _watcher = options.auto_unmount.then(|| Watcher::start(dir)).transpose().context("auto_unmount")?;
     mountpoint::raise_read_ahead(dir, READ_AHEAD_KIB);
     if background::is_server() {
         background::report_ready()?;

@@ -26,7 +26,7 @@ use crate::doors::ring::{Layout, Rings, possible_processors};
 use crate::doors::wire::abi::init;
 use crate::doors::{self, Ended, Part};
 use crate::options::{Flag, Options, Transport};
-use crate::server::Volume;
+use crate::server::{self, Volume};
 use crate::service::Service;
 
 /// How many requests a device shall have at once, if there are threads for them.
@@ -69,7 +69,7 @@ impl Preparation {
         let mut preparation = Preparation::of_file(device, dir, options);
         let is_block = device.metadata().is_ok_and(|m| m.file_type().is_block_device());
         if is_block && preparation.transport != Transport::Fuser && rustix::process::geteuid().is_root() {
-            drop(blockdev::open(device, how)?);
+            drop(blockdev::open_when_free(device, how, server::say)?);
             match Mount::block_device(dir, &preparation.wish(options, options.volume.read_only)) {
                 Ok(mount) => preparation.mount = Some(mount),
                 // Not every kernel has this type; without it umount(8) does not wait.
@@ -131,7 +131,7 @@ impl Preparation {
             mount.make_read_only().context("making the mount read-only")?;
         }
         let also = if rings.is_some() { init::OVER_IO_URING } else { 0 };
-        let capabilities = shake_hands(mount.device(), wanted(options.async_dio) | also)
+        let capabilities = shake_hands(mount.device(), wanted(options.async_dio, options.fake_root) | also)
             .context("shaking hands with the kernel")?;
         let volume = volume.clone();
         let dispatch = Dispatch::new(Arc::new(service), Box::new(move || volume.end()));
@@ -140,6 +140,7 @@ impl Preparation {
         let part = Part {
             device,
             old_pages: OldPages::new(&reserve, move |range| notifier.drop_pages(range))?,
+            caller_memory: Arc::default(),
             reserve,
             dispatch: Arc::new(dispatch),
             capabilities,
@@ -215,7 +216,15 @@ impl Preparation {
                 Flag::Dev | Flag::Suid => {}
             }
         }
-        Wish { source: self.device.clone(), flags, allow_other: options.allow_other.unwrap_or(is_root) }
+        if options.fake_root {
+            flags |= MountFlags::NODEV | MountFlags::NOSUID;
+        }
+        Wish {
+            source: self.device.clone(),
+            flags,
+            allow_other: options.allow_other.unwrap_or(is_root) && !options.fake_root,
+            default_permissions: !options.fake_root,
+        }
     }
 }
 
@@ -234,31 +243,28 @@ fn session_config(device: &Path, options: &Options, writable: bool) -> fuser::Co
     let mut mount_options = vec![
         M::FSName(PathBuf::from(device).to_string_lossy().into_owned()),
         M::Subtype("rext4".into()),
-        M::DefaultPermissions,
         if writable { M::RW } else { M::RO },
     ];
     // A volume that root mounts has device nodes and set-user-id programs, as with the kernel's ext4.
-    if is_root && !options.flags.contains(&Flag::NoDev) {
-        mount_options.push(M::Dev);
-    }
-    if is_root && !options.flags.contains(&Flag::NoSuid) {
-        mount_options.push(M::Suid);
+    let has = |flag| is_root && !options.fake_root && !options.flags.contains(flag);
+    mount_options.push(if has(&Flag::NoDev) { M::Dev } else { M::NoDev });
+    mount_options.push(if has(&Flag::NoSuid) { M::Suid } else { M::NoSuid });
+    if !options.fake_root {
+        mount_options.push(M::DefaultPermissions);
     }
     for flag in &options.flags {
         mount_options.extend(match flag {
-            Flag::NoDev => Some(M::NoDev),
-            Flag::NoSuid => Some(M::NoSuid),
             Flag::Exec => Some(M::Exec),
             Flag::NoExec => Some(M::NoExec),
             Flag::Sync => Some(M::Sync),
             Flag::DirSync => Some(M::DirSync),
             Flag::NoAtime => Some(M::NoAtime),
-            Flag::Dev | Flag::Suid => None,
+            Flag::Dev | Flag::NoDev | Flag::Suid | Flag::NoSuid => None,
         });
     }
     let mut config = fuser::Config::default();
     config.mount_options = mount_options;
-    config.acl = match options.allow_other.unwrap_or(is_root) {
+    config.acl = match options.allow_other.unwrap_or(is_root) && !options.fake_root {
         true => fuser::SessionACL::All,
         false => fuser::SessionACL::Owner,
     };

@@ -1,5 +1,6 @@
 //! The command line as mke2fs spells it, turned into [`mkfs::Options`].
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -8,6 +9,8 @@ use clap::Parser;
 use ext4_format::superblock::OnError;
 use mkfs::{Kind, Options, Usage, size_in_bytes};
 use uuid::Uuid;
+
+use crate::build::{Build, BuildArgs};
 
 /// Create an ext2, ext3 or ext4 filesystem, with the defaults of mke2fs 1.47.
 #[derive(Parser, Debug)]
@@ -81,13 +84,23 @@ pub struct Args {
     /// Usage types: floppy, small, default, big, huge, news, largefile, largefile4
     #[arg(short = 'T', value_name = "usage-type", value_delimiter = ',')]
     usage: Vec<String>,
-    /// Not supported: copying a directory into the new filesystem
-    #[arg(short = 'd', value_name = "root-directory")]
-    root_directory: Option<PathBuf>,
+    /// What the filesystem shall hold: a folder, a tar archive (plain, gzip, zstd, xz), - for an archive on
+    /// standard input, or oci:PATH[:TAG] for a container image; several are stacked in order
+    #[arg(short = 'd', value_name = "tree")]
+    trees: Vec<OsString>,
+    #[command(flatten)]
+    build: BuildArgs,
     /// A block device or an image file
     device: PathBuf,
     /// Size in blocks, or with a suffix: s, K, M, G, T
     size: Option<String>,
+}
+
+impl Args {
+    /// Whether results and errors are for a program.
+    pub fn wants_json(&self) -> bool {
+        self.build.json
+    }
 }
 
 /// What to do.
@@ -106,15 +119,20 @@ pub struct Job {
     pub quiet: bool,
     /// Say more.
     pub verbose: bool,
+    /// Reserved blocks, if they were given.
+    pub reserved_percent: Option<f64>,
+    /// The time that the environment pins.
+    pub time: Option<u64>,
+    /// Owner of the root directory, if it was given.
+    pub root_owner: Option<(u32, u32)>,
     /// What the user should know before anything else.
     pub notes: Vec<String>,
+    /// The tree that the volume shall hold, if any.
+    pub build: Option<Build>,
 }
 
 /// Understands the command line.
 pub fn job(args: &Args) -> Result<Job> {
-    if args.root_directory.is_some() {
-        bail!("-d is not supported: mount the new filesystem and copy into it");
-    }
     let kind = match args.kind.as_str() {
         "ext2" => Kind::Ext2,
         "ext3" => Kind::Ext3,
@@ -152,7 +170,7 @@ pub fn job(args: &Args) -> Result<Job> {
         options.label = label.as_bytes().to_vec();
     }
     options.last_mounted = args.last_mounted.as_deref().unwrap_or_default().as_bytes().to_vec();
-    options.uuid = Some(args.uuid.as_deref().map_or_else(|| Ok(random()), uuid)?);
+    options.uuid = args.uuid.as_deref().map(uuid).transpose()?;
     if args.with_journal {
         options.features.push("has_journal".to_owned());
     }
@@ -167,6 +185,12 @@ pub fn job(args: &Args) -> Result<Job> {
     for option in &args.extended {
         extended(option, &mut options, &mut offset)?;
     }
+    let named = args.extended.iter().any(|option| option.starts_with("root_owner"));
+    let root_owner = named.then_some(options.root_owner);
+    let build = args.build.job(&args.trees)?;
+    if build.is_none() {
+        options.uuid = options.uuid.or_else(|| Some(random()));
+    }
     let unit = args.block_size.unwrap_or(1024);
     options.size = args.size.as_deref().map(|text| size_in_bytes(text, unit)).transpose()?;
     Ok(Job {
@@ -178,6 +202,10 @@ pub fn job(args: &Args) -> Result<Job> {
         quiet: args.quiet,
         verbose: args.verbose,
         notes,
+        reserved_percent: args.reserved_percent,
+        time: pinned_time()?,
+        root_owner,
+        build,
     })
 }
 
@@ -250,10 +278,15 @@ fn uuid(text: &str) -> Result<[u8; 16]> {
 
 /// The moment written into the volume: now, unless the environment pins it for reproducible images.
 fn now() -> Result<u64> {
+    let now = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    Ok(pinned_time()?.unwrap_or_else(now))
+}
+
+fn pinned_time() -> Result<Option<u64>> {
     for variable in ["E2FSPROGS_FAKE_TIME", "SOURCE_DATE_EPOCH"] {
         if let Ok(text) = std::env::var(variable) {
-            return number(&text, variable);
+            return number(&text, variable).map(Some);
         }
     }
-    Ok(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs())
+    Ok(None)
 }

@@ -9,7 +9,7 @@ pub enum Error {
     /// The options contradict each other, the device or the format. The text says how.
     #[error("{0}")]
     Options(String),
-    /// The device is too small for a filesystem of this shape.
+    /// The device is too small for a filesystem of this layout.
     #[error("too small: {blocks} blocks of {block_size} bytes do not hold a filesystem")]
     TooSmall {
         /// Blocks there are.

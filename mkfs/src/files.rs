@@ -10,9 +10,9 @@ use ext4_format::{BlockNo, GroupNo, Ino, indirect, jbd2, orphan};
 use zerocopy::little_endian::{U16, U32, U64};
 
 use crate::error::{Error, Result};
+use crate::layout::Layout;
 use crate::mapping::{Mapped, map};
 use crate::options::Options;
-use crate::shape::Shape;
 use crate::volume::Volume;
 
 /// lost+found is made large enough that fsck need not grow it.
@@ -21,24 +21,38 @@ const LOST_AND_FOUND_BYTES: usize = 16 * 1024;
 /// A newcomer waits at least this many seconds before it believes that nobody has the volume mounted.
 const MMP_MIN_CHECK: u16 = 5;
 
-/// Lays the volume out with all its files.
-pub fn build(shape: &Shape, options: &Options) -> Result<Volume> {
-    let mut volume = Volume::new(shape.superblock)?;
-    bad_blocks_inode(&mut volume, options);
+/// Lays an empty volume out with all its files.
+pub fn build(layout: &Layout, options: &Options) -> Result<Volume> {
+    let mut volume = Volume::new(layout.superblock)?;
     directories(&mut volume, options)?;
+    // Behind the first group's metadata, were it all in one piece: where mke2fs looks.
+    let geometry = volume.geometry();
+    let metadata = 2 + geometry.reserved_gdt_blocks + geometry.desc_blocks + geometry.inode_table_blocks();
+    let goal = u64::from(geometry.first_data_block + metadata);
+    system_files(volume, layout, options, goal)
+}
+
+/// Lays a volume out with the files that have no name: what else it holds comes from elsewhere.
+pub fn reserved(layout: &Layout, options: &Options) -> Result<Volume> {
+    // No gap is left in front of what comes first.
+    system_files(Volume::new(layout.superblock)?, layout, options, 0)
+}
+
+fn system_files(mut volume: Volume, layout: &Layout, options: &Options, goal: u64) -> Result<Volume> {
+    bad_blocks_inode(&mut volume, options);
     if volume.superblock.compat().has(Compat::RESIZE_INODE) {
-        resize_inode(&mut volume, options)?;
+        resize_inode(&mut volume, options, goal)?;
     }
     let mut overhead = volume.overhead();
-    if shape.journal_blocks > 0 {
-        journal(&mut volume, shape, options)?;
-        overhead += u64::from(shape.journal_blocks);
+    if layout.journal_blocks > 0 {
+        journal(&mut volume, layout, options)?;
+        overhead += u64::from(layout.journal_blocks);
     }
     if volume.superblock.incompat().has(Incompat::MMP) {
         mmp(&mut volume, options)?;
     }
-    if shape.orphan_blocks > 0 {
-        orphan_file(&mut volume, shape, options)?;
+    if layout.orphan_blocks > 0 {
+        orphan_file(&mut volume, layout, options)?;
     }
     volume.superblock.edit(|raw| raw.overhead_blocks = U32::new(u32::try_from(overhead).unwrap_or(0)))?;
     Ok(volume)
@@ -130,14 +144,11 @@ fn first_ino(superblock: &SuperBlock, n: u32) -> Result<Ino> {
 /// is a block's index among all descriptor blocks, to each one of the first group, and that one, used as an
 /// indirect block, to its copies in the backup groups (kernel documentation, ext4 "Special inodes" and
 /// `resize.c`'s rules).
-fn resize_inode(volume: &mut Volume, options: &Options) -> Result<()> {
+fn resize_inode(volume: &mut Volume, options: &Options, goal: u64) -> Result<()> {
     let geometry = *volume.geometry();
     let block_size = volume.block_size();
     let pointers = block_size / 4;
     let head = geometry.head(GroupNo(0));
-    // Behind the first group's metadata, were it all in one piece: where mke2fs looks.
-    let metadata = 2 + geometry.reserved_gdt_blocks + geometry.desc_blocks + geometry.inode_table_blocks();
-    let goal = u64::from(geometry.first_data_block + metadata);
     let double = volume.free_run(goal, 1, "the resize inode")?.start;
     volume.take(double, 1);
     let mut double_bytes = vec![0; block_size];
@@ -185,16 +196,16 @@ fn journal_goal(volume: &Volume) -> u64 {
     geometry.group_first_block(GroupNo(best)).0
 }
 
-fn journal(volume: &mut Volume, shape: &Shape, options: &Options) -> Result<()> {
+fn journal(volume: &mut Volume, layout: &Layout, options: &Options) -> Result<()> {
     let goal = if volume.has_extents() { journal_goal(volume) } else { volume.goal_of(Ino::JOURNAL) };
-    let mapped = map(volume, Ino::JOURNAL, goal, shape.journal_blocks, "the journal")?;
+    let mapped = map(volume, Ino::JOURNAL, goal, layout.journal_blocks, "the journal")?;
     let block_size = volume.block_size();
-    let size = u64::from(shape.journal_blocks) * block_size as u64;
+    let size = u64::from(layout.journal_blocks) * block_size as u64;
     // The first mount that uses fast commits sets the journal's own feature bit.
     let superblock = jbd2::SuperBlock::new(
         block_size as u32,
-        shape.journal_blocks,
-        shape.fast_commit_blocks,
+        layout.journal_blocks,
+        layout.fast_commit_blocks,
         volume.superblock.uuid(),
     );
     let mut bytes = vec![0; block_size];
@@ -206,28 +217,22 @@ fn journal(volume: &mut Volume, shape: &Shape, options: &Options) -> Result<()> 
     let inode = new_inode(volume, options, 0o100_600, size, &mapped);
     volume.put_inode(Ino::JOURNAL, &inode);
 
-    let mut words = [0; 17];
-    for (word, bytes) in words.iter_mut().zip(mapped.area.chunks_exact(4)) {
-        *word = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
-    }
-    words[15] = (size >> 32) as u32;
-    words[16] = size as u32;
-    volume.superblock.set_journal_backup(words);
+    volume.superblock.set_journal_backup(inode.journal_backup());
     volume.superblock.edit(|raw| raw.journal_inum = U32::new(Ino::JOURNAL.get()))?;
     Ok(())
 }
 
-fn orphan_file(volume: &mut Volume, shape: &Shape, options: &Options) -> Result<()> {
+fn orphan_file(volume: &mut Volume, layout: &Layout, options: &Options) -> Result<()> {
     let ino = first_ino(&volume.superblock, 1)?;
     let goal = u64::from(volume.geometry().first_data_block);
-    let mapped = map(volume, ino, goal, shape.orphan_blocks, "the orphan file")?;
+    let mapped = map(volume, ino, goal, layout.orphan_blocks, "the orphan file")?;
     for number in mapped.runs.iter().cloned().flatten() {
         let mut bytes = vec![0; volume.block_size()];
         orphan::init(&mut bytes);
         volume.csum().set_orphan_block(&mut bytes, BlockNo(number), ino, 0);
         volume.put_block(number, bytes);
     }
-    let size = u64::from(shape.orphan_blocks) * volume.block_size() as u64;
+    let size = u64::from(layout.orphan_blocks) * volume.block_size() as u64;
     let inode = new_inode(volume, options, 0o100_600, size, &mapped);
     volume.put_inode(ino, &inode);
     volume.superblock.edit(|raw| raw.orphan_file_inum = U32::new(ino.get()))?;

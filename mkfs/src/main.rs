@@ -1,5 +1,6 @@
 //! `mkfs.rext4`: the command line around [`mkfs::format`], in the manner of mke2fs.
 
+mod build;
 mod cli;
 mod show;
 
@@ -11,33 +12,33 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 use blockdev::{BlockDevice, OpenOptions};
 use clap::Parser;
-use mkfs::{Shape, format_watched, probe};
+use mkfs::{Layout, format_watched, probe};
 
 use cli::{Args, Job};
 
 fn main() -> ExitCode {
-    match cli::job(&Args::parse()).and_then(|job| run(&job)) {
+    blockdev::file_size_limit_is_an_error();
+    let args = Args::parse();
+    match cli::job(&args).and_then(|job| run(&job)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("mkfs.rext4: {}", in_one_line(&error));
+            let line = blockdev::in_one_line(error.as_ref());
+            eprintln!("mkfs.rext4: {line}");
+            if args.wants_json() {
+                println!("{}", serde_json::json!({ "error": line }));
+            }
             ExitCode::FAILURE
         }
     }
-}
-
-/// An error and its causes; a cause that its effect already quotes is not said twice.
-fn in_one_line(error: &anyhow::Error) -> String {
-    error.chain().map(ToString::to_string).fold(String::new(), |line, cause| match line.as_str() {
-        "" => cause,
-        line if line.ends_with(&cause) => line.to_owned(),
-        line => format!("{line}: {cause}"),
-    })
 }
 
 fn run(job: &Job) -> Result<()> {
     let path = job.device.as_path();
     for note in &job.notes {
         eprintln!("mkfs.rext4: {note}");
+    }
+    if let Some(build) = &job.build {
+        return build::run(job, build);
     }
     let missing = !path.exists();
     if missing && job.options.size.is_none() {
@@ -46,9 +47,9 @@ fn run(job: &Job) -> Result<()> {
     if missing || is_short_file(path, job) {
         // The plan comes first: nothing is created for options that cannot be met.
         let size = job.options.size.unwrap_or(0);
-        let shape = Shape::new(&job.options, size, 512)?;
+        let layout = Layout::new(&job.options, size, 512)?;
         if job.dry_run {
-            return show::plan(job, &shape);
+            return show::plan(job, &layout);
         }
         if missing && !job.quiet {
             println!("Creating regular file {}", path.display());
@@ -63,17 +64,18 @@ fn run(job: &Job) -> Result<()> {
         exclusive: !job.dry_run,
         ..OpenOptions::default()
     };
-    let device = blockdev::open(path, &how)?;
+    let wait = |text: &str| eprintln!("mkfs.rext4: {text}");
+    let device = blockdev::open_when_free(path, &how, wait)?;
     let geometry = device.geometry();
-    let shape = Shape::new(&job.options, geometry.size, geometry.logical_sector)?;
+    let layout = Layout::new(&job.options, geometry.size, geometry.logical_sector)?;
     if job.dry_run {
-        return show::plan(job, &shape);
+        return show::plan(job, &layout);
     }
     if let Some(found) = probe::probe(&*device).context("cannot read the device")? {
         may_overwrite(job, &found)?;
     }
     if !job.quiet {
-        show::plan(job, &shape)?;
+        show::plan(job, &layout)?;
     }
     let mut progress = show::Progress::new(job.quiet);
     let report =

@@ -1,5 +1,7 @@
 //! What a caller may ask for, and the defaults of mke2fs 1.47's own configuration file.
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use ext4_format::features::{Compat, Incompat, RoCompat, Word, by_name};
 use ext4_format::superblock::OnError;
 
@@ -211,6 +213,14 @@ pub struct Options {
     pub mmp_interval: u16,
     /// The moment written into the volume, in seconds since 1970.
     pub now: u64,
+}
+
+/// An ext4 made now, by the system's clock.
+impl Default for Options {
+    fn default() -> Self {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Options::new(Kind::Ext4, now.as_secs())
+    }
 }
 
 impl Options {

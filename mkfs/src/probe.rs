@@ -60,8 +60,7 @@ pub fn probe(device: &dyn BlockDevice) -> blockdev::Result<Option<String>> {
 
 fn ext_filesystem(bytes: &[u8; SUPERBLOCK_LEN]) -> Option<String> {
     // A damaged superblock is still somebody's filesystem.
-    let magic = u16::from_le_bytes([bytes[0x38], bytes[0x39]]);
-    if magic != ext4_format::superblock::MAGIC {
+    if !ext4_format::superblock::has_magic(bytes) {
         return None;
     }
     let Ok(sb) = SuperBlock::parse(bytes) else { return Some("a damaged ext2/3/4 filesystem".to_owned()) };

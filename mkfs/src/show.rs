@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use indicatif::{ProgressBar, ProgressStyle};
-use mkfs::{Shape, Step};
+use mkfs::{Layout, Step};
 use uuid::Uuid;
 
 use crate::cli::Job;
@@ -14,14 +14,14 @@ use crate::cli::Job;
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Shows what would be made.
-pub fn plan(job: &Job, shape: &Shape) -> Result<()> {
-    let sb = &shape.superblock;
+pub fn plan(job: &Job, layout: &Layout) -> Result<()> {
+    let sb = &layout.superblock;
     let mut out = std::io::stdout().lock();
-    for note in &shape.notes {
+    for note in &layout.notes {
         writeln!(out, "{note}")?;
     }
     if job.verbose {
-        let geometry = shape.geometry();
+        let geometry = layout.geometry();
         let (stride, stripe) = sb.raid();
         writeln!(out, "Filesystem label={}", String::from_utf8_lossy(sb.volume_name()))?;
         writeln!(out, "OS type: Linux")?;
@@ -49,7 +49,7 @@ pub fn plan(job: &Job, shape: &Shape) -> Result<()> {
     if sb.uuid() != [0; 16] {
         writeln!(out, "Filesystem UUID: {}", Uuid::from_bytes(sb.uuid()))?;
     }
-    let backups = shape.backups();
+    let backups = layout.backups();
     if !backups.is_empty() {
         write!(out, "Superblock backups stored on blocks: ")?;
         write_wrapped(&mut out, &backups)?;
@@ -79,18 +79,38 @@ pub struct Progress {
     quiet: bool,
     current: Option<(Step, Instant)>,
     bar: Option<ProgressBar>,
+    reading: Option<ProgressBar>,
 }
 
 impl Progress {
     /// Shows nothing when `quiet`.
     pub fn new(quiet: bool) -> Progress {
-        Progress { quiet, current: None, bar: None }
+        Progress { quiet, current: None, bar: None, reading: None }
+    }
+
+    /// So many names were read.
+    pub fn names(&mut self, names: u64) {
+        if self.quiet {
+            return;
+        }
+        let bar = self.reading.get_or_insert_with(|| {
+            let style = ProgressStyle::with_template("{msg} {pos} names ({per_sec})");
+            let bar = ProgressBar::no_length().with_message("Reading the tree:");
+            match style {
+                Ok(style) => bar.with_style(style),
+                Err(_) => bar,
+            }
+        });
+        bar.set_position(names);
     }
 
     /// `done` of `total` in a step.
     pub fn at(&mut self, step: Step, done: u64, total: u64) {
         if self.quiet {
             return;
+        }
+        if let Some(bar) = self.reading.take() {
+            bar.finish_and_clear();
         }
         let since = match self.current {
             Some((current, since)) if current == step => since,
@@ -110,7 +130,10 @@ impl Progress {
             bar.set_position(done);
         } else if since.elapsed() > PATIENCE {
             // indicatif draws nothing where there is no terminal.
-            let style = ProgressStyle::with_template("{msg} {wide_bar} {percent}%");
+            let style = ProgressStyle::with_template(match step {
+                Step::Files => "{msg} {wide_bar} {bytes}/{total_bytes} ({bytes_per_sec})",
+                _ => "{msg} {wide_bar} {percent}%",
+            });
             let bar = ProgressBar::new(total).with_message(label(step));
             self.bar = Some(match style {
                 Ok(style) => bar.with_style(style),
@@ -123,6 +146,7 @@ impl Progress {
 fn label(step: Step) -> String {
     match step {
         Step::Discard => "Discarding device blocks".to_owned(),
+        Step::Files => "Copying files".to_owned(),
         Step::InodeTables => "Writing inode tables".to_owned(),
         Step::Journal(blocks) => format!("Creating journal ({blocks} blocks)"),
         Step::Accounting => "Writing superblocks and filesystem accounting information".to_owned(),

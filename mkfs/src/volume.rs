@@ -21,12 +21,31 @@ pub struct Volume {
     pub zeroed: Vec<Range<u64>>,
     geometry: Geometry,
     csum: Csum,
-    layout: InodeLayout,
+    inode_layout: InodeLayout,
     plans: Vec<GroupPlan>,
     used: UsedBlocks,
     inodes: BTreeMap<u32, Vec<u8>>,
     directories: Vec<Ino>,
     blocks: BTreeMap<u64, Vec<u8>>,
+    contents: Contents,
+}
+
+/// Inodes that somebody else keeps and writes: those of a tree, with numbers in a row.
+#[derive(Clone, Debug, Default)]
+pub struct Contents {
+    /// First number.
+    pub first: u32,
+    /// One past the last.
+    pub end: u32,
+    /// How many directories each group has among them.
+    pub directories: Vec<u32>,
+}
+
+impl Contents {
+    fn in_range(&self, first: u32, last: u32) -> Range<u32> {
+        let range = self.first.max(first)..self.end.min(last + 1);
+        if range.start < range.end { range } else { 0..0 }
+    }
 }
 
 impl Volume {
@@ -39,12 +58,13 @@ impl Volume {
             zeroed: Vec::new(),
             geometry,
             csum: Csum::new(&superblock),
-            layout: InodeLayout::new(&superblock),
+            inode_layout: InodeLayout::new(&superblock),
             plans,
             used,
             inodes: BTreeMap::new(),
             directories: Vec::new(),
             blocks: BTreeMap::new(),
+            contents: Contents::default(),
         };
         for ino in (1..superblock.first_ino()).filter_map(Ino::new) {
             let mut bytes = vec![0; geometry.inode_size];
@@ -100,6 +120,64 @@ impl Volume {
         Ok(run.start..run.end.min(run.start + most))
     }
 
+    /// All free blocks, in runs.
+    pub fn free_runs(&self) -> Vec<Range<u64>> {
+        let mut runs = Vec::new();
+        let mut at = u64::from(self.geometry.first_data_block);
+        while let Some(run) = self.used.next_free(at..self.geometry.blocks_count) {
+            at = run.end;
+            runs.push(run);
+        }
+        runs
+    }
+
+    /// How many blocks are free.
+    pub fn free_blocks(&self) -> u64 {
+        let all = u64::from(self.geometry.first_data_block)..self.geometry.blocks_count;
+        all.end - all.start - self.used.count_in(all)
+    }
+
+    /// Leaves inodes to somebody else, who also has taken the blocks `taken`.
+    pub fn fill(&mut self, contents: Contents, taken: &[Range<u64>]) {
+        self.contents = contents;
+        for run in taken {
+            self.used.take(run.start, run.end - run.start);
+        }
+    }
+
+    /// The inodes of [`Volume::fill`] that block `index` of a group's table holds, and where that block lies.
+    pub fn contents_in(&self, group: GroupNo, index: u32) -> (u64, Range<u32>) {
+        let per_block = self.geometry.block_size / self.geometry.inode_size as u32;
+        let first = group.0 * self.geometry.inodes_per_group + index * per_block + 1;
+        let table = self.plans[group.0 as usize].inode_table.0;
+        (table + u64::from(index), self.contents.in_range(first, first + per_block - 1))
+    }
+
+    /// Blocks of a group's inode table up to the last that holds an inode.
+    pub fn table_blocks_in_use(&self, group: GroupNo) -> u32 {
+        let per_block = self.geometry.block_size / self.geometry.inode_size as u32;
+        self.highest(group).div_ceil(per_block)
+    }
+
+    /// The record of an inode that the volume keeps itself.
+    pub fn record(&self, ino: u32) -> Option<&[u8]> {
+        self.inodes.get(&ino).map(Vec::as_slice)
+    }
+
+    /// Inodes of a group up to the last that is in use.
+    fn highest(&self, group: GroupNo) -> u32 {
+        let (first, last) = self.numbers(group);
+        let own = self.inodes.range(first..=last).next_back().map_or(0, |(ino, _)| ino - first + 1);
+        let contents = self.contents.in_range(first, last);
+        own.max(if contents.is_empty() { 0 } else { contents.end - first })
+    }
+
+    /// The first and the last inode number of a group.
+    fn numbers(&self, group: GroupNo) -> (u32, u32) {
+        let first = group.0 * self.geometry.inodes_per_group + 1;
+        (first, first + (self.geometry.inodes_per_group - 1))
+    }
+
     /// Takes free blocks.
     pub fn take(&mut self, first: u64, count: u64) {
         self.used.take(first, count);
@@ -113,10 +191,15 @@ impl Volume {
     /// Keeps an inode.
     pub fn put_inode(&mut self, ino: Ino, inode: &Inode) {
         let mut bytes = vec![0; self.geometry.inode_size];
-        inode.encode_into(&mut bytes, &self.layout);
+        inode.encode_into(&mut bytes, &self.inode_layout);
         self.csum.set_inode(&mut bytes, ino);
-        self.inodes.insert(ino.get(), bytes);
-        if inode.is_dir() {
+        self.put_record(ino, bytes, inode.is_dir());
+    }
+
+    /// Keeps the record of an inode, complete with its check sum.
+    pub fn put_record(&mut self, ino: Ino, record: Vec<u8>, is_directory: bool) {
+        self.inodes.insert(ino.get(), record);
+        if is_directory {
             self.directories.push(ino);
         }
     }
@@ -133,22 +216,6 @@ impl Volume {
         u64::from(self.geometry.first_data_block) + heads + per_group * u64::from(self.geometry.group_count)
     }
 
-    /// The blocks of inode tables that hold inodes, by block number.
-    pub fn table_blocks(&self) -> BTreeMap<u64, Vec<u8>> {
-        let mut tables = BTreeMap::new();
-        for (ino, bytes) in &self.inodes {
-            let Some(location) = Ino::new(*ino).and_then(|ino| self.geometry.inode_location(ino)) else {
-                continue;
-            };
-            let table = self.plans[location.group.0 as usize].inode_table.0;
-            let block = tables
-                .entry(table + u64::from(location.table_block))
-                .or_insert_with(|| vec![0; self.geometry.block_size as usize]);
-            block[location.byte..location.byte + bytes.len()].copy_from_slice(bytes);
-        }
-        tables
-    }
-
     /// Finishes the accounting: every group's descriptor, and the superblock's free counts. The bitmaps
     /// follow from the descriptors by [`Volume::bitmaps`].
     pub fn groups(&mut self, itable_zeroed: bool) -> Vec<GroupDesc> {
@@ -162,21 +229,22 @@ impl Volume {
     fn group(&self, group: GroupNo, itable_zeroed: bool) -> GroupDesc {
         let geometry = &self.geometry;
         let plan = self.plans[group.0 as usize];
-        let first_ino = group.0 * geometry.inodes_per_group + 1;
-        let last_ino = first_ino + (geometry.inodes_per_group - 1);
-        let inodes = self.inodes.range(first_ino..=last_ino);
-        let highest = inodes.clone().next_back().map_or(0, |(ino, _)| ino - first_ino + 1);
+        let (first_ino, last_ino) = self.numbers(group);
+        let inodes = self.inodes.range(first_ino..=last_ino).count()
+            + self.contents.in_range(first_ino, last_ino).len();
+        let highest = self.highest(group);
         let mut desc = GroupDesc {
             block_bitmap: plan.block_bitmap,
             inode_bitmap: plan.inode_bitmap,
             inode_table: plan.inode_table,
             free_blocks: self.free_in(group),
-            free_inodes: geometry.inodes_per_group - inodes.count() as u32,
+            free_inodes: geometry.inodes_per_group - inodes as u32,
             used_dirs: self
                 .directories
                 .iter()
                 .filter(|ino| (first_ino..=last_ino).contains(&ino.get()))
-                .count() as u32,
+                .count() as u32
+                + self.contents.directories.get(group.0 as usize).copied().unwrap_or(0),
             ..GroupDesc::default()
         };
         if self.csum.group_descs() {
@@ -236,6 +304,11 @@ impl Volume {
             let first = group.0 * geometry.inodes_per_group + 1;
             for (ino, _) in self.inodes.range(first..=first + (geometry.inodes_per_group - 1)) {
                 bitmap.fill(ino - first..ino - first + 1, true);
+            }
+            let (first, last) = self.numbers(group);
+            let contents = self.contents.in_range(first, last);
+            if !contents.is_empty() {
+                bitmap.fill(contents.start - first..contents.end - first, true);
             }
             bitmap.fill(geometry.inodes_per_group..bits, true);
             bytes

@@ -13,8 +13,8 @@ use ext4_format::superblock::{SUPERBLOCK_OFFSET, State, SuperBlock};
 use zerocopy::little_endian::U16;
 
 use crate::error::Result;
+use crate::layout::Layout;
 use crate::options::Options;
-use crate::shape::Shape;
 use crate::volume::Volume;
 use crate::{Step, Watch};
 
@@ -33,20 +33,28 @@ pub struct Written {
     pub bytes: u64,
 }
 
-/// Writes the volume.
-pub fn write(
+/// A tree that a volume holds: it writes its own inodes and blocks.
+pub trait Tree {
+    /// Fills the record of one of the inodes that [`Volume::fill`] left to the tree.
+    fn inode(&self, ino: u32, record: &mut [u8]) -> Result<()>;
+
+    /// Gives out the metadata blocks of its files: number and bytes.
+    fn blocks(&self, put: &mut dyn FnMut(u64, &[u8]) -> Result<()>) -> Result<()>;
+
+    /// Bytes of data that it wrote.
+    fn data_bytes(&self) -> u64;
+}
+
+/// Gives a device's old blocks back and takes away what it holds: until the superblock is written at the
+/// very end there is no filesystem on it.
+pub fn prepare(
     device: &dyn BlockDevice,
-    mut volume: Volume,
-    shape: &Shape,
+    layout: &Layout,
     options: &Options,
     watch: &mut Watch<'_>,
-) -> Result<Written> {
-    let geometry = *volume.geometry();
-    let block_size = u64::from(geometry.block_size);
-    let size = geometry.blocks_count * block_size;
+) -> Result<()> {
+    let size = layout.superblock.blocks_count().0 * u64::from(layout.superblock.block_size());
     let device_size = device.geometry().size;
-    let mut out = Out { device, block_size, first: 0, pending: Vec::new(), bytes: 0 };
-
     if options.discard && device.geometry().discard {
         in_chunks(0..size, |at, len| {
             watch(Step::Discard, at, size);
@@ -59,26 +67,42 @@ pub fn write(
         device.write_zeroes(size.saturating_sub(TAIL).max(SUPERBLOCK_OFFSET + 1024), TAIL.min(size / 2))?;
     }
     device.flush()?;
+    Ok(())
+}
 
+/// Writes the volume, and the tree that it holds.
+pub fn write(
+    device: &dyn BlockDevice,
+    mut volume: Volume,
+    layout: &Layout,
+    options: &Options,
+    tree: Option<&dyn Tree>,
+    watch: &mut Watch<'_>,
+) -> Result<Written> {
+    let geometry = *volume.geometry();
+    let block_size = u64::from(geometry.block_size);
+    let mut out = Out { device, block_size, first: 0, pending: Vec::new(), bytes: 0 };
     let lazy = options.lazy_itable_init && volume.csum().group_descs();
     let descs = volume.groups(!lazy);
     zero_tables(device, &volume, &descs, lazy, watch)?;
-    if shape.journal_blocks > 0 {
-        watch(Step::Journal(shape.journal_blocks), 0, 1);
+    if layout.journal_blocks > 0 {
+        watch(Step::Journal(layout.journal_blocks), 0, 1);
     }
     for run in &volume.zeroed {
         in_chunks(run.start * block_size..run.end * block_size, |at, len| device.write_zeroes(at, len))?;
     }
-    if shape.journal_blocks > 0 {
-        watch(Step::Journal(shape.journal_blocks), 1, 1);
+    if layout.journal_blocks > 0 {
+        watch(Step::Journal(layout.journal_blocks), 1, 1);
     }
 
     let groups = u64::from(geometry.group_count);
-    for (number, bytes) in volume.table_blocks() {
-        out.put(number, &bytes)?;
-    }
+    write_tables(&mut out, &volume, tree)?;
     for (number, bytes) in volume.blocks() {
         out.put(number, bytes)?;
+    }
+    if let Some(tree) = tree {
+        tree.blocks(&mut |number, bytes| out.put(number, bytes))?;
+        out.bytes += tree.data_bytes();
     }
     for group in geometry.groups() {
         watch(Step::Accounting, group.0.into(), groups);
@@ -107,6 +131,29 @@ pub fn write(
     device.flush()?;
     watch(Step::Accounting, groups, groups);
     Ok(Written { superblock: volume.superblock, bytes: out.bytes + 1024 })
+}
+
+/// Writes the blocks of inode tables that hold inodes.
+fn write_tables(out: &mut Out<'_>, volume: &Volume, tree: Option<&dyn Tree>) -> Result<()> {
+    let size = volume.geometry().inode_size;
+    let per_block = volume.block_size() / size;
+    let mut bytes = vec![0; volume.block_size()];
+    for group in volume.geometry().groups() {
+        for index in 0..volume.table_blocks_in_use(group) {
+            let (block, contents) = volume.contents_in(group, index);
+            let first = group.0 * volume.geometry().inodes_per_group + index * per_block as u32 + 1;
+            bytes.fill(0);
+            for (ino, record) in (first..).zip(bytes.chunks_exact_mut(size)) {
+                match (volume.record(ino), tree) {
+                    (Some(own), _) => record[..own.len()].copy_from_slice(own),
+                    (None, Some(tree)) if contents.contains(&ino) => tree.inode(ino, record)?,
+                    _ => {}
+                }
+            }
+            out.put(block, &bytes)?;
+        }
+    }
+    Ok(())
 }
 
 /// Zeroes inode tables: all of them, or, where the first mount does it, the parts in use. Blocks that hold

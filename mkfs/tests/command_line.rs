@@ -68,7 +68,6 @@ fn what_cannot_be_met_gets_one_clear_line() {
         (&["-i", "100"], "invalid inode ratio"),
         (&["-t", "ext5"], "unknown filesystem type ext5"),
         (&["-T", "nonsense"], "unknown usage type nonsense"),
-        (&["-d", "/"], "-d is not supported"),
         (&["-U", "nonsense"], "invalid UUID"),
         (&["-G", "3"], "not a power of 2"),
     ] {

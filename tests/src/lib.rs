@@ -9,6 +9,7 @@ pub mod bench;
 pub mod coherence;
 pub mod crashlab;
 pub mod differ;
+pub mod forge;
 pub mod gate;
 pub mod load;
 pub mod manifest;

@@ -310,9 +310,7 @@ pub fn the_only_mounts() -> Result<File> {
 
 /// Whether something is mounted on `point`, read without asking the filesystem itself.
 pub fn is_mounted(point: &Path) -> Result<bool> {
-    let table = std::fs::read_to_string("/proc/self/mountinfo")?;
-    let wanted = point.to_string_lossy();
-    Ok(table.lines().any(|line| line.split(' ').nth(4) == Some(&*wanted)))
+    Ok(blockdev::mount_table()?.iter().any(|entry| entry.point == point))
 }
 
 /// Unmounts, by the setuid helper where we may not do it ourselves.

@@ -6,8 +6,11 @@
 //! `take_zeroed` for those that do not. The pool keeps a fixed number of buffers per size class and
 //! lets the rest go, so its memory is bounded by [`POOL_BYTES`].
 
+use std::io;
 use std::ops::{Deref, DerefMut};
 use std::sync::LazyLock;
+use std::thread;
+use std::time::Duration;
 
 use crossbeam::queue::ArrayQueue;
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
@@ -32,11 +35,21 @@ impl AlignedBuf {
     /// When the system has no memory left, as `Vec` does.
     #[must_use]
     pub fn zeroed(len: usize) -> AlignedBuf {
-        let pages = match Page::new_vec_zeroed(len.div_ceil(PAGE)) {
-            Ok(pages) => pages,
-            Err(error) => panic!("no memory for a buffer of {len} bytes: {error:?}"),
-        };
-        AlignedBuf { pages, len }
+        match AlignedBuf::try_zeroed(len) {
+            Ok(buf) => buf,
+            Err(error) => panic!("no memory for a buffer of {len} bytes: {error}"),
+        }
+    }
+
+    /// `len` zero bytes.
+    ///
+    /// # Errors
+    /// `OutOfMemory`.
+    pub fn try_zeroed(len: usize) -> io::Result<AlignedBuf> {
+        match Page::new_vec_zeroed(len.div_ceil(PAGE)) {
+            Ok(pages) => Ok(AlignedBuf { pages, len }),
+            Err(_) => Err(io::ErrorKind::OutOfMemory.into()),
+        }
     }
 
     /// Bytes up to which `set_len` can grow it.
@@ -87,6 +100,21 @@ pub const POOL_BYTES: usize = {
 static IDLE: LazyLock<[ArrayQueue<AlignedBuf>; CLASSES.len()]> =
     LazyLock::new(|| CLASSES.map(|(_, kept)| ArrayQueue::new(kept)));
 
+/// Fills the pool with a few buffers of each size whose memory exists already, so that data can be written out
+/// when there is none left to be had.
+pub fn fill_pool() {
+    const AHEAD: [usize; CLASSES.len()] = [64, 16, 8, 4, 2];
+    for ((idle, (capacity, _)), ahead) in IDLE.iter().zip(CLASSES).zip(AHEAD) {
+        for _ in idle.len()..ahead {
+            let Ok(mut buf) = AlignedBuf::try_zeroed(capacity) else { return };
+            // Zeroed memory is not there before it is written.
+            buf.set_len(capacity);
+            buf.chunks_mut(PAGE).for_each(|page| page[0] = 1);
+            drop(idle.push(buf));
+        }
+    }
+}
+
 /// An [`AlignedBuf`] that returns to the process-wide pool when dropped. Taking and giving back is one
 /// lock-free queue operation; a length beyond the largest class is served by the system.
 pub struct PooledBuf {
@@ -96,14 +124,47 @@ pub struct PooledBuf {
 
 impl PooledBuf {
     /// `len` bytes of unspecified content, for a caller that overwrites them all.
+    ///
+    /// # Panics
+    /// When the system has no memory left, as `Vec` does.
     #[must_use]
     pub fn take(len: usize) -> PooledBuf {
+        match PooledBuf::try_take(len) {
+            Ok(buf) => buf,
+            Err(error) => panic!("no memory for a buffer of {len} bytes: {error}"),
+        }
+    }
+
+    /// The same.
+    ///
+    /// # Errors
+    /// `OutOfMemory`.
+    pub fn try_take(len: usize) -> io::Result<PooledBuf> {
         let Some(class) = CLASSES.iter().position(|&(capacity, _)| len <= capacity) else {
-            return PooledBuf { buf: AlignedBuf::zeroed(len), class: None };
+            return Ok(PooledBuf { buf: AlignedBuf::try_zeroed(len)?, class: None });
         };
-        let mut buf = IDLE[class].pop().unwrap_or_else(|| AlignedBuf::zeroed(CLASSES[class].0));
+        let mut buf = match IDLE[class].pop() {
+            Some(buf) => buf,
+            None => AlignedBuf::try_zeroed(CLASSES[class].0)?,
+        };
         buf.set_len(len);
-        PooledBuf { buf, class: Some(class) }
+        Ok(PooledBuf { buf, class: Some(class) })
+    }
+
+    /// The same for the way to the device, where a refusal loses data: when the system has no memory left, waits
+    /// for one of the buffers that others give back.
+    ///
+    /// # Errors
+    /// `OutOfMemory` after ten seconds.
+    pub fn take_waiting(len: usize) -> io::Result<PooledBuf> {
+        const TURN: Duration = Duration::from_millis(1);
+        for _ in 0..10_000 {
+            if let Ok(buf) = PooledBuf::try_take(len) {
+                return Ok(buf);
+            }
+            thread::sleep(TURN);
+        }
+        PooledBuf::try_take(len)
     }
 
     /// `len` zero bytes.
@@ -154,6 +215,18 @@ mod tests {
             drop(dirty);
             assert!(PooledBuf::take_zeroed(len).iter().all(|&byte| byte == 0), "{len}");
         }
+    }
+
+    #[test]
+    fn what_cannot_be_had_is_an_error() {
+        let error = PooledBuf::try_take(1 << 50).err().map(|error| error.kind());
+        assert_eq!(error, Some(std::io::ErrorKind::OutOfMemory));
+    }
+
+    #[test]
+    fn a_filled_pool_has_buffers_of_each_size() {
+        fill_pool();
+        assert!(IDLE.iter().all(|idle| !idle.is_empty()));
     }
 
     #[test]

@@ -6,9 +6,11 @@
 //! loop device also locks the file behind it, which makes both doors to one image exclude each other.
 //! What nobody can prevent: that a file is attached to a loop device after it was opened here.
 
+use std::ffi::OsString;
 use std::fmt;
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
@@ -16,6 +18,8 @@ use rustix::fs::{FlockOperation, flock, major, minor};
 use rustix::io::Errno;
 
 use crate::file::Kind;
+use crate::mount_table::{MountEntry, mount_table, unescape};
+use crate::mount_users::is_fuse_of;
 
 /// Who uses a device. Its text says what to do.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -101,15 +105,22 @@ pub struct Mount {
     pub read_only: bool,
     /// Whether it is this process's root.
     pub root: bool,
+    /// Whether a FUSE server, and not the kernel, has it mounted.
+    pub fuse: bool,
 }
 
-/// Where a block device is mounted, or the loop device over an image file.
+/// Where a block device or an image file is mounted, or the loop device over an image file.
 #[must_use]
 pub fn mounted(path: &Path) -> Option<Mount> {
     if let Some(rdev) = device_number(path) {
         return mount_of(rdev);
     }
     let image = path.metadata().ok().filter(fs::Metadata::is_file)?;
+    let canonical = path.canonicalize().ok()?;
+    let served = mount_table().ok()?.into_iter().find(|entry| is_fuse_of(entry, &canonical));
+    if let Some(entry) = served {
+        return Some(Mount { read_only: entry.fs_is_read_only(), at: entry.point, root: false, fuse: true });
+    }
     loops_over(&image).find_map(|device| mount_of(device_number(&device)?))
 }
 
@@ -138,6 +149,20 @@ pub(crate) fn claim(file: &File, kind: Kind, read_only: bool) -> Result<Option<F
     }
 }
 
+/// Whether a device or an image cannot be written by this process: the kernel has marked it read-only, its
+/// filesystem is, or its mode says so.
+#[must_use]
+pub fn is_write_protected(path: &Path) -> bool {
+    let is_device_or_image =
+        path.metadata().is_ok_and(|meta| meta.is_file() || meta.file_type().is_block_device());
+    let refuses = |error: io::Error| {
+        matches!(error.kind(), io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied)
+    };
+    is_device_or_image
+        && (is_read_only(path) || File::options().write(true).open(path).is_err_and(refuses))
+        && File::open(path).is_ok()
+}
+
 /// Whether the kernel has marked a block device read-only.
 pub(crate) fn is_read_only(path: &Path) -> bool {
     device_number(path).and_then(|rdev| sysfs_value(rdev, "ro")).is_some_and(|ro| ro == "1")
@@ -153,13 +178,10 @@ pub(crate) fn holder_of_block_device(path: &Path) -> Holder {
     if let Some(by) = holders.map(|entry| entry.file_name().to_string_lossy().into_owned()).next() {
         return Holder::Stacked { by };
     }
-    let swaps = fs::read_to_string("/proc/swaps").unwrap_or_default();
-    if swaps
-        .lines()
-        .skip(1)
-        .filter_map(|line| line.split(' ').next())
-        .any(|swap| device_number(Path::new(swap)) == Some(rdev))
-    {
+    let swaps = fs::read("/proc/swaps").unwrap_or_default();
+    let mut swaps =
+        swaps.split(|byte| *byte == b'\n').skip(1).filter_map(|line| line.split(|b| *b == b' ').next());
+    if swaps.any(|swap| device_number(Path::new(&unescape(swap))) == Some(rdev)) {
         return Holder::Swap;
     }
     process_with_open(rdev)
@@ -190,8 +212,8 @@ fn holder_of_lock(file: &File) -> Holder {
 }
 
 fn process(pid: u32) -> Holder {
-    let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-    Holder::Process { pid, name: name.trim_end().to_owned() }
+    let name = fs::read(format!("/proc/{pid}/comm")).unwrap_or_default();
+    Holder::Process { pid, name: String::from_utf8_lossy(name.trim_ascii_end()).into_owned() }
 }
 
 /// A process with a block device open; needs the right to look into other processes.
@@ -221,8 +243,7 @@ fn loops_over(image: &fs::Metadata) -> impl Iterator<Item = PathBuf> {
     let wanted = (image.dev(), image.ino());
     let all = fs::read_dir("/sys/block").into_iter().flatten().flatten();
     all.filter_map(move |entry| {
-        let backing = fs::read_to_string(entry.path().join("loop/backing_file")).ok()?;
-        let behind = fs::metadata(backing.trim_end_matches('\n')).ok()?;
+        let behind = fs::metadata(line_of(&entry.path().join("loop/backing_file"))?).ok()?;
         ((behind.dev(), behind.ino()) == wanted).then(|| Path::new("/dev").join(entry.file_name()))
     })
 }
@@ -243,38 +264,31 @@ fn sysfs(rdev: u64) -> PathBuf {
     PathBuf::from(format!("/sys/dev/block/{}:{}", major(rdev), minor(rdev)))
 }
 
-fn sysfs_value(rdev: u64, name: &str) -> Option<String> {
-    let value = fs::read_to_string(sysfs(rdev).join(name)).ok()?;
-    Some(value.trim_end_matches('\n').to_owned())
+fn sysfs_value(rdev: u64, name: &str) -> Option<OsString> {
+    line_of(&sysfs(rdev).join(name))
 }
 
-/// Where a block device is mounted, from the third and fifth field of mountinfo (see proc(5)); a FUSE
-/// mount of type fuseblk carries an anonymous number, so its source field is compared too.
+/// What a file of one line says, a path possibly, which may be of any bytes.
+fn line_of(path: &Path) -> Option<OsString> {
+    let mut line = fs::read(path).ok()?;
+    line.pop_if(|last| *last == b'\n');
+    Some(OsString::from_vec(line))
+}
+
 fn mount_point(rdev: u64) -> Option<PathBuf> {
     mount_of(rdev).map(|mount| mount.at)
 }
 
+/// Where a block device is mounted. Besides the device number, the source of a mount of type fuseblk is
+/// looked at: only root can mount that. Other sources are words that lead anywhere, into a filesystem that
+/// does not answer for one.
 fn mount_of(rdev: u64) -> Option<Mount> {
-    let wanted = format!("{}:{}", major(rdev), minor(rdev));
-    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    mounts.lines().find_map(|line| {
-        let (mount, filesystem) = line.split_once(" - ")?;
-        let mut fields = mount.split(' ');
-        let number = fields.nth(2)?;
-        let at = fields.nth(1)?;
-        let mut fields = filesystem.split(' ');
-        let source = fields.nth(1)?;
-        let read_only = fields.next()?.split(',').any(|option| option == "ro");
-        let root = fs::metadata("/").is_ok_and(|root| root.dev() == rdev);
-        (number == wanted || device_number(Path::new(&unescape(source))) == Some(rdev)).then(|| Mount {
-            at: PathBuf::from(unescape(at)),
-            read_only,
-            root,
-        })
-    })
-}
-
-/// Undoes mountinfo's octal escapes of space, tab, newline and backslash.
-fn unescape(field: &str) -> String {
-    field.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\")
+    let is_of_device = |entry: &MountEntry| {
+        entry.device == (major(rdev), minor(rdev))
+            || entry.fs_type.as_bytes().starts_with(b"fuseblk") && device_number(&entry.source) == Some(rdev)
+    };
+    let entry = mount_table().ok()?.into_iter().find(is_of_device)?;
+    let fuse = entry.fs_type.as_bytes().starts_with(b"fuse");
+    let root = fs::metadata("/").is_ok_and(|root| root.dev() == rdev);
+    Some(Mount { read_only: entry.fs_is_read_only(), at: entry.point, root, fuse })
 }

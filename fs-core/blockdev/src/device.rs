@@ -87,12 +87,23 @@ pub trait BlockDevice: Send + Sync {
     /// Fills `buf` from byte `offset`.
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<()>;
 
+    /// The same past every cache of this host: shows what another host that shares the medium has written.
+    fn read_past_cache(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        self.read_at(offset, buf)
+    }
+
     /// Says that a range will be read soon, so that it may be fetched meanwhile. Nothing is promised, and a
     /// range that does not exist is no error.
     fn will_need(&self, _offset: u64, _len: u64) {}
 
     /// Writes `buf` at byte `offset`.
     fn write_at(&self, offset: u64, buf: &[u8]) -> Result<()>;
+
+    /// The same past every cache of this host: another host that shares the medium reads it from here on.
+    fn write_past_cache(&self, offset: u64, buf: &[u8]) -> Result<()> {
+        self.write_at(offset, buf)?;
+        self.flush()
+    }
 
     /// Writes `bufs` one after the other from byte `offset`, as one request where the device can.
     fn write_vectored_at(&self, offset: u64, bufs: &[&[u8]]) -> Result<()> {
@@ -127,11 +138,17 @@ impl<D: BlockDevice + ?Sized> BlockDevice for std::sync::Arc<D> {
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
         (**self).read_at(offset, buf)
     }
+    fn read_past_cache(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        (**self).read_past_cache(offset, buf)
+    }
     fn will_need(&self, offset: u64, len: u64) {
         (**self).will_need(offset, len)
     }
     fn write_at(&self, offset: u64, buf: &[u8]) -> Result<()> {
         (**self).write_at(offset, buf)
+    }
+    fn write_past_cache(&self, offset: u64, buf: &[u8]) -> Result<()> {
+        (**self).write_past_cache(offset, buf)
     }
     fn write_vectored_at(&self, offset: u64, bufs: &[&[u8]]) -> Result<()> {
         (**self).write_vectored_at(offset, bufs)

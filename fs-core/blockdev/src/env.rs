@@ -2,7 +2,9 @@
 //! and who runs the background work.
 
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::Duration;
+
+use rustix::time::{ClockId, clock_gettime};
 
 /// A point in time: seconds since 1970 and nanoseconds below a second.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
@@ -17,6 +19,12 @@ pub struct Timestamp {
 pub trait Clock: Send + Sync {
     /// The wall clock now.
     fn now(&self) -> Timestamp;
+
+    /// Time since the machine started, which nobody sets; goes on while the machine sleeps.
+    fn since_boot(&self) -> Duration {
+        let now = clock_gettime(ClockId::Boottime);
+        Duration::new(now.tv_sec.max(0) as u64, now.tv_nsec.clamp(0, 999_999_999) as u32)
+    }
 }
 
 /// Draws random numbers (inode generations, new hash seeds, UUIDs).
@@ -57,12 +65,10 @@ struct SystemClock;
 
 impl Clock for SystemClock {
     fn now(&self) -> Timestamp {
-        match SystemTime::now().duration_since(UNIX_EPOCH) {
-            Ok(d) => {
-                Timestamp { sec: i64::try_from(d.as_secs()).unwrap_or(i64::MAX), nsec: d.subsec_nanos() }
-            }
-            Err(_) => Timestamp::default(),
-        }
+        // The clock of the kernel's own timestamps: with a finer one, what the kernel stamps after us would
+        // seem to have come before.
+        let now = clock_gettime(ClockId::RealtimeCoarse);
+        Timestamp { sec: now.tv_sec, nsec: now.tv_nsec as u32 }
     }
 }
 

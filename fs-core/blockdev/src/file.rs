@@ -11,12 +11,15 @@ use std::fs::File;
 use std::io::{self, IoSlice};
 use std::num::NonZeroU64;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::OnceLock;
 
 use parking_lot::{Mutex, MutexGuard};
 use rustix::fs::{Advice, FallocateFlags, FlockOperation, fadvise, fallocate, fdatasync, flock};
 use rustix::io::Errno;
 
 use crate::aligned::PooledBuf;
+use crate::open::direct_align;
+use crate::uncached::{self, Uncached};
 use crate::{BlockDevice, DeviceGeometry, Error, Op, Result, discard};
 
 /// Most bytes that go through one bounce buffer; more is cut into several requests.
@@ -44,6 +47,8 @@ pub struct FileDevice {
     direct: bool,
     geometry: DeviceGeometry,
     edges: [Mutex<()>; EDGE_LOCKS],
+    /// For requests past the page cache, opened with the first; none where O_DIRECT does not work.
+    uncached: OnceLock<Option<Uncached>>,
 }
 
 impl FileDevice {
@@ -56,7 +61,7 @@ impl FileDevice {
         geometry: DeviceGeometry,
     ) -> FileDevice {
         let edges = std::array::from_fn(|_| Mutex::new(()));
-        FileDevice { file, backing, kind, start, direct, geometry, edges }
+        FileDevice { file, backing, kind, start, direct, geometry, edges, uncached: OnceLock::new() }
     }
 
     /// Whether requests bypass the host's page cache.
@@ -80,6 +85,14 @@ impl FileDevice {
     /// The file, the device's first byte in it and its size.
     pub(crate) fn backing(&self) -> (&File, u64, u64) {
         (&self.file, self.start, self.geometry.size)
+    }
+
+    fn uncached(&self) -> Option<&Uncached> {
+        let open = || {
+            let align = direct_align(&self.file, self.geometry.logical_sector)?;
+            Uncached::of(&self.file, !self.geometry.read_only, align, self.start)
+        };
+        self.uncached.get_or_init(open).as_ref()
     }
 
     fn align(&self) -> u64 {
@@ -140,7 +153,7 @@ impl FileDevice {
             let at = offset + done as u64;
             let skip = (at % align) as usize;
             let len = (buf.len() - done).min(BOUNCE - skip);
-            let mut bounce = PooledBuf::take((skip + len).next_multiple_of(align as usize));
+            let mut bounce = PooledBuf::try_take((skip + len).next_multiple_of(align as usize))?;
             self.pread(at - skip as u64, &mut bounce)?;
             buf[done..done + len].copy_from_slice(&bounce[skip..skip + len]);
             done += len;
@@ -175,7 +188,7 @@ impl FileDevice {
             let skip = (at % align) as usize;
             let len = ((end - at) as usize).min(BOUNCE - skip);
             let span = (skip + len).next_multiple_of(align as usize);
-            let mut bounce = PooledBuf::take(span);
+            let mut bounce = PooledBuf::take_waiting(span)?;
             let first = at - skip as u64;
             let sector = align as usize;
             let tail_is_partial = skip + len < span;
@@ -275,6 +288,32 @@ impl BlockDevice for FileDevice {
         let read =
             if self.fits(offset, buf) { self.pread(offset, buf) } else { self.read_bounced(offset, buf) };
         read.map_err(|source| Error { op: Op::Read, offset, len, source })
+    }
+
+    fn read_past_cache(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        if self.direct {
+            return self.read_at(offset, buf);
+        }
+        let len = buf.len() as u64;
+        self.geometry.check(Op::Read, offset, len)?;
+        let read = match self.uncached() {
+            Some(twin) => twin.read(self.start + offset, buf),
+            None => uncached::read_afresh(&self.file, self.start + offset, buf),
+        };
+        read.map_err(|source| Error { op: Op::Read, offset, len, source })
+    }
+
+    fn write_past_cache(&self, offset: u64, buf: &[u8]) -> Result<()> {
+        if self.direct {
+            return self.write_at(offset, buf);
+        }
+        let len = buf.len() as u64;
+        self.geometry.check(Op::Write, offset, len)?;
+        let write = || match self.uncached().map(|twin| twin.write(self.start + offset, buf)) {
+            Some(Ok(false)) | None => uncached::write_through(&self.file, self.start + offset, buf),
+            Some(done) => done.map(drop),
+        };
+        write().map_err(|source| Error { op: Op::Write, offset, len, source })
     }
 
     fn will_need(&self, offset: u64, len: u64) {

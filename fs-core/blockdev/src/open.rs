@@ -196,7 +196,7 @@ fn probe_direct(file: &File, offset: u64, size: u64, logical_sector: u32) -> Opt
 }
 
 /// Alignment of offset, length and memory for O_DIRECT; `None` when the kernel says there is none.
-fn direct_align(file: &File, logical_sector: u32) -> Option<u32> {
+pub(crate) fn direct_align(file: &File, logical_sector: u32) -> Option<u32> {
     let told = statx(file, c"", AtFlags::EMPTY_PATH, StatxFlags::DIOALIGN).ok();
     match told {
         Some(told) if told.stx_mask & StatxFlags::DIOALIGN.bits() != 0 => {

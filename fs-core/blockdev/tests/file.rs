@@ -277,3 +277,34 @@ fn what_is_no_device_is_named() {
     std::fs::File::create(&empty).unwrap();
     assert!(matches!(open(&empty, &rw()), Err(OpenError::Offset { size: 0, .. })));
 }
+
+/// Another host writes to the medium: here the file behind a loop device, whose page cache does not learn of it.
+#[test]
+fn what_another_host_writes_is_read_past_the_cache() {
+    let _turn = my_turn();
+    let dir = tempfile::tempdir().unwrap();
+    let path = image(&dir);
+    let Some(device) = Loop::attach(&path, &[]) else { return };
+    let medium = std::fs::File::options().read(true).write(true).open(&path).unwrap();
+    let other = |byte: u8| std::os::unix::fs::FileExt::write_all_at(&medium, &[byte; 1024], 5120).unwrap();
+    for direct in [Direct::Never, Direct::Always] {
+        let device = open(&device.0, &OpenOptions { direct, ..rw() }).unwrap();
+        let mut seen = [0; 1024];
+        other(1);
+        device.read_at(5120, &mut seen).unwrap();
+        assert_eq!(seen, [1; 1024]);
+        other(2);
+        device.read_at(5120, &mut seen).unwrap();
+        assert_eq!(seen[0] == 1, direct == Direct::Never, "the page cache: the test shows nothing");
+        device.read_past_cache(5120, &mut seen).unwrap();
+        assert_eq!(seen, [2; 1024]);
+        device.write_past_cache(5120, &[3; 1024]).unwrap();
+        std::os::unix::fs::FileExt::read_exact_at(&medium, &mut seen, 5120).unwrap();
+        assert_eq!(seen, [3; 1024], "what we write stays in this host");
+        device.read_at(5120, &mut seen).unwrap();
+        assert_eq!(seen, [3; 1024]);
+        assert!(device.read_past_cache(SIZE - 512, &mut seen).is_err());
+        // The next one begins with an empty cache.
+        drop(device);
+    }
+}

@@ -9,6 +9,11 @@
 //! name lookups), and the Unicode data files `CaseFolding` and `DerivedCoreProperties`; hashes were compared
 //! with those of e2fsck.
 
+#![cfg_attr(
+    not(test),
+    deny(clippy::as_conversions, clippy::indexing_slicing, clippy::arithmetic_side_effects)
+)]
+
 use std::borrow::Cow;
 
 use unicode_normalization::UnicodeNormalization;

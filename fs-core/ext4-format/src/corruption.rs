@@ -1,5 +1,10 @@
 //! One shape for everything a verifier can find wrong: what, where, found, expected.
 
+#![cfg_attr(
+    not(test),
+    deny(clippy::as_conversions, clippy::indexing_slicing, clippy::arithmetic_side_effects)
+)]
+
 use std::fmt;
 
 use crate::num::{BlockNo, GroupNo, Ino};
@@ -53,6 +58,15 @@ pub struct Place {
     pub offset: Option<usize>,
 }
 
+/// What kind of rule is broken; the kernel answers them with different errors.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Fault {
+    /// The checksum alone: the bytes may be right for all else that is known.
+    Checksum,
+    /// Anything else.
+    Structure,
+}
+
 /// A structure on disk that contradicts the format.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Corruption {
@@ -60,6 +74,8 @@ pub struct Corruption {
     pub what: What,
     /// Where it lies.
     pub place: Place,
+    /// The kind of rule that is broken.
+    pub fault: Fault,
     /// The field or rule that is broken, in the format's own words (`"eh_magic"`, `"checksum"`).
     pub field: &'static str,
     /// The value found.
@@ -72,13 +88,14 @@ impl Corruption {
     /// A corruption of `what` in `field`, with no place yet.
     #[must_use]
     pub fn new(what: What, field: &'static str, found: u64, expected: u64) -> Self {
-        Corruption { what, place: Place::default(), field, found, expected }
+        Corruption { what, place: Place::default(), fault: Fault::Structure, field, found, expected }
     }
 
-    /// Whether a checksum is wrong, of bytes that may be right for all else that is known.
+    /// A wrong checksum of `what`, with no place yet.
     #[must_use]
-    pub fn is_checksum(&self) -> bool {
-        self.field == "checksum"
+    pub fn checksum(what: What, found: u32, expected: u32) -> Self {
+        let fault = Fault::Checksum;
+        Corruption { fault, ..Corruption::new(what, "checksum", found.into(), expected.into()) }
     }
 
     /// The same, with the inode named.

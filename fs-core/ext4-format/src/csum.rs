@@ -7,6 +7,7 @@
 use crate::corruption::{Corruption, What};
 use crate::crc::{crc16, crc32c};
 use crate::group_desc::GroupDesc;
+use crate::inode::{BASE_SIZE, CHECKSUM_HI_OFFSET, CHECKSUM_LO_OFFSET, GENERATION_OFFSET};
 use crate::num::{BlockNo, GroupNo, Ino, Tid};
 use crate::superblock::SuperBlock;
 use crate::{dirent, orphan};
@@ -14,10 +15,6 @@ use crate::{dirent, orphan};
 /// Bytes of an extent block's tail (the checksum alone).
 const EXTENT_TAIL_LEN: usize = 4;
 const DESC_CSUM: usize = 0x1e;
-const INODE_CSUM_LO: usize = 0x7c;
-const INODE_GENERATION: usize = 0x64;
-const INODE_EXTRA_ISIZE: usize = 0x80;
-const INODE_CSUM_HI: usize = 0x82;
 const XATTR_CSUM: usize = 0x10;
 const MMP_CSUM: usize = 0x3fc;
 
@@ -175,32 +172,32 @@ impl Csum {
         if !self.metadata() || bytes.len() < 128 {
             return None;
         }
-        let seed = self.owner_seed(ino, u32_at(bytes, INODE_GENERATION)?);
-        let sum = crc32c(seed, &bytes[..INODE_CSUM_LO]);
+        let seed = self.owner_seed(ino, u32_at(bytes, GENERATION_OFFSET)?);
+        let sum = crc32c(seed, &bytes[..CHECKSUM_LO_OFFSET]);
         let sum = crc32c(sum, &[0; 2]);
         if !inode_has_csum_hi(bytes) {
-            return Some(crc32c(sum, &bytes[INODE_CSUM_LO + 2..]) & 0xffff);
+            return Some(crc32c(sum, &bytes[CHECKSUM_LO_OFFSET + 2..]) & 0xffff);
         }
-        let sum = crc32c(sum, &bytes[INODE_CSUM_LO + 2..INODE_CSUM_HI]);
+        let sum = crc32c(sum, &bytes[CHECKSUM_LO_OFFSET + 2..CHECKSUM_HI_OFFSET]);
         let sum = crc32c(sum, &[0; 2]);
-        Some(crc32c(sum, &bytes[INODE_CSUM_HI + 2..]))
+        Some(crc32c(sum, &bytes[CHECKSUM_HI_OFFSET + 2..]))
     }
 
     /// Writes an inode's sum into its bytes.
     pub fn set_inode(&self, bytes: &mut [u8], ino: Ino) {
         let Some(sum) = self.inode(bytes, ino) else { return };
         let [a, b, c, d] = sum.to_le_bytes();
-        bytes[INODE_CSUM_LO..INODE_CSUM_LO + 2].copy_from_slice(&[a, b]);
+        bytes[CHECKSUM_LO_OFFSET..CHECKSUM_LO_OFFSET + 2].copy_from_slice(&[a, b]);
         if inode_has_csum_hi(bytes) {
-            bytes[INODE_CSUM_HI..INODE_CSUM_HI + 2].copy_from_slice(&[c, d]);
+            bytes[CHECKSUM_HI_OFFSET..CHECKSUM_HI_OFFSET + 2].copy_from_slice(&[c, d]);
         }
     }
 
     /// Checks an inode's sum.
     pub fn verify_inode(&self, bytes: &[u8], ino: Ino) -> Result<(), Corruption> {
         let Some(expected) = self.inode(bytes, ino) else { return Ok(()) };
-        let lo = u32::from(u16_at(bytes, INODE_CSUM_LO).unwrap_or(0));
-        let hi = if inode_has_csum_hi(bytes) { u16_at(bytes, INODE_CSUM_HI).unwrap_or(0) } else { 0 };
+        let lo = u32::from(u16_at(bytes, CHECKSUM_LO_OFFSET).unwrap_or(0));
+        let hi = if inode_has_csum_hi(bytes) { u16_at(bytes, CHECKSUM_HI_OFFSET).unwrap_or(0) } else { 0 };
         same(What::Inode, lo | u32::from(hi) << 16, expected).map_err(|c| c.in_inode(ino))
     }
 
@@ -229,8 +226,8 @@ impl Csum {
         }
     }
 
-    /// Checks a linear directory block's sum. Whether the tail itself is well formed is the verifier's
-    /// matter.
+    /// Checks a linear directory block's sum. The verifier checks the form of the
+    /// tail.
     pub fn verify_dir_block(&self, bytes: &[u8], ino: Ino, generation: u32) -> Result<(), Corruption> {
         match bytes.len().checked_sub(dirent::TAIL_SIZE) {
             Some(covered) => self.verify_owned(What::DirBlock, bytes, covered, covered + 8, ino, generation),
@@ -450,7 +447,7 @@ impl JournalCsum {
 }
 
 fn inode_has_csum_hi(bytes: &[u8]) -> bool {
-    bytes.len() > 128 && u16_at(bytes, INODE_EXTRA_ISIZE).is_some_and(|extra| extra >= 4)
+    bytes.len() > 128 && u16_at(bytes, BASE_SIZE).is_some_and(|extra| extra >= 4)
 }
 
 /// Where the tail of an extent block stands, if its `eh_max` leaves room for one.
@@ -468,9 +465,5 @@ fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
 }
 
 fn same(what: What, found: u32, expected: u32) -> Result<(), Corruption> {
-    if found == expected {
-        Ok(())
-    } else {
-        Err(Corruption::new(what, "checksum", u64::from(found), u64::from(expected)))
-    }
+    if found == expected { Ok(()) } else { Err(Corruption::checksum(what, found, expected)) }
 }

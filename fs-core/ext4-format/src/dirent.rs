@@ -124,15 +124,15 @@ impl DirEntry<'_> {
     }
 }
 
-/// Room for one more entry: the record that has it, and how many of its bytes stay its own. True while the
-/// block stays as it is; [`DirBlockMut::insert_at`] refuses one that has become old.
+/// Room for one more entry: the record that has it, and how many of its bytes that record keeps. Valid until
+/// the block changes; [`DirBlockMut::insert_at`] refuses a stale one.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Slot {
     offset: usize,
     used: usize,
 }
 
-/// What a block has to say about a name that shall go into it.
+/// The result of looking for room for a new name.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Placement {
     /// It is there already.
@@ -143,7 +143,7 @@ pub enum Placement {
     Full,
 }
 
-/// What the header of a record says. Whoever has one knows that the record and its name lie in the block.
+/// A decoded record header. The record and its name lie inside the block.
 #[derive(Clone, Copy)]
 struct Head {
     ino: Option<Ino>,

@@ -13,6 +13,11 @@ use crate::num::{BlockNo, FileBlock};
 pub const MAGIC: u16 = 0xf30a;
 /// Bytes of the header and of each slot.
 pub const ENTRY_SIZE: usize = 12;
+/// Byte offsets in the header.
+const EH_MAGIC: usize = 0;
+const EH_ENTRIES: usize = 2;
+const EH_MAX: usize = 4;
+const EH_DEPTH: usize = 6;
 /// The deepest tree ext4 builds.
 pub const MAX_DEPTH: u16 = 5;
 /// The most blocks of a written extent.
@@ -139,13 +144,28 @@ impl Bounds {
     }
 }
 
-/// Bytes in front of the checksum of a node with `max` slots (`EXT4_EXTENT_TAIL_OFFSET`).
+/// `eh_magic` and `eh_max` as they stand; `None` when `bytes` do not start with the magic of a node.
 #[must_use]
-pub fn tail_offset(max: u16) -> usize {
-    ENTRY_SIZE * (1 + usize::from(max))
+pub fn stated_max(bytes: &[u8]) -> Option<u16> {
+    let header = bytes.first_chunk::<ENTRY_SIZE>()?;
+    (u16_at(header, EH_MAGIC) == MAGIC).then(|| u16_at(header, EH_MAX))
 }
 
-/// A node that can be read: its header has been believed, its entries not yet ([`Node::check`]).
+/// Writes `eh_max`; nothing when `bytes` have no header.
+pub fn set_max(bytes: &mut [u8], max: u16) {
+    if let Some(header) = bytes.first_chunk_mut::<ENTRY_SIZE>() {
+        header[EH_MAX..EH_DEPTH].copy_from_slice(&max.to_le_bytes());
+    }
+}
+
+/// Writes `eh_depth`; nothing when `bytes` have no header.
+pub fn set_depth(bytes: &mut [u8], depth: u16) {
+    if let Some(header) = bytes.first_chunk_mut::<ENTRY_SIZE>() {
+        header[EH_DEPTH..EH_DEPTH + 2].copy_from_slice(&depth.to_le_bytes());
+    }
+}
+
+/// A node with a valid header. [`Node::check`] checks its entries.
 #[derive(Clone, Copy, Debug)]
 pub struct Node<'a> {
     bytes: &'a [u8],
@@ -337,8 +357,8 @@ impl From<Index> for Entry {
     }
 }
 
-/// A node that is being changed. Edits keep the header true; order is the caller's business, the checksum
-/// `csum`'s.
+/// A node that is being changed. Edits keep the header consistent. The caller keeps the order and sets the
+/// checksum.
 #[derive(Debug)]
 pub struct NodeMut<'a> {
     bytes: &'a mut [u8],
@@ -351,9 +371,9 @@ impl<'a> NodeMut<'a> {
         let max = (bytes.len() / ENTRY_SIZE - 1) as u16;
         bytes.fill(0);
         let mut node = NodeMut { bytes };
-        node.put_u16(0, MAGIC);
-        node.put_u16(4, max);
-        node.put_u16(6, depth);
+        node.put_u16(EH_MAGIC, MAGIC);
+        node.put_u16(EH_MAX, max);
+        node.put_u16(EH_DEPTH, depth);
         node
     }
 
@@ -371,9 +391,9 @@ impl<'a> NodeMut<'a> {
     pub fn view(&self) -> Node<'_> {
         Node {
             bytes: self.bytes,
-            entries: u16_at(self.bytes, 2),
-            max: u16_at(self.bytes, 4),
-            depth: u16_at(self.bytes, 6),
+            entries: u16_at(self.bytes, EH_ENTRIES),
+            max: u16_at(self.bytes, EH_MAX),
+            depth: u16_at(self.bytes, EH_DEPTH),
         }
     }
 
@@ -387,7 +407,7 @@ impl<'a> NodeMut<'a> {
         }
         let from = ENTRY_SIZE * (at + 1);
         self.bytes.copy_within(from..ENTRY_SIZE * (len + 1), from + ENTRY_SIZE);
-        self.put_u16(2, len as u16 + 1);
+        self.put_u16(EH_ENTRIES, len as u16 + 1);
         self.set(at, entry)
     }
 
@@ -425,7 +445,7 @@ impl<'a> NodeMut<'a> {
         let end = ENTRY_SIZE * (len + 1);
         self.bytes.copy_within(ENTRY_SIZE * (range.end + 1)..end, ENTRY_SIZE * (range.start + 1));
         self.bytes[end - ENTRY_SIZE * range.len()..end].fill(0);
-        self.put_u16(2, (len - range.len()) as u16);
+        self.put_u16(EH_ENTRIES, (len - range.len()) as u16);
         true
     }
 
@@ -439,10 +459,10 @@ impl<'a> NodeMut<'a> {
         if right.len() < ENTRY_SIZE * (moving + 1) {
             return None;
         }
-        let right = NodeMut::init(right, depth);
+        let mut right = NodeMut::init(right, depth);
         right.bytes[ENTRY_SIZE..ENTRY_SIZE * (moving + 1)]
             .copy_from_slice(&self.bytes[ENTRY_SIZE * (at + 1)..ENTRY_SIZE * (len + 1)]);
-        right.bytes[2..4].copy_from_slice(&(moving as u16).to_le_bytes());
+        right.put_u16(EH_ENTRIES, moving as u16);
         self.remove(at..len);
         Some(first)
     }

@@ -4,6 +4,11 @@
 //! The three words differ in what an *unknown* bit means (kernel documentation, "Super Block"): compat
 //! bits may be ignored, ro_compat bits forbid writing, incompat bits forbid mounting.
 
+#![cfg_attr(
+    not(test),
+    deny(clippy::as_conversions, clippy::indexing_slicing, clippy::arithmetic_side_effects)
+)]
+
 use std::fmt;
 
 use crate::bits::flag_bits;
@@ -231,7 +236,7 @@ pub const TABLE: &[Feature] = &[
     incompat(Incompat::LARGEDIR, "large_dir", ReadWrite),
     incompat(Incompat::INLINE_DATA, "inline_data", Refused),
     incompat(Incompat::ENCRYPT, "encrypt", Refused),
-    incompat(Incompat::CASEFOLD, "casefold", Refused),
+    incompat(Incompat::CASEFOLD, "casefold", ReadWrite),
 ];
 
 /// The row of a feature by its e2fsprogs name; the spellings mke2fs also takes are understood.
@@ -275,14 +280,13 @@ pub enum Access {
     },
 }
 
-/// Judges a volume by its feature words, and refuses an external journal by name.
-pub(crate) fn judge(
+/// Decides from the feature words how a volume may be mounted. `refused` names what else is not supported.
+pub(crate) fn check_supported(
     compat: Compat,
     ro_compat: RoCompat,
     incompat: Incompat,
-    has_external_journal: bool,
+    mut refused: Vec<String>,
 ) -> Access {
-    let mut refused = Vec::new();
     let mut read_only = Vec::new();
     for (word, bits, when_unknown) in [
         (Word::Compat, compat.0, ReadWrite),
@@ -297,9 +301,6 @@ pub(crate) fn judge(
                 Refused => refused.push(name_of(word, mask)),
             }
         }
-    }
-    if has_external_journal {
-        refused.push("external journal".to_owned());
     }
     if !refused.is_empty() {
         Access::Refused { names: refused }

@@ -1,12 +1,21 @@
 //! Group descriptors: where a group's bitmaps and inode table lie, what is free, what is uninitialised.
 //!
 //! A descriptor is 32 bytes, or 64 and more with `64bit`, whose second half holds the high halves. The
-//! uninit flags mean something only where descriptors carry a sum ([`crate::csum::Csum::group_descs`]).
+//! uninit flags are valid only where descriptors carry a sum ([`crate::csum::Csum::group_descs`]).
 //! Source: kernel documentation, ext4 "Block Group Descriptors".
+
+#![cfg_attr(
+    not(test),
+    deny(clippy::as_conversions, clippy::indexing_slicing, clippy::arithmetic_side_effects)
+)]
+
+use zerocopy::little_endian::{U16, U32};
+use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::bits::flag_bits;
 use crate::corruption::{Corruption, What};
 use crate::csum::Csum;
+use crate::halves::{join16, join32, split16, split32};
 use crate::num::{BlockNo, GroupNo};
 
 flag_bits! {
@@ -20,6 +29,43 @@ flag_bits! {
         INODE_ZEROED = 0x4;
     }
 }
+
+/// The first half of a descriptor, as it lies on disk.
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+struct RawLow {
+    block_bitmap: U32,
+    inode_bitmap: U32,
+    inode_table: U32,
+    free_blocks: U16,
+    free_inodes: U16,
+    used_dirs: U16,
+    flags: U16,
+    exclude_bitmap: U32,
+    block_bitmap_csum: U16,
+    inode_bitmap_csum: U16,
+    itable_unused: U16,
+    checksum: U16,
+}
+
+/// The second half, in descriptors of 64 bytes and more.
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+struct RawHigh {
+    block_bitmap: U32,
+    inode_bitmap: U32,
+    inode_table: U32,
+    free_blocks: U16,
+    free_inodes: U16,
+    used_dirs: U16,
+    itable_unused: U16,
+    exclude_bitmap: U32,
+    block_bitmap_csum: U16,
+    inode_bitmap_csum: U16,
+    reserved: U32,
+}
+
+const _: () = assert!(size_of::<RawLow>() == 32 && size_of::<RawHigh>() == 32);
 
 /// One decoded group descriptor.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -51,26 +97,25 @@ pub struct GroupDesc {
 impl GroupDesc {
     /// Reads a descriptor from its `desc_size` bytes. Its sum is [`Csum::verify_group_desc`]'s matter.
     pub fn decode(bytes: &[u8]) -> Result<GroupDesc, Corruption> {
-        if bytes.len() < 32 {
-            return Err(Corruption::new(What::GroupDesc, "length", bytes.len() as u64, 32));
-        }
-        let wide = bytes.len() >= 64;
-        let u16_at = |at: usize| u32::from(u16::from_le_bytes([bytes[at], bytes[at + 1]]));
-        let u32_at = |at: usize| u16_at(at) | u16_at(at + 2) << 16;
-        let both16 = |lo, hi| u16_at(lo) | if wide { u16_at(hi) << 16 } else { 0 };
-        let both32 = |lo, hi| u64::from(u32_at(lo)) | if wide { u64::from(u32_at(hi)) << 32 } else { 0 };
+        let Ok((lo, rest)) = RawLow::ref_from_prefix(bytes) else {
+            let len = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+            return Err(Corruption::new(What::GroupDesc, "length", len, 32));
+        };
+        let hi = RawHigh::read_from_prefix(rest).map_or_else(|_| RawHigh::new_zeroed(), |(hi, _)| hi);
+        let both16 = |lo: U16, hi: U16| join16(lo.get(), hi.get());
+        let both32 = |lo: U32, hi: U32| join32(lo.get(), hi.get());
         Ok(GroupDesc {
-            block_bitmap: BlockNo(both32(0x00, 0x20)),
-            inode_bitmap: BlockNo(both32(0x04, 0x24)),
-            inode_table: BlockNo(both32(0x08, 0x28)),
-            free_blocks: both16(0x0c, 0x2c),
-            free_inodes: both16(0x0e, 0x2e),
-            used_dirs: both16(0x10, 0x30),
-            flags: GroupFlags(u16_at(0x12) as u16),
-            exclude_bitmap: both32(0x14, 0x34),
-            block_bitmap_csum: both16(0x18, 0x38),
-            inode_bitmap_csum: both16(0x1a, 0x3a),
-            itable_unused: both16(0x1c, 0x32),
+            block_bitmap: BlockNo(both32(lo.block_bitmap, hi.block_bitmap)),
+            inode_bitmap: BlockNo(both32(lo.inode_bitmap, hi.inode_bitmap)),
+            inode_table: BlockNo(both32(lo.inode_table, hi.inode_table)),
+            free_blocks: both16(lo.free_blocks, hi.free_blocks),
+            free_inodes: both16(lo.free_inodes, hi.free_inodes),
+            used_dirs: both16(lo.used_dirs, hi.used_dirs),
+            flags: GroupFlags(lo.flags.get()),
+            exclude_bitmap: both32(lo.exclude_bitmap, hi.exclude_bitmap),
+            block_bitmap_csum: both16(lo.block_bitmap_csum, hi.block_bitmap_csum),
+            inode_bitmap_csum: both16(lo.inode_bitmap_csum, hi.inode_bitmap_csum),
+            itable_unused: both16(lo.itable_unused, hi.itable_unused),
         })
     }
 
@@ -79,33 +124,30 @@ impl GroupDesc {
     /// # Panics
     /// If `bytes` is shorter than 32.
     pub fn encode_into(&self, bytes: &mut [u8], group: GroupNo, csum: &Csum) {
-        let wide = bytes.len() >= 64;
-        let mut put16 = |at: usize, v: u32| bytes[at..at + 2].copy_from_slice(&(v as u16).to_le_bytes());
-        for (lo, hi, value) in [
-            (0x0c, 0x2c, self.free_blocks),
-            (0x0e, 0x2e, self.free_inodes),
-            (0x10, 0x30, self.used_dirs),
-            (0x18, 0x38, self.block_bitmap_csum),
-            (0x1a, 0x3a, self.inode_bitmap_csum),
-            (0x1c, 0x32, self.itable_unused),
-        ] {
-            put16(lo, value);
-            if wide {
-                put16(hi, value >> 16);
-            }
-        }
-        put16(0x12, u32::from(self.flags.0));
-        for (lo, hi, value) in [
-            (0x00, 0x20, self.block_bitmap.0),
-            (0x04, 0x24, self.inode_bitmap.0),
-            (0x08, 0x28, self.inode_table.0),
-            (0x14, 0x34, self.exclude_bitmap),
-        ] {
-            bytes[lo..lo + 4].copy_from_slice(&(value as u32).to_le_bytes());
-            if wide {
-                bytes[hi..hi + 4].copy_from_slice(&((value >> 32) as u32).to_le_bytes());
-            }
-        }
+        let (lo, rest) = RawLow::mut_from_prefix(bytes).expect("a descriptor has at least 32 bytes");
+        let mut spare = RawHigh::new_zeroed();
+        let hi = RawHigh::mut_from_prefix(rest).map_or(&mut spare, |(hi, _)| hi);
+        let put16 = |lo: &mut U16, hi: &mut U16, value: u32| {
+            let (low, high) = split16(value);
+            lo.set(low);
+            hi.set(high);
+        };
+        let put32 = |lo: &mut U32, hi: &mut U32, value: u64| {
+            let (low, high) = split32(value);
+            lo.set(low);
+            hi.set(high);
+        };
+        put32(&mut lo.block_bitmap, &mut hi.block_bitmap, self.block_bitmap.0);
+        put32(&mut lo.inode_bitmap, &mut hi.inode_bitmap, self.inode_bitmap.0);
+        put32(&mut lo.inode_table, &mut hi.inode_table, self.inode_table.0);
+        put32(&mut lo.exclude_bitmap, &mut hi.exclude_bitmap, self.exclude_bitmap);
+        put16(&mut lo.free_blocks, &mut hi.free_blocks, self.free_blocks);
+        put16(&mut lo.free_inodes, &mut hi.free_inodes, self.free_inodes);
+        put16(&mut lo.used_dirs, &mut hi.used_dirs, self.used_dirs);
+        put16(&mut lo.block_bitmap_csum, &mut hi.block_bitmap_csum, self.block_bitmap_csum);
+        put16(&mut lo.inode_bitmap_csum, &mut hi.inode_bitmap_csum, self.inode_bitmap_csum);
+        put16(&mut lo.itable_unused, &mut hi.itable_unused, self.itable_unused);
+        lo.flags.set(self.flags.0);
         csum.set_group_desc(bytes, group);
     }
 }

@@ -4,6 +4,8 @@
 //! blocks have no checksum and no header, so only the range of each pointer can be checked. Source: the
 //! kernel's `Documentation/filesystems/ext4/blockmap.rst`.
 
+use std::collections::HashSet;
+
 use crate::corruption::{Corruption, What};
 use crate::num::{BlockNo, FileBlock};
 
@@ -103,17 +105,17 @@ pub enum Step {
     },
 }
 
-/// Walks the map in file order; `read` fetches indirect blocks, `visit` sees each step. The fixed depth
-/// bounds the work by the number of slots, and `max_nodes` bounds it further on hostile maps (many slots
-/// naming one block).
+/// Walks the map in file order; `read` fetches indirect blocks, `visit` sees each step. `volume` holds the
+/// blocks that a pointer may name. A sound map names no block twice, so a second visit of an indirect block
+/// is damage, and so are more steps than the volume has blocks: what a hostile map costs is bounded by the
+/// indirect blocks that really are there, not by the paths that lead to them.
 ///
 /// # Errors
-/// A pointer outside the device, too many indirect blocks, or what `read` or `visit` return.
+/// A pointer outside the volume, a map that cannot be a tree, or what `read` or `visit` return.
 pub fn walk<B, E>(
     i_block: &[u8],
     block_size: u32,
-    device: std::ops::Range<u64>,
-    max_nodes: u64,
+    volume: std::ops::Range<u64>,
     read: &mut impl FnMut(BlockNo) -> Result<B, E>,
     visit: &mut impl FnMut(Step) -> Result<(), E>,
 ) -> Result<(), E>
@@ -121,7 +123,8 @@ where
     B: AsRef<[u8]>,
     E: From<Corruption>,
 {
-    let mut walk = Walk { block_size, device, budget: max_nodes, read, visit };
+    let budget = volume.end.saturating_sub(volume.start);
+    let mut walk = Walk { block_size, volume, budget, nodes: HashSet::new(), read, visit };
     let mut first = 0;
     for slot in 0..DIRECT + 3 {
         let levels = (slot + 1).saturating_sub(DIRECT) as usize;
@@ -135,8 +138,11 @@ where
 
 struct Walk<'a, R, V> {
     block_size: u32,
-    device: std::ops::Range<u64>,
+    volume: std::ops::Range<u64>,
+    /// Blocks that the map may still name.
     budget: u64,
+    /// Indirect blocks seen.
+    nodes: HashSet<u64>,
     read: &'a mut R,
     visit: &'a mut V,
 }
@@ -152,13 +158,16 @@ impl<R, V> Walk<'_, R, V> {
         let bad = |field, found, expected| {
             Corruption::new(What::IndirectBlock, field, found, expected).at_block(block)
         };
-        if !self.device.contains(&block.0) {
-            return Err(bad("block pointer", block.0, self.device.end).into());
+        if !self.volume.contains(&block.0) {
+            return Err(bad("block pointer", block.0, self.volume.end).into());
         }
+        self.budget = self.budget.checked_sub(1).ok_or_else(|| bad("map size", 1, 0))?;
         if levels == 0 {
             return (self.visit)(Step::Data { file_block: first, block });
         }
-        self.budget = self.budget.checked_sub(1).ok_or_else(|| bad("tree size", 1, 0))?;
+        if !self.nodes.insert(block.0) {
+            return Err(bad("block named twice", block.0, 0).into());
+        }
         let bytes = (self.read)(block)?;
         (self.visit)(Step::Node { block, first, levels })?;
         let unit = span(self.block_size, levels - 1);
@@ -214,7 +223,7 @@ mod tests {
         assert!(set_pointer(&mut indirect, 3, Some(BlockNo(102))));
         assert!(!set_pointer(&mut indirect, 0, Some(BlockNo(1 << 32))));
         let mut seen = Vec::new();
-        walk::<_, Corruption>(&i_block, 1024, 1..1000, 10, &mut |_| Ok(&indirect[..]), &mut |step| {
+        walk::<_, Corruption>(&i_block, 1024, 1..1000, &mut |_| Ok(&indirect[..]), &mut |step| {
             seen.push(step);
             Ok(())
         })
@@ -223,12 +232,36 @@ mod tests {
         assert_eq!(seen[1], Step::Node { block: BlockNo(101), first: 12, levels: 1 });
         assert_eq!(seen[2], Step::Data { file_block: 15, block: BlockNo(102) });
 
-        // Every slot of a triple indirect block naming that block itself must not take 256^3 steps.
-        let hostile: Vec<u8> = 5_u32.to_le_bytes().repeat(256);
+        // Three levels whose slots all name one block of the next, and that one data block: 256^3 paths, or
+        // as many without any data.
+        for data in [8_u32, 0] {
+            let shared = |block: BlockNo| match block.0 {
+                5 => Ok(6_u32.to_le_bytes().repeat(256)),
+                6 => Ok(7_u32.to_le_bytes().repeat(256)),
+                _ => Ok(data.to_le_bytes().repeat(256)),
+            };
+            let mut i_block = [0; 60];
+            assert!(set_pointer(&mut i_block, 14, Some(BlockNo(5))));
+            let mut steps = 0;
+            let end = walk::<_, Corruption>(&i_block, 1024, 1..1000, &mut { shared }, &mut |_| {
+                steps += 1;
+                Ok(())
+            });
+            assert_eq!(end.unwrap_err().field, "block named twice");
+            assert!(steps <= 3 + 256, "{steps}");
+        }
+        // Data blocks that are named again and again, by indirect blocks that are not.
+        let named_again = |block: BlockNo| match block.0 {
+            5 => Ok((100..356_u32).flat_map(u32::to_le_bytes).collect()),
+            _ => Ok(7_u32.to_le_bytes().repeat(256)),
+        };
         let mut i_block = [0; 60];
-        assert!(set_pointer(&mut i_block, 14, Some(BlockNo(5))));
-        let end =
-            walk::<_, Corruption>(&i_block, 1024, 1..1000, 100, &mut |_| Ok(&hostile[..]), &mut |_| Ok(()));
-        assert_eq!(end.unwrap_err().field, "tree size");
+        assert!(set_pointer(&mut i_block, 13, Some(BlockNo(5))));
+        let mut steps = 0;
+        let end = walk::<Vec<u8>, Corruption>(&i_block, 1024, 1..1000, &mut { named_again }, &mut |_| {
+            steps += 1;
+            Ok(())
+        });
+        assert_eq!((end.unwrap_err().field, steps), ("map size", 999));
     }
 }

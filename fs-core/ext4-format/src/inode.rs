@@ -1,10 +1,11 @@
-//! The inode: one record of the inode table, 128 bytes of ext2 heritage and, in larger records, the extra
-//! fields.
+//! The inode: one record of the inode table, the 128 bytes of ext2 and, in larger records, the extra fields.
 //!
 //! [`Inode`] is the decoded form: split fields joined, timestamps widened, units unified. What the record
 //! keeps beyond it (unknown fields, the attributes after the extra fields) is left as it stands by
 //! [`Inode::encode_into`]. Checksums belong to `csum`, the meaning of `block` to `extent`, `indirect` and
 //! inline data. Source of every offset: the kernel's `Documentation/filesystems/ext4/inodes.rst`.
+
+pub mod flag;
 
 use std::mem::{offset_of, size_of};
 use std::ops::Range;
@@ -25,30 +26,45 @@ pub const BLOCK_AREA: usize = 60;
 /// The first 128 bytes of an inode, as they lie on disk.
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone)]
 #[repr(C)]
-pub(crate) struct RawInode {
-    pub(crate) mode: U16<LittleEndian>,
-    pub(crate) uid_lo: U16<LittleEndian>,
-    pub(crate) size_lo: U32<LittleEndian>,
-    pub(crate) atime: U32<LittleEndian>,
-    pub(crate) ctime: U32<LittleEndian>,
-    pub(crate) mtime: U32<LittleEndian>,
-    pub(crate) dtime: U32<LittleEndian>,
-    pub(crate) gid_lo: U16<LittleEndian>,
-    pub(crate) links: U16<LittleEndian>,
-    pub(crate) blocks_lo: U32<LittleEndian>,
-    pub(crate) flags: U32<LittleEndian>,
-    pub(crate) version_lo: U32<LittleEndian>,
-    pub(crate) block: [u8; BLOCK_AREA],
-    pub(crate) generation: U32<LittleEndian>,
-    pub(crate) file_acl_lo: U32<LittleEndian>,
-    pub(crate) size_hi: U32<LittleEndian>,
-    pub(crate) obsolete_faddr: U32<LittleEndian>,
-    pub(crate) blocks_hi: U16<LittleEndian>,
-    pub(crate) file_acl_hi: U16<LittleEndian>,
-    pub(crate) uid_hi: U16<LittleEndian>,
-    pub(crate) gid_hi: U16<LittleEndian>,
-    pub(crate) checksum_lo: U16<LittleEndian>,
-    pub(crate) reserved: U16<LittleEndian>,
+#[allow(missing_docs, reason = "the fields are the format's own, `i_` taken off")]
+pub struct RawInode {
+    pub mode: U16<LittleEndian>,
+    pub uid_lo: U16<LittleEndian>,
+    pub size_lo: U32<LittleEndian>,
+    pub atime: U32<LittleEndian>,
+    pub ctime: U32<LittleEndian>,
+    pub mtime: U32<LittleEndian>,
+    pub dtime: U32<LittleEndian>,
+    pub gid_lo: U16<LittleEndian>,
+    pub links: U16<LittleEndian>,
+    pub blocks_lo: U32<LittleEndian>,
+    pub flags: U32<LittleEndian>,
+    pub version_lo: U32<LittleEndian>,
+    pub block: [u8; BLOCK_AREA],
+    pub generation: U32<LittleEndian>,
+    pub file_acl_lo: U32<LittleEndian>,
+    pub size_hi: U32<LittleEndian>,
+    pub obsolete_faddr: U32<LittleEndian>,
+    pub blocks_hi: U16<LittleEndian>,
+    pub file_acl_hi: U16<LittleEndian>,
+    pub uid_hi: U16<LittleEndian>,
+    pub gid_hi: U16<LittleEndian>,
+    pub checksum_lo: U16<LittleEndian>,
+    pub reserved: U16<LittleEndian>,
+}
+
+impl RawInode {
+    /// The base part of a record; `None` for a record of less than [`BASE_SIZE`] bytes.
+    #[must_use]
+    pub fn of(record: &[u8]) -> Option<&RawInode> {
+        RawInode::ref_from_prefix(record).ok().map(|(raw, _)| raw)
+    }
+
+    /// The base part of a record, to be changed.
+    #[must_use]
+    pub fn of_mut(record: &mut [u8]) -> Option<&mut RawInode> {
+        RawInode::mut_from_prefix(record).ok().map(|(raw, _)| raw)
+    }
 }
 
 /// The fields after byte 128; `extra_isize` says how many of them are in use.
@@ -79,15 +95,21 @@ const _: () = {
 };
 
 /// Byte offset of `i_checksum_lo` in the inode.
-pub const CHECKSUM_LO_OFFSET: usize = offset_of!(RawInode, checksum_lo);
+pub(crate) const CHECKSUM_LO_OFFSET: usize = offset_of!(RawInode, checksum_lo);
 /// Byte offset of `i_checksum_hi` in the inode; in use when `extra_isize` is at least 4.
-pub const CHECKSUM_HI_OFFSET: usize = BASE_SIZE + offset_of!(RawExtra, checksum_hi);
+pub(crate) const CHECKSUM_HI_OFFSET: usize = BASE_SIZE + offset_of!(RawExtra, checksum_hi);
 /// Byte offset of `i_generation` in the inode.
-pub const GENERATION_OFFSET: usize = offset_of!(RawInode, generation);
-/// Byte of `i_dtime`, which links the chain of orphans while an inode is on it.
+pub(crate) const GENERATION_OFFSET: usize = offset_of!(RawInode, generation);
+/// Byte offset of `i_block` in the inode.
+pub const BLOCK_OFFSET: usize = offset_of!(RawInode, block);
+/// Byte offset of `i_dtime`, which links the chain of orphans while an inode is on it.
 pub const DTIME_OFFSET: usize = offset_of!(RawInode, dtime);
 /// `extra_isize` of an inode that uses every field known today.
 pub const FULL_EXTRA_ISIZE: u16 = size_of::<RawExtra>() as u16;
+/// End of `i_atime_extra` in the inode: records this long keep nanoseconds.
+const ATIME_EXTRA_END: usize = BASE_SIZE + offset_of!(RawExtra, atime_extra) + 4;
+/// End of `i_crtime_extra` in the extra fields.
+const CRTIME_EXTRA_END: usize = offset_of!(RawExtra, crtime_extra) + 4;
 /// Links of a directory that has too many subdirectories to count (feature `dir_nlink`).
 pub const LINKS_UNCOUNTED: u16 = 1;
 /// The largest link count ext4 gives a file or counts in a directory.
@@ -128,6 +150,51 @@ impl InodeLayout {
             cluster_size: sb.block_size().saturating_mul(Geometry::new(sb).cluster_ratio),
         }
     }
+
+    /// Nanoseconds between two timestamps that a record of this size can tell apart.
+    #[must_use]
+    pub fn time_granularity(&self) -> u32 {
+        if usize::from(self.inode_size) >= ATIME_EXTRA_END { 1 } else { 1_000_000_000 }
+    }
+
+    /// The timestamp that a record keeps of `time`: 1901 to 2446, or to 2038 without extra fields. At either
+    /// end the nanoseconds are 0.
+    #[must_use]
+    pub fn storable(&self, time: Time) -> Time {
+        let (last, fine) = match self.time_granularity() {
+            1 => (Time::MAX_SEC, true),
+            _ => (i32::MAX.into(), false),
+        };
+        let inside = time.sec > Time::MIN_SEC && time.sec < last;
+        Time { sec: time.sec.clamp(Time::MIN_SEC, last), nsec: if inside && fine { time.nsec } else { 0 } }
+    }
+
+    /// The `extra_isize` of a new inode: `want` (`s_want_extra_isize`) as far as the record has room, in
+    /// units of four bytes.
+    #[must_use]
+    pub fn extra_isize(&self, want: u16) -> u16 {
+        want.min(self.inode_size.saturating_sub(BASE_SIZE as u16)) & !3
+    }
+
+    /// Whether `extra_isize` bytes of extra fields hold the whole time of creation.
+    #[must_use]
+    pub fn has_crtime(extra_isize: u16) -> bool {
+        usize::from(extra_isize) >= CRTIME_EXTRA_END
+    }
+}
+
+/// The bits of `i_mode` below the type, by the names of POSIX and the kernel.
+pub mod mode {
+    /// Run with the owner's rights.
+    pub const S_ISUID: u16 = 0o4000;
+    /// Run with the group's rights; on a directory: children inherit the group.
+    pub const S_ISGID: u16 = 0o2000;
+    /// The group may execute.
+    pub const S_IXGRP: u16 = 0o010;
+    /// Read, write and execute for owner, group and others.
+    pub const S_IRWXUGO: u16 = 0o777;
+    /// Every bit but the type.
+    pub const S_IALLUGO: u16 = 0o7777;
 }
 
 /// The type of a file, in the upper four bits of the mode and in directory entries.
@@ -191,111 +258,13 @@ impl FileType {
     }
 }
 
-/// The bits of `i_flags`.
-pub mod flag {
-    /// Secure deletion.
-    pub const SECRM: u32 = 0x1;
-    /// Undelete.
-    pub const UNRM: u32 = 0x2;
-    /// Compressed file.
-    pub const COMPR: u32 = 0x4;
-    /// Synchronous updates.
-    pub const SYNC: u32 = 0x8;
-    /// Immutable file.
-    pub const IMMUTABLE: u32 = 0x10;
-    /// Writes may only append.
-    pub const APPEND: u32 = 0x20;
-    /// Not for dump(8).
-    pub const NODUMP: u32 = 0x40;
-    /// Access times are not kept.
-    pub const NOATIME: u32 = 0x80;
-    /// Encrypted inode.
-    pub const ENCRYPT: u32 = 0x800;
-    /// A directory with an htree index.
-    pub const INDEX: u32 = 0x1000;
-    /// AFS directory.
-    pub const IMAGIC: u32 = 0x2000;
-    /// The file's data are journaled.
-    pub const JOURNAL_DATA: u32 = 0x4000;
-    /// The tail must not be merged.
-    pub const NOTAIL: u32 = 0x8000;
-    /// Directory changes are synchronous.
-    pub const DIRSYNC: u32 = 0x1_0000;
-    /// Top of a directory hierarchy, for the allocator.
-    pub const TOPDIR: u32 = 0x2_0000;
-    /// `i_blocks` counts filesystem blocks.
-    pub const HUGE_FILE: u32 = 0x4_0000;
-    /// `i_block` holds an extent tree.
-    pub const EXTENTS: u32 = 0x8_0000;
-    /// A verity file: its Merkle tree lies past its end.
-    pub const VERITY: u32 = 0x10_0000;
-    /// The inode holds the value of a large extended attribute.
-    pub const EA_INODE: u32 = 0x20_0000;
-    /// Blocks past the end are meant to be there.
-    pub const EOFBLOCKS: u32 = 0x40_0000;
-    /// Mapped directly on persistent memory.
-    pub const DAX: u32 = 0x200_0000;
-    /// The data lie in the inode.
-    pub const INLINE_DATA: u32 = 0x1000_0000;
-    /// New files inherit the project.
-    pub const PROJINHERIT: u32 = 0x2000_0000;
-    /// A directory whose names compare without regard to case.
-    pub const CASEFOLD: u32 = 0x4000_0000;
-
-    /// Flags a new child takes from its directory.
-    pub const INHERITED: u32 = SECRM
-        | UNRM
-        | COMPR
-        | SYNC
-        | NODUMP
-        | NOATIME
-        | JOURNAL_DATA
-        | NOTAIL
-        | DIRSYNC
-        | PROJINHERIT
-        | CASEFOLD
-        | DAX;
-    /// Flags chattr(1) may show.
-    pub const USER_VISIBLE: u32 = 0x725B_DFFF;
-    /// Flags chattr(1) may change.
-    pub const USER_MODIFIABLE: u32 = 0x624B_C0FF;
-
-    /// Every known flag with its name, lowest bit first.
-    pub const NAMES: &[(u32, &str)] = &[
-        (SECRM, "secrm"),
-        (UNRM, "unrm"),
-        (COMPR, "compr"),
-        (SYNC, "sync"),
-        (IMMUTABLE, "immutable"),
-        (APPEND, "append"),
-        (NODUMP, "nodump"),
-        (NOATIME, "noatime"),
-        (ENCRYPT, "encrypt"),
-        (INDEX, "index"),
-        (IMAGIC, "imagic"),
-        (JOURNAL_DATA, "journal_data"),
-        (NOTAIL, "notail"),
-        (DIRSYNC, "dirsync"),
-        (TOPDIR, "topdir"),
-        (HUGE_FILE, "huge_file"),
-        (EXTENTS, "extents"),
-        (VERITY, "verity"),
-        (EA_INODE, "ea_inode"),
-        (EOFBLOCKS, "eofblocks"),
-        (DAX, "dax"),
-        (INLINE_DATA, "inline_data"),
-        (PROJINHERIT, "projinherit"),
-        (CASEFOLD, "casefold"),
-    ];
-}
-
 /// A timestamp of an inode: seconds since 1970 (34 bits on disk where there is an extra field, else 32) and
 /// nanoseconds.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default, Hash)]
 pub struct Time {
     /// Seconds since the epoch; negative before it.
     pub sec: i64,
-    /// Nanoseconds; below 1 000 000 000 on a sane disk, up to 2^30 - 1 on a damaged one.
+    /// Nanoseconds; below 1 000 000 000 on an intact disk, up to 2^30 - 1 on a damaged one.
     pub nsec: u32,
 }
 
@@ -511,7 +480,7 @@ impl Inode {
         flags
     }
 
-    /// `i_blocks` in the unit the disk uses, and the flag that tells the unit.
+    /// `i_blocks` in its unit on disk, and the flag that selects the unit.
     fn blocks_on_disk(&self, layout: &InodeLayout) -> (u64, u32) {
         if self.blocks < 1 << 48 || !layout.huge_file {
             (self.blocks, 0)
@@ -594,6 +563,22 @@ impl Inode {
         self.block[4..8].copy_from_slice(&second.to_le_bytes());
     }
 
+    /// The copy of a journal's inode that the superblock keeps (`s_jnl_blocks`): the words of `i_block`, then
+    /// the upper and the lower half of the size.
+    #[must_use]
+    pub fn journal_backup(&self) -> [u32; 17] {
+        let (words, _) = self.block.as_chunks::<4>();
+        let size = [(self.size >> 32) as u32, self.size as u32];
+        let mut all = words.iter().map(|word| u32::from_le_bytes(*word)).chain(size);
+        std::array::from_fn(|_| all.next().unwrap_or(0))
+    }
+
+    /// Whether the extra fields in use reach far enough for the time of creation.
+    #[must_use]
+    pub fn has_room_for_crtime(&self) -> bool {
+        usize::from(self.extra_isize) >= offset_of!(RawExtra, crtime) + 4
+    }
+
     /// Where the attributes kept inside the record lie (they start with a four-byte magic), or `None` when
     /// there is no room for them.
     #[must_use]
@@ -604,15 +589,15 @@ impl Inode {
     }
 }
 
-/// `extra_isize` as it stands, and the extra fields with the number of their bytes that may be believed.
+/// `extra_isize` as it stands, and the extra fields with the number of valid bytes.
 fn decode_extra(bytes: &[u8], layout: &InodeLayout) -> (u16, (RawExtra, u16)) {
     let end = usize::from(layout.inode_size).min(bytes.len()).max(BASE_SIZE.min(bytes.len()));
     let area = bytes.get(BASE_SIZE..end).unwrap_or_default();
     match RawExtra::read_from_prefix(area) {
         Ok((extra, _)) => {
             let stated = extra.extra_isize.get();
-            let sane = usize::from(stated) <= area.len() && stated.is_multiple_of(4);
-            (stated, (extra, if sane { stated } else { 0 }))
+            let valid = usize::from(stated) <= area.len() && stated.is_multiple_of(4);
+            (stated, (extra, if valid { stated } else { 0 }))
         }
         Err(_) => (0, (zerocopy::transmute!([0_u8; size_of::<RawExtra>()]), 0)),
     }
@@ -653,6 +638,37 @@ mod tests {
         assert_eq!(Time::decode(0x8000_0000, Some(1)).sec, 0x8000_0000);
         assert_eq!(Time::decode(0x7fff_ffff, Some(3)).sec, 0x3_7fff_ffff);
         assert_eq!(Time { sec: i64::MAX, nsec: 0 }.encode(), (0x7fff_ffff, 3));
+    }
+
+    #[test]
+    fn a_record_keeps_the_times_that_it_has_room_for() {
+        let small = InodeLayout { inode_size: 128, ..LAYOUT };
+        let time = |sec| Time { sec, nsec: 7 };
+        for (layout, sec, kept) in [
+            (LAYOUT, 1 << 32, time(1 << 32)),
+            (LAYOUT, i64::MAX, Time { sec: 0x3_7fff_ffff, nsec: 0 }),
+            (LAYOUT, i64::MIN, Time { sec: -0x8000_0000, nsec: 0 }),
+            (small, 5, Time { sec: 5, nsec: 0 }),
+            (small, 1 << 32, Time { sec: 0x7fff_ffff, nsec: 0 }),
+        ] {
+            assert_eq!(layout.storable(time(sec)), kept);
+        }
+        assert_eq!((LAYOUT.time_granularity(), small.time_granularity()), (1, 1_000_000_000));
+        assert_eq!((LAYOUT.extra_isize(33), LAYOUT.extra_isize(500), small.extra_isize(32)), (32, 128, 0));
+        assert_eq!([23, 24].map(InodeLayout::has_crtime), [false, true]);
+    }
+
+    #[test]
+    fn fields_of_the_raw_record_lie_where_the_kernel_has_them() {
+        let mut bytes: Vec<u8> = (0..=255).collect();
+        let raw = RawInode::of(&bytes).unwrap();
+        assert_eq!((raw.flags.get(), raw.size_hi.get()), (0x2322_2120, 0x6f6e_6d6c));
+        assert_eq!((raw.obsolete_faddr.get(), raw.file_acl_hi.get()), (0x7372_7170, 0x7776));
+        RawInode::of_mut(&mut bytes).unwrap().flags.set(0);
+        assert_eq!(bytes[0x1f..0x25], [0x1f, 0, 0, 0, 0, 0x24][..]);
+        assert!(RawInode::of(&bytes[..127]).is_none());
+        let inode = Inode { size: 0x1_0000_0002, ..Inode::decode_damaged(&bytes, &LAYOUT) };
+        assert_eq!(inode.journal_backup()[14..], [0x6362_6160, 1, 2]);
     }
 
     #[test]

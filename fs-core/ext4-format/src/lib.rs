@@ -1,4 +1,5 @@
-//! Floor 0: what the bytes of ext4 and jbd2 mean. No IO, no clock, no threads, no unsafe.
+//! Layer 0: the on-disk format of ext4 and jbd2. Layout, geometry, checksums, edits of one block, and the
+//! verifiers. No IO, no clock, no threads, no unsafe.
 
 pub mod bitmap;
 mod bits;
@@ -7,10 +8,13 @@ pub mod corruption;
 pub mod crc;
 pub mod csum;
 pub mod dirent;
+pub mod encryption;
+pub mod expand;
 pub mod extent;
 pub mod features;
 pub mod geometry;
 pub mod group_desc;
+mod halves;
 pub mod hash;
 pub mod htree;
 pub mod indirect;
@@ -25,5 +29,5 @@ pub mod superblock;
 pub mod verify;
 pub mod xattr;
 
-pub use corruption::{Corruption, Place, What};
+pub use corruption::{Corruption, Fault, Place, What};
 pub use num::{BlockNo, FileBlock, GroupNo, Ino, Tid};

@@ -5,6 +5,11 @@
 //! with `metadata_csum`, a checksum over the block number and the entries (see `csum`). Source: the kernel's
 //! `Documentation/filesystems/ext4/orphan.rst`.
 
+#![cfg_attr(
+    not(test),
+    deny(clippy::as_conversions, clippy::indexing_slicing, clippy::arithmetic_side_effects)
+)]
+
 use crate::corruption::{Corruption, What};
 use crate::num::Ino;
 
@@ -22,8 +27,8 @@ pub fn per_block(block_size: usize) -> usize {
 /// Makes `bytes` an empty block of an orphan file; the checksum is the caller's.
 pub fn init(bytes: &mut [u8]) {
     bytes.fill(0);
-    if let Some(tail) = tail_mut(bytes) {
-        tail[..4].copy_from_slice(&MAGIC.to_le_bytes());
+    if let Some(magic) = bytes.last_chunk_mut::<TAIL_SIZE>().and_then(|tail| tail.first_chunk_mut()) {
+        *magic = MAGIC.to_le_bytes();
     }
 }
 
@@ -32,7 +37,8 @@ pub fn init(bytes: &mut [u8]) {
 /// # Errors
 /// A wrong magic, or a block too small to have one.
 pub fn check(bytes: &[u8]) -> Result<(), Corruption> {
-    let found = bytes.len().checked_sub(TAIL_SIZE).and_then(|at| word(bytes, at)).unwrap_or(0);
+    let magic = bytes.last_chunk::<TAIL_SIZE>().and_then(|tail| tail.first_chunk());
+    let found = magic.map_or(0, |magic| u32::from_le_bytes(*magic));
     if found == MAGIC {
         Ok(())
     } else {
@@ -42,13 +48,9 @@ pub fn check(bytes: &[u8]) -> Result<(), Corruption> {
 
 /// The orphans of a block with their slots.
 pub fn entries(bytes: &[u8]) -> impl Iterator<Item = (usize, Ino)> + '_ {
-    (0..per_block(bytes.len())).filter_map(|slot| Some((slot, Ino::new(word(bytes, slot * 4)?)?)))
-}
-
-/// The first free slot.
-#[must_use]
-pub fn free_slot(bytes: &[u8]) -> Option<usize> {
-    (0..per_block(bytes.len())).find(|slot| word(bytes, slot * 4) == Some(0))
+    let (words, _) = bytes.as_chunks::<4>();
+    let slots = words.iter().take(per_block(bytes.len())).enumerate();
+    slots.filter_map(|(slot, word)| Some((slot, Ino::new(u32::from_le_bytes(*word))?)))
 }
 
 /// Writes a slot; `None` frees it. False when the block has no such slot.
@@ -56,17 +58,10 @@ pub fn set(bytes: &mut [u8], slot: usize, ino: Option<Ino>) -> bool {
     if slot >= per_block(bytes.len()) {
         return false;
     }
-    bytes[slot * 4..slot * 4 + 4].copy_from_slice(&ino.map_or(0, Ino::get).to_le_bytes());
+    let (words, _) = bytes.as_chunks_mut::<4>();
+    let Some(word) = words.get_mut(slot) else { return false };
+    *word = ino.map_or(0, Ino::get).to_le_bytes();
     true
-}
-
-fn word(bytes: &[u8], at: usize) -> Option<u32> {
-    Some(u32::from_le_bytes(*bytes.get(at..)?.first_chunk()?))
-}
-
-fn tail_mut(bytes: &mut [u8]) -> Option<&mut [u8]> {
-    let at = bytes.len().checked_sub(TAIL_SIZE)?;
-    bytes.get_mut(at..)
 }
 
 #[cfg(test)]
@@ -79,14 +74,16 @@ mod tests {
         init(&mut block);
         check(&block).unwrap();
         assert_eq!(per_block(1024), 254);
-        for n in 0..254 {
-            let slot = free_slot(&block).unwrap();
-            assert!(set(&mut block, slot, Ino::new(100 + n)));
+        for slot in 0..254 {
+            assert!(set(&mut block, slot, Ino::new(100 + slot as u32)));
         }
-        assert_eq!(free_slot(&block), None);
+        assert_eq!(
+            entries(&block).map(|(slot, ino)| ino.get() - slot as u32).collect::<Vec<_>>(),
+            [100; 254]
+        );
         assert!(set(&mut block, 17, None));
         assert!(!set(&mut block, 254, None), "the tail is no slot");
-        assert_eq!(free_slot(&block), Some(17));
+        assert!(entries(&block).all(|(slot, _)| slot != 17));
         assert_eq!(entries(&block).count(), 253);
         check(&block).unwrap();
         assert_eq!(check(&[0; 1024]).unwrap_err().field, "ob_magic");

@@ -301,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn damage_is_told_and_never_loops() {
+    fn damage_is_reported_and_never_loops() {
         let good = encode(&some(), Kind::User);
         for at in (0..good.len()).step_by(4) {
             for value in [0_u32, 1, 3, 0xffff_ffff] {

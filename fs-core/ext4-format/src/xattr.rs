@@ -3,7 +3,7 @@
 //!
 //! In a block (32-byte header with a reference count and a hash) entries are sorted by prefix, length and
 //! name and carry hashes, so that equal blocks can be shared. In the inode (four bytes of magic) they keep
-//! their order of arrival. A value too large for either lies in an inode of its own (feature `ea_inode`) and
+//! the order in which they were set. A value too large for either lies in an inode of its own (feature `ea_inode`) and
 //! the entry names that. Changing goes through [`Attributes`]: read a region, edit the list, write it back
 //! packed, or learn that it does not fit. Checksums and the hash of an `ea_inode` value are `csum`'s. Source:
 //! the kernel's `Documentation/filesystems/ext4/attributes.rst`.
@@ -64,7 +64,7 @@ pub fn split_name(full: &[u8]) -> Option<(u8, &[u8])> {
         .map(|(_, index, rest)| (index, rest))
 }
 
-/// Which of the two homes.
+/// Where a region of attributes lies.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Home {
     /// Behind the extra fields of the inode; the region is [`crate::inode::Inode::xattr_range`].
@@ -214,6 +214,35 @@ pub fn check(region: &[u8], home: Home) -> Result<(), Corruption> {
         Some(pair) => Err(bad("duplicate name", usize::from(pair[0].0), 0)),
         None => Ok(()),
     }
+}
+
+/// Moves the entries of a region in an inode `by` bytes on; their values stay. What is in front of them then is
+/// no attribute any more. False, and no change, when there is no such gap, or a damaged entry.
+#[must_use]
+pub fn shift(region: &mut [u8], by: usize) -> bool {
+    let (mut names, mut values) = (INODE_HEADER, region.len());
+    let mut moved = Vec::new();
+    for entry in entries(region, Home::Inode) {
+        let Ok(entry) = entry else { return false };
+        names = entry.offset + entry_size(entry.name.len());
+        if let Value::Here(value) = entry.value
+            && !value.is_empty()
+        {
+            values = values.min(value.as_ptr().addr() - region.as_ptr().addr());
+            moved.push(entry.offset + 2);
+        }
+    }
+    // Four zero bytes end the list.
+    let names = names + 4;
+    if names.saturating_add(by) > values {
+        return false;
+    }
+    for at in moved {
+        let offset = u16::from_le_bytes([region[at], region[at + 1]]);
+        region[at..at + 2].copy_from_slice(&offset.wrapping_sub(by as u16).to_le_bytes());
+    }
+    region.copy_within(..names, by);
+    true
 }
 
 /// Iterator over the entries of a region.

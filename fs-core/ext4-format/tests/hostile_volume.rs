@@ -27,7 +27,7 @@ fn calculate(sb: &SuperBlock, numbers: &[u32]) {
     let geometry = Geometry::new(sb);
     let csum = Csum::new(sb);
     let _ = sb.access();
-    let _ = (sb.want_extra_isize(), sb.free_blocks(), sb.first_error(), sb.mmp_block(), sb.journal_backup());
+    let _ = (sb.want_extra_isize(), sb.free_blocks(), sb.mmp_block(), sb.journal_backup());
     assert!(geometry.group_count > 0 && geometry.desc_blocks > 0);
     for n in numbers {
         let block = BlockNo(u64::from(*n) << (n % 17));

@@ -106,7 +106,6 @@ impl Volume {
                 &inode.block,
                 size,
                 device,
-                10_000,
                 &mut |b| Ok(self.block(b.0)),
                 &mut |step| {
                     match step {

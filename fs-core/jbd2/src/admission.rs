@@ -62,6 +62,9 @@ impl Journal {
 
     pub(crate) fn admit(&self, credits: Credits) -> Result<Arc<Transaction>> {
         let mut core = self.core.lock();
+        while core.suspended {
+            MutexGuard::unlocked(&mut core, || self.resume())?;
+        }
         let mut led = false;
         while core.serving == core.next_ticket {
             core.check_alive()?;

@@ -31,14 +31,6 @@ impl Journal {
         })
     }
 
-    /// Whether a `checkpoint(Some)` would find something to do.
-    pub fn wants_checkpoint(&self) -> bool {
-        match &self.kind {
-            Kind::Log(log) => self.core.lock().space.free < log.size() - log.size() / 2,
-            Kind::Home | Kind::ReadOnly => false,
-        }
-    }
-
     /// Checkpoints committed transactions, oldest first, until `goal` log blocks are free or none is left.
     pub(crate) fn free_log(&self, goal: u32) -> Result<()> {
         let Kind::Log(log) = &self.kind else { return Ok(()) };

@@ -21,8 +21,6 @@ use crate::home::write_home;
 use crate::journal::{CommitObserver, Core, Journal, Kind};
 use crate::transaction::{Snapshot, Transaction};
 
-pub(crate) type Callback = Box<dyn FnOnce(Result<()>) + Send>;
-
 impl Journal {
     /// The transaction that would take a handle now, if one has been opened.
     pub fn running(&self) -> Option<Tid> {
@@ -90,20 +88,6 @@ impl Journal {
             }
         };
         self.commit(tid)
-    }
-
-    /// Calls `f` once `tid` is durable or the journal is aborted; at once if that is so already, or if
-    /// `tid` has changed nothing. Does not start a commit. `f` runs in the leader's thread with no
-    /// lock held, and must not wait for a commit.
-    pub fn when_committed(&self, tid: Tid, f: Box<dyn FnOnce(Result<()>) + Send>) {
-        let mut core = self.core.lock();
-        let now = core.check_alive();
-        if now.is_ok() && !core.committed.is_at_least(tid) && !core.is_idle_in(tid) {
-            core.callbacks.push((tid, f));
-            return;
-        }
-        drop(core);
-        f(now);
     }
 
     fn lead(&self, tx: &Arc<Transaction>) -> Result<()> {
@@ -179,8 +163,8 @@ impl Journal {
         self.flush()
     }
 
-    /// Done: everybody concerned is told, the observer first so that freed blocks are free before
-    /// a waiter looks for them.
+    /// Done: wakes the waiters. The observer is called first, so that freed blocks are free before a
+    /// waiter looks for them.
     fn settle(&self, snapshot: Snapshot, observer: Option<&dyn CommitObserver>) -> Result<()> {
         let tid = snapshot.tid;
         let (blocks, revoked) = (snapshot.blocks.len(), snapshot.revoked.len());
@@ -193,17 +177,11 @@ impl Journal {
         if let Some(observer) = observer {
             observer.committed(tid);
         }
-        let due: Vec<(Tid, Callback)> = {
-            let mut core = self.core.lock();
-            core.committed = tid;
-            core.leading = None;
-            self.commit_ended.notify_all();
-            self.admission.notify_all();
-            core.callbacks.extract_if(.., |(wanted, _)| tid.is_at_least(*wanted)).collect()
-        };
-        for (_, callback) in due {
-            callback(Ok(()));
-        }
+        let mut core = self.core.lock();
+        core.committed = tid;
+        core.leading = None;
+        self.commit_ended.notify_all();
+        self.admission.notify_all();
         Ok(())
     }
 
@@ -221,12 +199,6 @@ impl Journal {
 }
 
 impl Core {
-    /// Whether `tid` runs, has changed nothing yet, and nothing before it is under way.
-    fn is_idle_in(&self, tid: Tid) -> bool {
-        let running = self.running.as_ref().filter(|running| running.tx.tid == tid);
-        self.leading.is_none() && running.is_some_and(|running| running.tx.work.lock().is_empty())
-    }
-
     fn lock_running(&mut self, tid: Tid) {
         self.leading = Some(tid);
         if let Some(running) = &mut self.running {

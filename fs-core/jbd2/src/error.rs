@@ -19,8 +19,8 @@ pub enum Error {
     /// The volume was opened for reading only.
     #[error("the volume is read-only")]
     ReadOnly,
-    /// A block beyond the end of the device.
-    #[error("block {block} lies outside the device")]
+    /// A block beyond the end of the volume.
+    #[error("block {block} lies outside the volume")]
     OutOfRange {
         /// The block asked for.
         block: BlockNo,

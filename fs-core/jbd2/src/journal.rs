@@ -14,7 +14,6 @@ use crate::admission::Running;
 use crate::buffer::{Buffer, Load, SlotGuard};
 use crate::bytes::BlockData;
 use crate::cache::Cache;
-use crate::commit::Callback;
 use crate::error::{Error, Result};
 use crate::handle::Handle;
 use crate::log::{Log, LogFeatures};
@@ -27,6 +26,8 @@ const MAX_READ_AHEAD: usize = 1 << 20;
 /// How a journal is run.
 #[derive(Clone)]
 pub struct Options {
+    /// Blocks of the volume. The device may have more, which are none of the journal's business.
+    pub blocks: u64,
     /// Memory for cached blocks, in bytes. Blocks that must stay (dirty, in the log only) can pass it.
     pub cache_bytes: usize,
     /// Whether commits and checkpoints flush the device. Off, a power cut may lose anything.
@@ -42,6 +43,7 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Options {
+            blocks: u64::MAX,
             cache_bytes: 64 << 20,
             barrier: true,
             closing_credits: 4,
@@ -61,6 +63,12 @@ pub trait CommitObserver: Send + Sync {
     /// `tid` is durable: blocks freed in it may be reused, and discarded, from now on. Runs before
     /// any waiter of the commit wakes. Must not wait for a commit; should be short.
     fn committed(&self, tid: Tid);
+
+    /// The journal rested ([`Journal::suspend`]) and a handle is about to start: what was said of the volume then
+    /// is taken back. Must not start a handle.
+    fn resuming(&self) -> Result<()> {
+        Ok(())
+    }
 
     /// The journal was aborted: nothing will be written from here on. Called once.
     fn aborted(&self, cause: &Error);
@@ -88,18 +96,19 @@ pub(crate) struct Core {
     /// Waiting starts: the next ticket to give and the one being served.
     pub next_ticket: u64,
     pub serving: u64,
-    pub callbacks: Vec<(Tid, Callback)>,
     /// The log's content; without a log, nothing.
     pub space: Space,
     /// The first cause of an abort.
     pub aborted: Option<Arc<Error>>,
+    /// The journal rests ([`Journal::suspend`]).
+    pub suspended: bool,
 }
 
 /// A cache of metadata blocks whose changes reach the device in transactions.
 pub struct Journal {
     pub(crate) dev: Arc<dyn BlockDevice>,
     pub(crate) block_size: usize,
-    /// Blocks on the device.
+    /// Blocks that may be read and written.
     blocks: u64,
     pub(crate) cache: Cache,
     pub(crate) opts: Options,
@@ -115,6 +124,8 @@ pub struct Journal {
     pub(crate) landed: Condvar,
     /// Whose turn it is to write home; taken before anything else of this crate.
     pub(crate) checkpointing: Mutex<()>,
+    /// Who suspends or resumes; taken before anything else of this crate.
+    pub(crate) suspending: Mutex<()>,
     /// Set with `Core::aborted`, for a look without the lock.
     dead: AtomicBool,
     pub(crate) observer: RwLock<Option<Arc<dyn CommitObserver>>>,
@@ -155,7 +166,7 @@ impl Journal {
     ) -> Journal {
         let block_size = block_size as usize;
         Journal {
-            blocks: dev.geometry().size / block_size as u64,
+            blocks: opts.blocks.min(dev.geometry().size / block_size as u64),
             dev,
             block_size,
             cache: Cache::new(block_size, opts.cache_bytes),
@@ -168,15 +179,16 @@ impl Journal {
                 leading: None,
                 next_ticket: 0,
                 serving: 0,
-                callbacks: Vec::new(),
                 space,
                 aborted: None,
+                suspended: false,
             }),
             handles_gone: Condvar::new(),
             admission: Condvar::new(),
             commit_ended: Condvar::new(),
             landed: Condvar::new(),
             checkpointing: Mutex::new(()),
+            suspending: Mutex::new(()),
             dead: AtomicBool::new(false),
             observer: RwLock::new(None),
             counters: Counters::default(),
@@ -276,28 +288,41 @@ impl Journal {
     /// Stops all writing. The first cause is kept and told to the observer; later ones are not.
     pub fn abort(&self, cause: Error) {
         let cause = Arc::new(cause);
-        let callbacks = {
+        {
             let mut core = self.core.lock();
             if core.aborted.is_some() {
                 return;
             }
-            core.aborted = Some(cause.clone());
-            self.dead.store(true, Ordering::Release);
-            self.handles_gone.notify_all();
-            self.admission.notify_all();
-            self.commit_ended.notify_all();
-            self.landed.notify_all();
-            std::mem::take(&mut core.callbacks)
-        };
+            self.end(&mut core, cause.clone());
+        }
         tracing::error!(%cause, "journal aborted");
         self.record(&cause);
         let observer = self.observer.read().clone();
         if let Some(observer) = observer {
             observer.aborted(&cause);
         }
-        for (_, callback) in callbacks {
-            callback(Err(Error::Aborted(cause.clone())));
+    }
+
+    /// Refuses handles and commits from here on; the last call, after [`Journal::close`]. Gives whether
+    /// everything is written back: no handle open, nothing to commit, nothing in the log.
+    pub fn seal(&self) -> bool {
+        let mut core = self.core.lock();
+        if core.aborted.is_some() {
+            return false;
         }
+        let settled = core.is_settled();
+        self.end(&mut core, Arc::new(Error::ShutDown));
+        settled
+    }
+
+    /// Fails every later call, and whoever waits, with `cause`.
+    fn end(&self, core: &mut Core, cause: Arc<Error>) {
+        core.aborted = Some(cause);
+        self.dead.store(true, Ordering::Release);
+        self.handles_gone.notify_all();
+        self.admission.notify_all();
+        self.commit_ended.notify_all();
+        self.landed.notify_all();
     }
 
     /// Leaves the cause in the journal superblock, where the next mount and e2fsck look for it.

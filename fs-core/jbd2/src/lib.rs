@@ -24,6 +24,7 @@ pub mod mutants;
 pub mod recovery;
 mod space;
 mod stats;
+mod suspend;
 mod transaction;
 
 pub use buffer::{Buffer, WriteGuard};

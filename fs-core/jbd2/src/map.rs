@@ -24,6 +24,16 @@ pub struct LogLocation {
     pub extents: Vec<LogExtent>,
 }
 
+impl LogLocation {
+    /// Refuses a location that is none: with gaps, with blocks outside the device, or with blocks named twice.
+    ///
+    /// # Errors
+    /// [`crate::Error::Corrupt`] with the first run that is wrong.
+    pub fn check(&self, dev: &dyn BlockDevice, block_size: u32) -> Result<()> {
+        LogMap::new(self, dev, block_size as usize).map(|_| ())
+    }
+}
+
 /// Longest log taken, a hundred times what mke2fs makes: positions in the ring can be added up.
 const MAX_BLOCKS: u32 = 1 << 30;
 

@@ -165,6 +165,26 @@ fn homes_outside_the_device_or_inside_the_log_are_refused() {
 }
 
 #[test]
+fn a_replay_is_confined_to_the_volume_on_a_larger_device() {
+    let shape = Shape::small();
+    let mut forge = Forge::new(shape, Tid(7));
+    forge.blocks(Tid(7), &[(1, 1), (9, 9)]).commit(Tid(7));
+    let dev = forge.device();
+    let replay = recovery::scan(&dev, shape.block_size, &shape.location()).unwrap();
+    for (volume, outside) in [(0..10, None), (1..10, None), (1..9, Some(9)), (2..10, Some(1))] {
+        match (replay.confine(volume.clone()), outside) {
+            (Ok(()), None) => {}
+            (Err(Error::Corrupt(c)), Some(block)) => assert_eq!(c.found, block, "{volume:?}"),
+            (answer, _) => panic!("{volume:?}: {answer:?}"),
+        }
+    }
+    let before = shape.on_disk(&dev, 9);
+    assert_ne!(before, shape.bytes(9), "a scan writes nothing");
+    replay.apply(&dev, shape.block_size, &shape.location()).unwrap();
+    assert_eq!(shape.on_disk(&dev, 9), shape.bytes(9));
+}
+
+#[test]
 fn a_log_that_never_ends_is_walked_once() {
     let mut forge = Forge::new(Shape::small(), Tid(7));
     // Descriptors of one transaction all around the ring.

@@ -2,8 +2,8 @@
 
 mod common;
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex};
 
 use blockdev::sim::{Event, Fault, FaultDevice, MemDevice, Recorder, When};
 use blockdev::{BlockDevice, Op};
@@ -364,31 +364,6 @@ fn the_last_edits_of_a_transaction_are_part_of_it() {
     }
     recovery::recover(&*dev, shape.block_size, &shape.location()).unwrap();
     assert_eq!(shape.on_disk(&*dev, 0)[..4], 3u32.to_le_bytes());
-}
-
-#[test]
-fn callbacks_run_when_their_transaction_is_durable() {
-    let shape = Shape::small();
-    let journal = shape.open(Arc::new(MemDevice::from_image(shape.image())));
-    let told = Arc::new(Mutex::new(Vec::new()));
-    let tell = |name: &'static str| {
-        let told = told.clone();
-        Box::new(move |result: jbd2::Result<()>| told.lock().unwrap().push((name, result.is_ok())))
-    };
-    let empty = journal.start(Credits::blocks(1)).unwrap().tid();
-    journal.when_committed(empty, tell("empty"));
-    assert_eq!(told.lock().unwrap().drain(..).collect::<Vec<_>>(), [("empty", true)]);
-    let first = write_all(&shape, &journal, &[(1, 1)]);
-    journal.when_committed(first, tell("first"));
-    assert!(told.lock().unwrap().is_empty());
-    journal.commit(first).unwrap();
-    journal.when_committed(first, tell("late"));
-    let second = write_all(&shape, &journal, &[(1, 2)]);
-    journal.when_committed(second, tell("second"));
-    journal.abort(Error::ShutDown);
-    journal.when_committed(second, tell("after"));
-    let told = told.lock().unwrap().clone();
-    assert_eq!(told, [("first", true), ("late", true), ("second", false), ("after", false)]);
 }
 
 #[test]

@@ -2,13 +2,14 @@
 //! whatever there is. Only a group's own lock is taken, one at a time; which groups are worth
 //! a look is known from the hints.
 
-use ext4_format::{BlockNo, GroupNo};
+use ext4_format::{BlockNo, FileBlock, GroupNo};
 use jbd2::Handle;
 
 use super::Allocator;
 use super::orders::order_for;
 use super::runs::FreeRuns;
 use super::space::{Depth, Reservation};
+use super::stripe::Alignment;
 use super::windows::Stream;
 use crate::error::{Error, Result};
 
@@ -22,6 +23,8 @@ pub struct BlockRequest<'a> {
     /// Whether the goal continues an extent, so that even a short run there is better than a
     /// long one elsewhere.
     pub continues: bool,
+    /// The block of the file that the first one will be, which matters on a striped volume.
+    pub at: FileBlock,
     /// The file that grows by it, if it is one that grows at its end step by step.
     pub stream: Option<Stream>,
     /// Who asks, when nothing was promised.
@@ -34,7 +37,15 @@ impl BlockRequest<'_> {
     /// One block near `goal`.
     #[must_use]
     pub fn one(goal: BlockNo, depth: Depth) -> Self {
-        BlockRequest { goal, want: 1, continues: false, stream: None, depth, reserved: None }
+        BlockRequest {
+            goal,
+            want: 1,
+            continues: false,
+            at: FileBlock(0),
+            stream: None,
+            depth,
+            reserved: None,
+        }
     }
 }
 
@@ -56,6 +67,11 @@ enum Fit {
     At { index: u32, continues: bool },
     /// The longest, if it has at least so many.
     Longest { least: u32 },
+    /// This block and what follows, as far as all stripes but the last are full.
+    Stripes { index: u32, alignment: Alignment },
+    /// As much as is wanted with so many free ones behind it, where the alignment has it, at or behind this block
+    /// of the group.
+    Aligned { from: u32, ahead: u32, alignment: Alignment },
 }
 
 impl Allocator {
@@ -63,7 +79,7 @@ impl Allocator {
     ///
     /// # Errors
     /// [`Error::NoSpace`] when the caller may not have a single block, or when the only free ones
-    /// wait for a commit ([`Allocator::retry_after_commit`]).
+    /// wait for a commit ([`Allocator::should_retry`]).
     pub fn alloc_blocks(&self, handle: &Handle<'_>, mut request: BlockRequest<'_>) -> Result<Run> {
         let want = u64::from(request.want.max(1));
         let promised = request.reserved.as_mut().map_or(0, |r| r.redeem(want));
@@ -88,6 +104,9 @@ impl Allocator {
         let geo = &self.vol.geo;
         let (no, index) = geo.locate_block(request.goal).unwrap_or((GroupNo(0), 0));
         let (continues, stream) = (request.continues, request.stream);
+        if let Some(run) = self.search_aligned(handle, request, want)? {
+            return Ok(run);
+        }
         let take = |no, fits: &[Fit]| self.take(handle, no, want, fits, stream);
         // A group that looks full may still hold the file's own window.
         if self.orders.has_any(no.0) || stream.is_some() {
@@ -114,6 +133,47 @@ impl Allocator {
         Err(Error::NoSpace)
     }
 
+    /// What will fill a stripe, where a stripe begins: in one piece, else in halves or quarters of it. With what is
+    /// kept ahead for it a file that grows by little fills one, too.
+    fn search_aligned(
+        &self,
+        handle: &Handle<'_>,
+        request: &BlockRequest<'_>,
+        want: u32,
+    ) -> Result<Option<Run>> {
+        let Some(stripe) = self.stripe else { return Ok(None) };
+        let ahead = request.stream.map_or(0, |stream| stream.ahead);
+        if want.saturating_add(ahead) < stripe {
+            return Ok(None);
+        }
+        let (no, index) = self.vol.geo.locate_block(request.goal).unwrap_or((GroupNo(0), 0));
+        let alignment = Alignment::of(stripe, request.at);
+        if alignment.allows(request.goal) {
+            let fits = match request.continues {
+                true => [Fit::Stripes { index, alignment }],
+                false => [Fit::At { index, continues: false }],
+            };
+            if let Some(run) = self.take(handle, no, want, &fits, request.stream)? {
+                return Ok(Some(run));
+            }
+        }
+        let ahead = stripe.saturating_sub(want);
+        let parts = std::iter::successors(Some(want), |part| Some(alignment.whole(*part / 2)));
+        for part in parts.take(3).take_while(|part| part + ahead >= stripe) {
+            let fit = |from| Fit::Aligned { from, ahead, alignment };
+            if let Some(run) = self.take(handle, no, part, &[fit(index), fit(0)], request.stream)? {
+                return Ok(Some(run));
+            }
+            // With so much more a run has the place for it.
+            for no in self.orders.groups(order_for(part + ahead + stripe - 1), no.0) {
+                if let Some(run) = self.take(handle, GroupNo(no), part, &[fit(0)], request.stream)? {
+                    return Ok(Some(run));
+                }
+            }
+        }
+        Ok(None)
+    }
+
     /// Takes the first of `fits` that group `no` has. A group that turns out damaged is recorded
     /// and passed over, as long as the volume may still be written to.
     fn take(
@@ -125,7 +185,7 @@ impl Allocator {
         stream: Option<Stream>,
     ) -> Result<Option<Run>> {
         let locked = match self.with_blocks(no) {
-            Err(Error::Corrupt(_)) => self.vol.writable().map(|()| None),
+            Err(Error::Corrupt(_)) => self.vol.changeable().map(|()| None),
             other => other,
         }?;
         let Some(mut locked) = locked else { return Ok(None) };
@@ -133,8 +193,11 @@ impl Allocator {
         if let Some(stream) = stream {
             self.open_window(group, stream.owner);
         }
-        let found =
-            group.blocks.as_ref().and_then(|map| fits.iter().find_map(|fit| fit.find(&map.runs, want)));
+        let first = self.vol.geo.group_first_block(no);
+        let found = group
+            .blocks
+            .as_ref()
+            .and_then(|map| fits.iter().find_map(|fit| fit.find(&map.runs, first, want)));
         let mut given_up = None;
         if let Some((index, len)) = found {
             self.mark_blocks(handle, no, group, index..index + len, true)?;
@@ -154,8 +217,8 @@ impl Allocator {
 }
 
 impl Fit {
-    /// The first block and the length of the run that fits.
-    fn find(self, runs: &FreeRuns, want: u32) -> Option<(u32, u32)> {
+    /// The first block and the length of the run that fits, in a group whose first block is `first`.
+    fn find(self, runs: &FreeRuns, first: BlockNo, want: u32) -> Option<(u32, u32)> {
         match self {
             Fit::At { index, continues } => {
                 let len = runs.run_at(index, want);
@@ -166,6 +229,22 @@ impl Fit {
                 longest if longest < least => None,
                 longest => runs.find(0, longest).map(|at| (at, longest.min(want))),
             },
+            Fit::Stripes { index, alignment } => {
+                let len = runs.run_at(index, want);
+                let len = if len == want { len } else { alignment.whole(len) };
+                (len > 0).then_some((index, len))
+            }
+            Fit::Aligned { from, ahead, alignment } => {
+                let long = want + ahead;
+                let mut at = runs.find(from, long)?;
+                loop {
+                    let aligned = alignment.next(first, at);
+                    if runs.run_at(aligned, long) == long {
+                        return Some((aligned, want));
+                    }
+                    at = runs.find(aligned, long)?;
+                }
+            }
         }
     }
 }

@@ -88,6 +88,7 @@ impl Allocator {
     ///
     /// # Errors
     /// The device's, or damage.
+    #[cfg(any(test, feature = "internals"))]
     pub fn inode_in_use(&self, ino: Ino) -> Result<bool> {
         let Some(place) = self.vol.geo.inode_location(ino) else { return Ok(false) };
         let Some(group) = self.with_inodes(place.group)? else { return Ok(false) };
@@ -139,7 +140,7 @@ impl Allocator {
     fn take_inode(&self, handle: &Handle<'_>, no: GroupNo, directory: bool) -> Result<Option<Ino>> {
         let geo = self.vol.geo;
         let locked = match self.with_inodes(no) {
-            Err(Error::Corrupt(_)) => self.vol.writable().map(|()| None),
+            Err(Error::Corrupt(_)) => self.vol.changeable().map(|()| None),
             other => other,
         }?;
         let Some(mut locked) = locked else { return Ok(None) };

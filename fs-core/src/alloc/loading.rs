@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use super::group::{BlockMap, Group};
 use super::{Allocator, MAX_LOADED};
 use crate::error::{Error, Result};
-use crate::sync::LockGuard;
+use crate::locks::LockGuard;
 
 impl Allocator {
     /// The lock of group `no`. Its number must be below the group count.

@@ -3,15 +3,15 @@
 //! The truth is on disk: bitmaps and group descriptors, changed through journal handles, always
 //! together and with their checksums. Each group's part is guarded by the group's own lock
 //! (rank 70); volume-wide numbers are atomics. Beside the truth stands what makes searching fast
-//! and may be thrown away at any time: the [`runs::FreeRuns`] of groups in use, and hints about
-//! every group's longest run ([`orders::GroupOrders`]).
+//! and may be thrown away at any time: the `runs::FreeRuns` of groups in use, and hints about
+//! every group's longest run (`orders::GroupOrders`).
 //!
 //! Invariants:
 //! 1. A block freed in a transaction is clear in the bitmap at once, but is not handed out before
 //!    that transaction is durable: until then the old owner's data must survive a crash.
 //! 2. No device IO under a group's lock: a bitmap is loaded first, then the lock is taken.
-//! 3. Blocks are taken only under a claim of [`space::Space`], so an accepted promise is kept.
-//! 4. No block of the [`zone::SystemZone`] is ever handed out or freed.
+//! 3. Blocks are taken only under a claim of `space::Space`, so an accepted promise is kept.
+//! 4. No block of the `zone::SystemZone` is ever handed out or freed.
 //! 5. An inode-table block is zeroed, in the handle that first allocates an inode of it, while
 //!    nobody can look at it: nothing behind `bg_itable_unused` is ever read.
 
@@ -24,6 +24,7 @@ mod orlov;
 mod release;
 mod runs;
 mod space;
+mod stripe;
 mod trim;
 mod windows;
 mod zone;
@@ -37,7 +38,7 @@ use ext4_format::{BlockNo, Corruption, GroupNo, Ino, What, locate, verify};
 use jbd2::{Buffer, Handle};
 
 use crate::error::{Error, Result};
-use crate::sync::{Rank, RankedMutex};
+use crate::locks::{Rank, RankedMutex};
 use crate::volume::Volume;
 
 use group::Group;
@@ -59,8 +60,6 @@ pub const ALLOC_CREDITS: u32 = 2;
 pub const ALLOC_INODE_CREDITS: u32 = 4;
 /// Blocks that [`Allocator::free_inode`] changes: a bitmap and a descriptor block.
 pub const FREE_INODE_CREDITS: u32 = 2;
-/// Blocks that [`Allocator::closing`] changes: the superblock's.
-pub const CLOSING_CREDITS: u32 = 1;
 
 /// Groups whose bitmaps are kept in memory, at most about 18 KiB each.
 const MAX_LOADED: usize = 1024;
@@ -107,6 +106,10 @@ pub struct Allocator {
     overhead: u64,
     /// Groups that have blocks waiting for a transaction, oldest transaction first.
     waiting: RankedMutex<VecDeque<release::Waiting>>,
+    /// Blocks of a stripe, on a striped volume.
+    stripe: Option<u32>,
+    /// Transactions whose freed blocks were given back.
+    released: AtomicU64,
     /// Files that have blocks kept for them, the longest unused first.
     windows: RankedMutex<windows::Windows>,
     /// Groups that have a bitmap in memory, in the order of loading.
@@ -181,6 +184,8 @@ impl Allocator {
             overhead: u64::from(geo.first_data_block) + zone.blocks() - u64::from(sb.mmp_block().is_some()),
             zone,
             waiting: RankedMutex::new(Rank::Leaf, VecDeque::new()),
+            stripe: stripe::stripe_of(&sb, vol.opts.stripe),
+            released: AtomicU64::new(0),
             windows: RankedMutex::new(Rank::Leaf, VecDeque::new()),
             loaded: RankedMutex::new(Rank::Leaf, VecDeque::new()),
             written: RankedMutex::new(Rank::Leaf, (sb.free_blocks(), sb.free_inodes())),
@@ -213,13 +218,6 @@ impl Allocator {
     #[must_use]
     pub fn available(&self, privileged: bool) -> u64 {
         self.space.available(Depth::of(privileged))
-    }
-
-    /// Whether any of the `len` blocks from `start` is the volume's own metadata, which no file
-    /// may name.
-    #[must_use]
-    pub fn is_metadata(&self, start: BlockNo, len: u64) -> bool {
-        self.zone.touches(start, len)
     }
 
     /// Whether a file may own the `len` blocks from `start`: they lie on the volume and are not
@@ -270,7 +268,7 @@ impl Allocator {
     }
 
     /// Writes the free counts to the superblock if they changed. The journal's observer calls it
-    /// when a transaction closes ([`CLOSING_CREDITS`]).
+    /// when a transaction closes (one block).
     ///
     /// # Errors
     /// Those of the journal.
@@ -313,7 +311,7 @@ fn journal_runs(vol: &Volume, sb: &SuperBlock) -> Result<Vec<locate::Run>> {
     let Some(ino) = sb.journal_ino() else { return Ok(Vec::new()) };
     let mut read = |block| Ok::<_, Error>(vol.journal.read(block, |_| Ok(()))?.data());
     let inode = locate::inode(sb, ino, &mut read)?;
-    locate::runs(sb, &inode, &mut read)
+    locate::runs(sb, &inode, Some(ino), &mut read)
 }
 
 fn pool_of(sb: &SuperBlock) -> u64 {

@@ -1,7 +1,8 @@
 //! Freed blocks on their way back: clear in the bitmap at once, handed out again only when the
 //! transaction that freed them is durable.
 
-use ext4_format::bitmap::Bits;
+use std::sync::atomic::Ordering;
+
 use ext4_format::{BlockNo, Corruption, GroupNo, Tid, What};
 use jbd2::Handle;
 
@@ -13,6 +14,16 @@ use crate::error::{Error, Result};
 pub(super) struct Waiting {
     pub tid: Tid,
     pub groups: Vec<GroupNo>,
+}
+
+/// Most attempts after the first that an operation makes for want of space, as the kernel's.
+const MAX_RETRIES: u32 = 3;
+
+/// What [`Allocator::should_retry`] compares with: what had been given back before an attempt.
+#[derive(Debug)]
+pub struct Retry {
+    tries: u32,
+    released: u64,
 }
 
 impl Allocator {
@@ -86,19 +97,19 @@ impl Allocator {
     }
 
     /// `tid` is durable: what it freed may be handed out. With `-o discard` it is discarded first.
+    /// Commits come one at a time, so the front of the queue is this call's alone.
     pub fn committed(&self, tid: Tid) {
         loop {
-            let ready = {
-                let mut waiting = self.waiting.lock();
-                match waiting.front() {
-                    Some(first) if tid.is_at_least(first.tid) => waiting.pop_front(),
-                    _ => None,
-                }
+            let groups = match self.waiting.lock().front_mut() {
+                Some(first) if tid.is_at_least(first.tid) => std::mem::take(&mut first.groups),
+                _ => return,
             };
-            let Some(Waiting { groups, .. }) = ready else { return };
             for no in groups {
                 self.let_go(no, tid);
             }
+            // Only now: until then there are blocks to be waited for.
+            self.released.fetch_add(1, Ordering::Release);
+            self.waiting.lock().pop_front();
         }
     }
 
@@ -123,31 +134,37 @@ impl Allocator {
         self.orders.set(no.0, group.longest());
     }
 
-    /// Whether blocks were freed that a commit would make available.
+    /// What an attempt that is about to begin may later be compared with.
     #[must_use]
-    pub fn freed_are_waiting(&self) -> bool {
-        !self.waiting.lock().is_empty()
+    pub fn retry(&self) -> Retry {
+        Retry { tries: 0, released: self.released.load(Ordering::Acquire) }
     }
 
-    /// After [`Error::NoSpace`]: whether it is worth trying again, because blocks freed lately
-    /// could be handed out by a commit, which is done here. The caller holds no handle and no
-    /// lock, and counts its `tries` from 0; there are at most three.
+    /// After [`Error::NoSpace`]: whether it is worth trying again, because freed blocks have become available
+    /// since the last attempt began. Those that wait for a commit are waited for here. The caller holds no
+    /// handle and no lock. True at most three times.
     ///
     /// # Errors
     /// Those of the commit.
-    pub fn retry_after_commit(&self, tries: &mut u32) -> Result<bool> {
-        if *tries >= 3 || !self.freed_are_waiting() {
+    pub fn should_retry(&self, retry: &mut Retry) -> Result<bool> {
+        if retry.tries == MAX_RETRIES {
             return Ok(false);
         }
-        *tries += 1;
-        self.vol.journal.commit_running()?;
-        Ok(true)
+        retry.tries += 1;
+        let newest = self.waiting.lock().back().map(|waiting| waiting.tid);
+        if let Some(tid) = newest {
+            self.vol.journal.commit(tid)?;
+        }
+        // Somebody else's commit may have come between the attempt and here.
+        let before = std::mem::replace(&mut retry.released, self.released.load(Ordering::Acquire));
+        Ok(retry.released != before)
     }
 
     /// Whether the bitmap on disk says that all of `len` blocks from `start` are in use.
     ///
     /// # Errors
     /// The device's, or damage.
+    #[cfg(any(test, feature = "internals"))]
     pub fn in_use(&self, start: BlockNo, len: u32) -> Result<bool> {
         let (mut at, mut left) = (start, len);
         while left > 0 {
@@ -158,7 +175,9 @@ impl Allocator {
             let range = index..index + count;
             let all = match &map.buffer {
                 Some(buffer) => {
-                    Bits::new(&buffer.data(), self.vol.geo.blocks_in_group(no)).first_clear(range).is_none()
+                    let data = buffer.data();
+                    let bits = ext4_format::bitmap::Bits::new(&data, self.vol.geo.blocks_in_group(no));
+                    bits.first_clear(range).is_none()
                 }
                 None => map.runs.none_in(range),
             };

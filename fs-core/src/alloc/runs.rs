@@ -98,6 +98,7 @@ impl FreeRuns {
     }
 
     /// Whether no block of `range` is free.
+    #[cfg(any(test, feature = "internals"))]
     #[must_use]
     pub fn none_in(&self, range: Range<u32>) -> bool {
         self.words_of(range).all(|(at, mask)| self.words[at] & mask == 0)

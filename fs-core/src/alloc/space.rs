@@ -146,7 +146,7 @@ pub struct Reservation {
 
 impl Reservation {
     /// Blocks still promised.
-    #[must_use]
+    #[cfg(test)]
     pub fn blocks(&self) -> u64 {
         self.blocks
     }

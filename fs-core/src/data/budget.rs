@@ -3,20 +3,26 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use parking_lot::{Condvar, Mutex};
+use crate::locks::{Condvar, Rank, RankedMutex};
 
 /// The bytes in write-behind, of all files together.
 pub struct Budget {
     limit: u64,
     held: AtomicU64,
-    lock: Mutex<()>,
+    lock: RankedMutex<()>,
     shrunk: Condvar,
 }
 
 impl Budget {
     /// A bound of `limit` bytes.
     pub fn new(limit: usize) -> Budget {
-        Budget { limit: limit as u64, held: AtomicU64::new(0), lock: Mutex::new(()), shrunk: Condvar::new() }
+        Budget {
+            limit: limit as u64,
+            held: AtomicU64::new(0),
+            // Taken while an inode's IO state is held, which is a leaf as well.
+            lock: RankedMutex::keyed(Rank::Leaf, 1, ()),
+            shrunk: Condvar::default(),
+        }
     }
 
     /// Bytes held.

@@ -9,16 +9,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use ext4_format::Tid;
 use jbd2::Journal;
-use parking_lot::{Condvar, Mutex};
 
 use crate::error::Result;
+use crate::locks::{Condvar, Rank, RankedMutex};
 
 /// The count of data writes and of those that are durable.
-#[derive(Default)]
 pub struct Durable {
     written: AtomicU64,
     covered: AtomicU64,
-    state: Mutex<State>,
+    state: RankedMutex<State>,
     flushed: Condvar,
 }
 
@@ -27,6 +26,17 @@ struct State {
     flushing: bool,
     /// The transaction being committed, and the last number before it closed.
     closing: Option<(Tid, u64)>,
+}
+
+impl Default for Durable {
+    fn default() -> Self {
+        Durable {
+            written: AtomicU64::new(0),
+            covered: AtomicU64::new(0),
+            state: RankedMutex::new(Rank::Leaf, State::default()),
+            flushed: Condvar::default(),
+        }
+    }
 }
 
 impl Durable {

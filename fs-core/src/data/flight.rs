@@ -3,10 +3,9 @@
 //! Nothing that a guard's holder does until its end needs the inode lock.
 
 use std::ops::Range;
-use std::sync::Arc;
 
 use crate::inode::{Inode, IoGuard};
-use crate::sync::{Held, Rank, hold};
+use crate::locks::{Held, Rank, hold};
 
 /// A write of some blocks on its way. While it lives no other write of these blocks begins, and
 /// neither they nor their map entries are taken away. Rank 40.
@@ -59,19 +58,19 @@ impl Drop for Writing<'_> {
 }
 
 /// A read on its way: no block of the file is freed while it lives.
-pub struct Reading {
-    inode: Arc<Inode>,
+pub struct Reading<'a> {
+    inode: &'a Inode,
 }
 
-impl Reading {
+impl<'a> Reading<'a> {
     /// Begins a read in the critical section that looks at the write-behind.
-    pub fn begin(inode: &Arc<Inode>, io: &mut IoGuard<'_>) -> Reading {
+    pub fn begin(inode: &'a Inode, io: &mut IoGuard<'_>) -> Reading<'a> {
         io.flight.begin_read();
-        Reading { inode: inode.clone() }
+        Reading { inode }
     }
 }
 
-impl Drop for Reading {
+impl Drop for Reading<'_> {
     fn drop(&mut self) {
         let mut io = self.inode.io.lock();
         io.flight.end_read();

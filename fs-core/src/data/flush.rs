@@ -10,7 +10,7 @@ use super::flight::Writing;
 use super::place::{Account, Run};
 use super::{DataPath, Place};
 use crate::alloc::Depth;
-use crate::error::Result;
+use crate::error::{Posix, Result};
 use crate::inode::{Inode, IoGuard, Put, Slice};
 
 /// Most bytes that one handle and one round of device writes deal with.
@@ -21,9 +21,11 @@ impl DataPath {
     /// inode lock.
     ///
     /// # Errors
-    /// `NoSpace` when no place can be promised; nothing was written then.
+    /// `NoSpace` when no place can be promised, ENOMEM when there is no memory; nothing was written then.
     pub fn write_behind(&self, inode: &Arc<Inode>, at: u64, data: &[u8], privileged: bool) -> Result<()> {
         let bs = self.block_size();
+        // From here on a buffer lies in the pool: once space is promised, nothing may be refused.
+        PooledBuf::try_take(data.len()).map_err(|_| Posix::NoMemory)?;
         let end = at + data.len() as u64;
         self.promise(inode, at / bs..end.div_ceil(bs), privileged)?;
         self.put_dirty(inode, at, data)?;
@@ -259,29 +261,37 @@ impl DataPath {
     }
 
     /// Keeps write-behind within its bound: a writer beyond it writes data out, its own file's
-    /// first. The caller holds no lock.
-    pub fn throttle(&self, inode: &Arc<Inode>) {
+    /// first. The caller holds no lock. `done_with` gets other files that were written out.
+    pub fn throttle(&self, inode: &Arc<Inode>, done_with: impl Fn(Arc<Inode>)) {
         while self.budget.is_exceeded() {
             let own = self.flush_run(inode, 0..u64::MAX).is_some();
-            if !own && self.flush_oldest().is_none() {
+            if own {
+                continue;
+            }
+            let wrote = self.flush_oldest().is_some_and(|(other, wrote)| {
+                done_with(other);
+                wrote
+            });
+            if !wrote {
                 self.budget.wait();
             }
         }
     }
 
-    /// Writes out the first run of the file that has been dirty longest.
-    fn flush_oldest(&self) -> Option<Arc<Inode>> {
+    /// Writes out the first run of the file that has been dirty longest. Gives the file, and whether it had
+    /// one.
+    fn flush_oldest(&self) -> Option<(Arc<Inode>, bool)> {
         let inode = self.dirty.oldest()?;
-        if self.flush_run(&inode, 0..u64::MAX).is_some() {
-            return Some(inode);
+        let wrote = self.flush_run(&inode, 0..u64::MAX).is_some();
+        if !wrote {
+            self.store_times_or_warn(&inode);
         }
-        self.store_times_or_warn(&inode);
-        None
+        Some((inode, wrote))
     }
 
     /// Writes out old data if so much is dirty that writers would soon have to help. Gives the
-    /// file; `None` when there is nothing to do.
-    pub fn relieve_memory(&self) -> Option<Arc<Inode>> {
+    /// file, and whether it had any.
+    pub fn relieve_memory(&self) -> Option<(Arc<Inode>, bool)> {
         if self.budget.is_half_used() { self.flush_oldest() } else { None }
     }
 

@@ -239,13 +239,4 @@ impl DataPath {
             tracing::warn!(ino = %inode.ino, %error, "completed writes could not be converted");
         }
     }
-
-    /// Converts what every file has completed.
-    pub fn convert_all(&self, by: By) -> Result<()> {
-        let mut outcome = Ok(());
-        for inode in self.completed.all() {
-            outcome = outcome.and(self.convert(&inode, by));
-        }
-        outcome
-    }
 }

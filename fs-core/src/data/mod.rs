@@ -1,13 +1,13 @@
 //! The one path of file data (ARCHITECTURE.md, "How the water flows").
 //!
-//! A direct write ([`write`]) and the flush of write-behind ([`flush`]) take the same steps:
-//! 1. begin: a [`flight::Writing`] guard, taken under the shared inode lock, keeps other writes of
+//! A direct write (`write`) and the flush of write-behind (`flush`) take the same steps:
+//! 1. begin: a `flight::Writing` guard, taken under the shared inode lock, keeps other writes of
 //!    these blocks and everything that frees blocks away; the inode lock is dropped;
-//! 2. place ([`place`], handle A): holes get unwritten blocks, unwritten extents are split to the
+//! 2. place (`place`, handle A): holes get unwritten blocks, unwritten extents are split to the
 //!    range, an inode that grows by them joins the orphan list;
 //! 3. the device write, with no lock and no handle;
-//! 4. end ([`ioend`]): the range joins the completed list, and counts as written to readers;
-//! 5. convert ([`ioend`], handle B): a worker, or fsync if it comes first, makes the extents
+//! 4. end (`ioend`): the range joins the completed list, and counts as written to readers;
+//! 5. convert (`ioend`, handle B): a worker, or fsync if it comes first, makes the extents
 //!    written, moves the size on disk and leaves the orphan list.
 //!
 //! Overwriting written blocks skips 2 and 5. Files mapped by indirect blocks know no unwritten
@@ -27,7 +27,6 @@ mod worklist;
 mod write;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use blockdev::Timestamp;
 use ext4_format::Tid;
@@ -37,8 +36,7 @@ use crate::alloc::Allocator;
 use crate::error::{Error, Result};
 use crate::extent::MapCtx;
 use crate::inode::{Inode, IoGuard, Orphans, Table};
-use crate::sync::{Rank, RankedMutex};
-use crate::types::OpenId;
+use crate::locks::{Rank, RankedMutex};
 use crate::volume::Volume;
 
 use budget::Budget;
@@ -65,8 +63,6 @@ pub struct DataPath {
     budget: Budget,
     durable: Durable,
     counters: Counters,
-    /// Openings so far, of all files.
-    openings: AtomicU64,
     /// The last loss of a file's data that no syncfs has told of.
     pub(crate) lost: RankedMutex<Option<Error>>,
 }
@@ -90,16 +86,14 @@ impl DataPath {
             completed: WorkList::default(),
             durable: Durable::default(),
             counters: Counters::default(),
-            openings: AtomicU64::new(0),
             // Taken while an inode's IO state is held, which is a leaf as well.
             lost: RankedMutex::keyed(Rank::Leaf, 1, None),
         }
     }
 
-    /// What was done so far, and what is under way.
+    /// What was done so far, and what is under way; `waiting` are the files on the completed list.
     #[must_use]
-    pub fn stats(&self) -> DataStats {
-        let waiting = self.completed.all();
+    pub fn stats(&self, waiting: &[Arc<Inode>]) -> DataStats {
         let ranges = |inode: &Arc<Inode>| inode.io.lock().completed.blocks().pieces() as u64;
         let counted = &self.counters;
         DataStats {
@@ -143,15 +137,10 @@ impl DataPath {
         self.durable.make(self.durable.last(), &self.vol.journal)
     }
 
-    /// The number of an opening that begins.
-    pub fn next_opening(&self) -> OpenId {
-        OpenId(self.openings.fetch_add(1, Ordering::AcqRel) + 1)
-    }
-
     /// Keeps a failure to write data for the fsyncs and the syncfs to come.
     fn failed(&self, io: &mut IoGuard<'_>, error: &Error) {
         *self.lost.lock() = Some(error.echo());
-        io.failures.record(error.echo(), OpenId(self.openings.load(Ordering::Acquire)));
+        io.failures.record(error.echo());
     }
 
     /// Counts a direct read until the guard is dropped.

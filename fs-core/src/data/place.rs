@@ -90,10 +90,10 @@ impl DataPath {
             return Ok(placed);
         }
         placed.runs.clear();
-        let mut tries = 0;
+        let mut retry = self.alloc.retry();
         loop {
             match self.place_missing(inode, &blocks, account, &mut placed) {
-                Err(Error::NoSpace) if self.alloc.retry_after_commit(&mut tries)? => {}
+                Err(Error::NoSpace) if self.alloc.should_retry(&mut retry)? => {}
                 Err(e) => {
                     if placed.extending {
                         inode.io.lock().completed.end_extending();

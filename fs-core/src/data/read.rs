@@ -53,13 +53,13 @@ impl Segment {
 }
 
 /// Where the bytes of a range of a file are.
-pub struct ReadPlan {
+pub struct ReadPlan<'a> {
     segments: SmallVec<[Segment; 4]>,
     len: u64,
-    _reading: Reading,
+    _reading: Reading<'a>,
 }
 
-impl ReadPlan {
+impl ReadPlan<'_> {
     /// The parts of the range in order.
     #[must_use]
     pub fn segments(&self) -> &[Segment] {
@@ -123,7 +123,7 @@ impl ReadPlan {
 impl DataPath {
     /// Plans the reading of the bytes `range`. The caller holds the inode lock, or a write of
     /// these blocks is under way on its behalf.
-    pub fn plan(&self, inode: &Arc<Inode>, range: Range<u64>) -> Result<ReadPlan> {
+    pub fn plan<'a>(&self, inode: &'a Inode, range: Range<u64>) -> Result<ReadPlan<'a>> {
         let core = inode.core.read();
         let range = range.start..range.end.min(core.size);
         let mut held: SmallVec<[(u64, Slice); 4]> = SmallVec::new();
@@ -148,7 +148,13 @@ impl DataPath {
     }
 
     /// Plans a range of which nothing is in write-behind.
-    fn plan_mapped(&self, inode: &Inode, core: &Core, range: Range<u64>, plan: &mut ReadPlan) -> Result<()> {
+    fn plan_mapped(
+        &self,
+        inode: &Inode,
+        core: &Core,
+        range: Range<u64>,
+        plan: &mut ReadPlan<'_>,
+    ) -> Result<()> {
         let bs = u64::from(self.vol.block_size());
         let mut at = range.start;
         while at < range.end {

@@ -36,8 +36,7 @@ impl DataPath {
     /// Moves the access time of what is being read, as the mount options have it.
     pub fn touch_read(&self, inode: &Arc<Inode>) {
         let opts = &self.vol.opts;
-        if opts.atime == Atime::Never || (opts.no_dir_atime && inode.is_dir()) || self.vol.writable().is_err()
-        {
+        if opts.atime == Atime::Never || (opts.no_dir_atime && inode.is_dir()) || !self.vol.is_active() {
             return;
         }
         let now = self.vol.now();

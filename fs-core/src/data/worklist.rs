@@ -6,10 +6,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use blockdev::Timestamp;
-use parking_lot::{Condvar, Mutex};
 
 use crate::inode::Inode;
-use crate::sync::{Rank, hold};
+use crate::locks::{Condvar, Rank, RankedMutex};
 
 #[derive(Default)]
 struct State {
@@ -23,16 +22,21 @@ struct State {
 }
 
 /// A list of files with work pending, and the bell of the thread that does it.
-#[derive(Default)]
 pub struct WorkList {
-    state: Mutex<State>,
+    state: RankedMutex<State>,
     bell: Condvar,
+}
+
+impl Default for WorkList {
+    fn default() -> Self {
+        // Taken while an inode's IO state is held, which is a leaf as well.
+        WorkList { state: RankedMutex::keyed(Rank::Leaf, 1, State::default()), bell: Condvar::default() }
+    }
 }
 
 impl WorkList {
     /// Adds a file; the number takes it off again.
     pub fn add(&self, inode: &Arc<Inode>, since: Timestamp) -> u64 {
-        let _leaf = hold(Rank::Leaf, 1);
         let mut state = self.state.lock();
         let ticket = state.next;
         state.next += 1;
@@ -42,7 +46,6 @@ impl WorkList {
 
     /// Takes a file off.
     pub fn remove(&self, ticket: u64) {
-        let _leaf = hold(Rank::Leaf, 1);
         // The inode is dropped after the lock.
         let _gone = self.state.lock().entries.remove(&ticket);
     }
@@ -97,7 +100,7 @@ impl WorkList {
         let until = Instant::now() + patience;
         let mut state = self.state.lock();
         while !state.woken && !state.stopped {
-            if self.bell.wait_until(&mut state, until).timed_out() {
+            if self.bell.wait_until(&mut state, until) {
                 break;
             }
         }

@@ -19,18 +19,18 @@ pub struct Failed {
 
 impl DataPath {
     /// Writes `data` to the device and returns when they are there (not yet when a power cut
-    /// cannot take them any more). The caller holds no lock. Gives the number of bytes written,
-    /// fewer only when space ran out.
+    /// cannot take them any more). The caller holds no lock.
     ///
     /// # Errors
-    /// `NoSpace`, the device's, the journal's.
+    /// `NoSpace` when there is not space for all of it, as the kernel's ext4 answers a direct write; the
+    /// device's, the journal's.
     pub fn write_direct(
         &self,
         inode: &Arc<Inode>,
         at: u64,
         data: &[u8],
         privileged: bool,
-    ) -> std::result::Result<usize, Failed> {
+    ) -> std::result::Result<(), Failed> {
         let mut reached = at;
         self.write_now(inode, at, data, privileged, &mut reached).map_err(|error| Failed { error, reached })
     }
@@ -42,7 +42,7 @@ impl DataPath {
         data: &[u8],
         privileged: bool,
         reached: &mut u64,
-    ) -> Result<usize> {
+    ) -> Result<()> {
         let _counted = self.counters.writing.enter();
         self.counters.writes.add(1);
         let bs = self.block_size();
@@ -63,7 +63,7 @@ impl DataPath {
                 }
                 return Err(error);
             }
-            return Ok(data.len());
+            return Ok(());
         }
         let blocks = at / bs..end / bs;
         let writing = loop {
@@ -96,28 +96,23 @@ impl DataPath {
         }
         writing.end(&mut inode.io.lock());
         if let Err(error) = outcome {
-            return self.write_failed(inode, error, ((next - blocks.start) * bs) as usize);
+            self.clean_up(inode, &error)?;
+            return Err(error);
         }
         self.relieve(inode);
-        Ok(data.len())
+        Ok(())
     }
 
-    /// What a direct write answers that could not be done in full.
-    fn write_failed(&self, inode: &Arc<Inode>, error: Error, done: usize) -> Result<usize> {
+    /// After a direct write that could not be done in full.
+    fn clean_up(&self, inode: &Arc<Inode>, error: &Error) -> Result<()> {
         let overhang = {
             let mut io = inode.io.lock();
             if !matches!(error, Error::NoSpace) {
-                self.failed(&mut io, &error);
+                self.failed(&mut io, error);
             }
             io.completed.has_overhang()
         };
-        if overhang {
-            self.trim_overhang(inode)?;
-        }
-        match error {
-            Error::NoSpace if done > 0 => Ok(done),
-            error => Err(error),
-        }
+        if overhang { self.trim_overhang(inode) } else { Ok(()) }
     }
 
     /// Frees the blocks that a failed extending write has left beyond the size.

@@ -1,9 +1,9 @@
 //! The blocks of a directory: where they lie, what they must look like, and how an edit of one
 //! is closed with its checksum.
 
-use ext4_format::dirent::{DirBlock, DirFormat};
-use ext4_format::htree::{self, Index};
-use ext4_format::{BlockNo, Corruption, FileBlock, What};
+use ext4_format::dirent::DirFormat;
+use ext4_format::htree;
+use ext4_format::{BlockNo, Corruption, FileBlock, What, verify};
 use jbd2::{Buffer, Handle};
 
 use super::Dir;
@@ -30,7 +30,8 @@ impl Dir<'_> {
 
     /// Number of blocks.
     pub(super) fn block_count(&self, core: &Core) -> u32 {
-        u32::try_from(core.size / u64::from(self.vol.block_size())).unwrap_or(u32::MAX)
+        let blocks = (core.size / u64::from(self.vol.block_size())).min(self.vol.geo.blocks_count);
+        u32::try_from(blocks).unwrap_or(u32::MAX)
     }
 
     pub(super) fn map_ctx(&self) -> MapCtx<'_> {
@@ -54,16 +55,9 @@ impl Dir<'_> {
             let (ino, generation) = (self.inode.ino, self.inode.generation);
             let csum = &self.vol.csum;
             match role {
-                Role::Leaf => {
-                    DirBlock::new(bytes, self.settings.format).check()?;
-                    csum.verify_dir_block(bytes, ino, generation)
-                }
-                Role::Index(kind) => {
-                    Index::parse(bytes, kind, self.settings.format.tail)?;
-                    csum.verify_htree_block(bytes, kind.entries_offset(), ino, generation)
-                }
+                Role::Leaf => verify::dir_block(bytes, csum, self.settings.format, ino, generation),
+                Role::Index(kind) => verify::htree_block(bytes, kind, csum, ino, generation),
             }
-            .map_err(|c| c.in_inode(ino))
         })
     }
 
@@ -84,10 +78,7 @@ impl Dir<'_> {
                 return Ok(());
             }
             let ino = self.inode.ino;
-            DirBlock::new(bytes, format)
-                .check()
-                .and_then(|()| self.vol.csum.verify_dir_block(bytes, ino, self.inode.generation))
-                .map_err(|c| c.in_inode(ino))
+            verify::dir_block(bytes, &self.vol.csum, format, ino, self.inode.generation)
         })?;
         let format = shape(&buffer.data());
         Ok((buffer, format))

@@ -1,51 +1,46 @@
 //! Where a reader of a directory stands.
 //!
-//! A directory in hash order (indexed, or small enough to become so) is read in the order of
-//! (hash, fingerprint, name), whatever block a name lies in, so that a position stays true while
-//! names come and go and blocks split. A position is 63 bits, because `telldir(3)` is signed:
+//! A directory in hash order (indexed, or small enough to become so) is read in the order of its names' hashes,
+//! whatever block a name lies in, so that a position stays true while names come and go and blocks split. A
+//! position is that of the kernel's ext4, of 63 bits, because `telldir(3)` is signed:
 //!
 //! ```text
-//! 62            32 31                 6 5      0
-//!  major hash >> 1 |  fingerprint      | rank
+//! 62            32 31          0
+//!  major hash >> 1 | minor hash
 //! ```
 //!
-//! The fingerprint is taken from the minor hash and the name. Names that agree in both are told
-//! apart by their rank in name order. Positions 0 and 1 are the dots. Linear directories of
-//! several blocks are read by byte offset instead.
+//! The legacy hash has no minor one; a fingerprint of the name stands for it. Names that agree in all of it are
+//! told apart by counting on in name order. `.` has position 0, `..` stands where the kernel has it, as if its
+//! hash were 2. Linear directories of several blocks are read by byte offset instead.
 //!
 //! The cookie handed out with a name is the position after it: reading goes on with the first
-//! name at or after a cookie.
+//! name at or after a cookie, whether it was ever handed out or not.
 
 use ext4_format::hash::Hash;
 
-const RANK_BITS: u32 = 6;
-const RANK_MAX: u64 = (1 << RANK_BITS) - 1;
-const FINGERPRINT_BITS: u32 = 26;
-
 /// The position of `.`.
 pub const DOT: u64 = 0;
+/// The first position after `.`.
+pub const FIRST: u64 = 1;
 /// The position of `..`.
-pub const DOTDOT: u64 = 1;
-/// The first position that a hashed name can have, and the end of the dots.
-pub const FIRST: u64 = 2;
+pub const DOTDOT: u64 = 1 << 32;
 /// A position after every name.
 pub const END: u64 = i64::MAX as u64;
 
-/// The position of a name, with rank 0.
+/// The position of a name.
 #[must_use]
 pub fn of(hash: Hash, name: &[u8]) -> u64 {
-    let major = u64::from(hash.major >> 1);
-    // FNV-1a over the name, seeded with the minor hash, which the legacy hash leaves zero.
-    let mut mix = 0xcbf2_9ce4_8422_2325 ^ u64::from(hash.minor);
-    for byte in name {
-        mix = (mix ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
+    let minor = if hash.minor == 0 { fingerprint(name) } else { hash.minor };
+    match u64::from(hash.major >> 1) << 32 | u64::from(minor) {
+        taken @ (DOT | DOTDOT) => taken + 1,
+        free => free,
     }
-    let mut fingerprint = mix >> (64 - FINGERPRINT_BITS);
-    if major == 0 {
-        // Stay clear of the dots.
-        fingerprint |= 1 << (FINGERPRINT_BITS - 1);
-    }
-    major << 32 | fingerprint << RANK_BITS
+}
+
+/// FNV-1a.
+fn fingerprint(name: &[u8]) -> u32 {
+    let mix = |mix: u64, byte: &u8| (mix ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
+    (name.iter().fold(0xcbf2_9ce4_8422_2325, mix) >> 32) as u32
 }
 
 /// The smallest major hash that a name at or after `cookie` can have.
@@ -60,13 +55,6 @@ pub fn start_of(major: u32) -> u64 {
     (u64::from(major >> 1) << 32).max(FIRST)
 }
 
-/// `position` moved to rank `rank`. Past the last rank names share a position, and reading may
-/// repeat them: that takes more than 64 names with equal hash and fingerprint.
-#[must_use]
-pub fn ranked(position: u64, rank: u64) -> u64 {
-    position | rank.min(RANK_MAX)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -76,21 +64,21 @@ mod tests {
         for major in [0, 2, 0xffff_fffc] {
             for minor in [0, 1, u32::MAX] {
                 let at = of(Hash { major, minor }, b"name");
-                assert!(at > FIRST && ranked(at, 99) < END, "{at:#x}");
-                assert_eq!(super::major(ranked(at, 5) + 1), major);
+                assert!(at != DOT && at != DOTDOT && at < END, "{at:#x}");
+                assert_eq!(super::major(at), major);
             }
         }
     }
 
     #[test]
-    fn order_is_that_of_the_major_hash() {
+    fn order_is_that_of_the_hash() {
         let low = of(Hash { major: 2, minor: u32::MAX }, b"a");
-        let high = of(Hash { major: 4, minor: 0 }, b"b");
-        assert!(low < high && high >= start_of(4) && low < start_of(4));
+        let high = of(Hash { major: 4, minor: 1 }, b"b");
+        assert!(low < high && high == start_of(4) + 1 && low < start_of(4));
     }
 
     #[test]
-    fn equal_hashes_get_different_fingerprints() {
+    fn equal_legacy_hashes_get_different_positions() {
         let hash = Hash { major: 10, minor: 0 };
         let mut seen: Vec<u64> = (0..1000).map(|i| of(hash, format!("{i}").as_bytes())).collect();
         seen.sort_unstable();

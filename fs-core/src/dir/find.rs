@@ -1,8 +1,9 @@
 //! Finding, removing and repointing entries.
 
+use ext4_format::casefold;
 use ext4_format::dirent::{DirBlock, DirBlockMut, DirEntry, DirFormat};
 use ext4_format::inode::FileType;
-use ext4_format::{FileBlock, Ino, What};
+use ext4_format::{Corruption, Fault, FileBlock, Ino, What};
 use jbd2::{Buffer, Handle};
 
 use super::blocks::Role;
@@ -15,15 +16,15 @@ impl Dir<'_> {
     /// The entry of `name`. The dots are entries too.
     pub fn find(&self, name: &[u8]) -> Result<Option<Found>> {
         let core = self.inode.core.read();
-        if !self.is_indexed(&core) || matches!(name, b"." | b"..") {
+        if !self.is_indexed(&core) || self.folds(&core) || matches!(name, b"." | b"..") {
             return self.find_linear(&core, name);
         }
         let found = self
             .probe(&core, name)
             .and_then(|(hash, mut path)| self.find_below(&core, &mut path, hash.major, name));
         match found {
-            // A bad index leaves the entries themselves readable.
-            Err(Error::Corrupt(c)) if c.what == What::HtreeBlock => self.find_linear(&core, name),
+            // An index that makes no sense leaves the entries themselves readable.
+            Err(Error::Corrupt(c)) if is_bad_index(&c) => self.find_linear(&core, name),
             other => other,
         }
     }
@@ -116,16 +117,30 @@ impl Dir<'_> {
         Ok(entry.and_then(|entry| Found::new(&entry, buffer)))
     }
 
-    fn find_linear(&self, core: &Core, name: &[u8]) -> Result<Option<Found>> {
+    pub(super) fn find_linear(&self, core: &Core, name: &[u8]) -> Result<Option<Found>> {
         for at in (0..self.block_count(core)).map(FileBlock) {
             if at.0 > 0 && Self::read_ahead_due(at) {
                 self.read_ahead(core, at);
             }
             let (buffer, format) = self.read_any(core, at)?;
-            if let Some(format) = format
-                && let Some(found) = self.find_in(&buffer, format, name)?
-            {
-                return Ok(Some(found));
+            let Some(format) = format else { continue };
+            let found = match self.folds(core) {
+                true => self.find_folded_in(&buffer, format, name)?,
+                false => self.find_in(&buffer, format, name)?,
+            };
+            if found.is_some() {
+                return Ok(found);
+            }
+        }
+        Ok(None)
+    }
+
+    fn find_folded_in(&self, buffer: &Buffer, format: DirFormat, name: &[u8]) -> Result<Option<Found>> {
+        let (data, wanted) = (buffer.data(), casefold::folded(name));
+        for entry in DirBlock::new(&data, format).entries() {
+            let entry = entry.map_err(|c| self.corrupt(buffer, c))?;
+            if entry.ino.is_some() && casefold::folded(entry.name) == wanted {
+                return Ok(Found::new(&entry, buffer));
             }
         }
         Ok(None)
@@ -142,10 +157,14 @@ impl Dir<'_> {
     }
 }
 
+/// Whether it is the index that is no index. One that only fails its checksum is an error, as in the kernel.
+pub(super) fn is_bad_index(c: &Corruption) -> bool {
+    c.what == What::HtreeBlock && c.fault == Fault::Structure
+}
+
 impl Found {
     pub(super) fn new(entry: &DirEntry<'_>, buffer: &Buffer) -> Option<Found> {
-        let (ino, kind) = (entry.ino?, entry.file_type());
-        Some(Found { ino, kind, buffer: buffer.clone(), at: entry.at })
+        Some(Found { ino: entry.ino?, buffer: buffer.clone(), at: entry.at })
     }
 
     fn is_in_root(&self, bytes: &[u8]) -> bool {

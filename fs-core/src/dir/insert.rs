@@ -50,9 +50,13 @@ impl Dir<'_> {
     /// Where `name` would go.
     ///
     /// # Errors
-    /// `Exists` when it is there already.
+    /// `Exists` when it is there already, `NotSupported` in a case-insensitive directory.
     pub fn room(&self, name: &[u8]) -> Result<Room> {
         let core = self.inode.core.read();
+        if self.folds(&core) {
+            let is_there = self.find_linear(&core, name)?.is_some();
+            return Err(if is_there { Posix::Exists } else { Posix::NotSupported }.into());
+        }
         let place = if self.is_indexed(&core) {
             self.place_indexed(&core, name)?
         } else {

@@ -14,6 +14,7 @@ use ext4_format::{FileBlock, Ino, What};
 use jbd2::Buffer;
 
 use super::blocks::Role;
+use super::find::is_bad_index;
 use super::{Dir, cookie};
 use crate::error::{Error, Result};
 use crate::inode::{Core, Listed, Listing};
@@ -31,9 +32,6 @@ pub struct Item<'a> {
     pub next: u64,
 }
 
-/// Positions below this one are byte offsets of linear directories, or the dots.
-const HASHED: u64 = 1 << 31;
-
 /// Most leaves that may share one hash: 100 000 names and more, far beyond any accident.
 const MAX_JOINED: usize = 4096;
 
@@ -43,30 +41,48 @@ impl Dir<'_> {
     pub fn list(&self, position: u64, emit: &mut dyn FnMut(&Item<'_>) -> ControlFlow<()>) -> Result<()> {
         let hashed = {
             let core = self.inode.core.read();
-            self.settings.indexed && (core.disk.has(flag::INDEX) || self.block_count(&core) <= 1)
+            self.settings.indexed
+                && !self.folds(&core)
+                && (core.disk.has(flag::INDEX) || self.block_count(&core) <= 1)
         };
-        if !hashed || (position > cookie::FIRST && position < HASHED) {
+        // Byte offsets lie below every major hash but the first.
+        let index_is_bad = || position > cookie::FIRST && self.inode.dir.index_is_bad();
+        if !hashed || (cookie::major(position) == 0 && index_is_bad()) {
             return self.list_linear(position, emit);
         }
-        if self.list_dots(position, emit)?.is_break() {
-            return Ok(());
+        let kind = Some(FileType::Directory);
+        if position == cookie::DOT {
+            let dot = Item { ino: self.inode.ino, kind, name: b".", next: cookie::FIRST };
+            if emit(&dot).is_break() {
+                return Ok(());
+            }
         }
         let mut position = position.max(cookie::FIRST);
+        let mut above = position <= cookie::DOTDOT;
         while position < cookie::END {
             let listing = match self.listing(position) {
-                // A bad index leaves the entries themselves readable; the dots were given.
-                Err(Error::Corrupt(c)) if c.what == What::HtreeBlock && position == cookie::FIRST => {
-                    return self.list_linear(AFTER_DOTS, emit);
+                // A bad index leaves the entries themselves readable.
+                Err(Error::Corrupt(c)) if is_bad_index(&c) && cookie::major(position) == 0 => {
+                    self.inode.dir.set_index_is_bad();
+                    return self.list_linear(position.max(AFTER_DOT), emit);
                 }
                 other => other?,
             };
             let start = listing.entries.partition_point(|e| e.position < position);
-            for entry in &listing.entries[start..] {
-                let next = entry.position + 1;
-                let name = listing.name(entry);
-                if emit(&Item { ino: entry.ino, kind: entry.kind, name, next }).is_break() {
+            let entries = &listing.entries[start..];
+            let before = entries.partition_point(|e| above && e.position < cookie::DOTDOT);
+            if self.give(&listing, &entries[..before], emit).is_break() {
+                return Ok(());
+            }
+            if above && listing.to > cookie::DOTDOT {
+                above = false;
+                let dotdot = Item { ino: self.parent()?, kind, name: b"..", next: cookie::DOTDOT + 1 };
+                if emit(&dotdot).is_break() {
                     return Ok(());
                 }
+            }
+            if self.give(&listing, &entries[before..], emit).is_break() {
+                return Ok(());
             }
             position = listing.to;
         }
@@ -74,23 +90,16 @@ impl Dir<'_> {
         Ok(())
     }
 
-    fn list_dots(
+    fn give(
         &self,
-        position: u64,
+        listing: &Listing,
+        entries: &[Listed],
         emit: &mut dyn FnMut(&Item<'_>) -> ControlFlow<()>,
-    ) -> Result<ControlFlow<()>> {
-        let kind = Some(FileType::Directory);
-        if position == cookie::DOT {
-            let dot = Item { ino: self.inode.ino, kind, name: b".", next: cookie::DOTDOT };
-            if emit(&dot).is_break() {
-                return Ok(ControlFlow::Break(()));
-            }
-        }
-        if position <= cookie::DOTDOT {
-            let dotdot = Item { ino: self.parent()?, kind, name: b"..", next: cookie::FIRST };
-            return Ok(emit(&dotdot));
-        }
-        Ok(ControlFlow::Continue(()))
+    ) -> ControlFlow<()> {
+        entries.iter().try_for_each(|entry| {
+            let (next, name) = (entry.position + 1, listing.name(entry));
+            emit(&Item { ino: entry.ino, kind: entry.kind, name, next })
+        })
     }
 
     fn list_linear(&self, position: u64, emit: &mut dyn FnMut(&Item<'_>) -> ControlFlow<()>) -> Result<()> {
@@ -185,9 +194,8 @@ impl Dir<'_> {
     }
 }
 
-/// Any byte offset behind the record of `.` and not behind that of `..`'s own 12 bytes: reading
-/// on from it skips the dots.
-const AFTER_DOTS: u64 = 13;
+/// The byte offset behind the record of `.`.
+const AFTER_DOT: u64 = 12;
 
 #[derive(Default)]
 struct Collector {
@@ -202,18 +210,16 @@ impl Collector {
         self.entries.push(Listed { position, ino, kind, name: (at, name.len() as u8) });
     }
 
-    /// Brings the names into reading order and tells equal positions apart by rank.
+    /// Brings the names into reading order and tells equal positions apart.
     fn finish(mut self, from: u64, to: u64) -> Listing {
         let names = &self.names;
         let name = |e: &Listed| &names[e.name.0 as usize..e.name.0 as usize + usize::from(e.name.1)];
         self.entries.retain(|e| e.position >= from);
         self.entries.sort_unstable_by(|a, b| a.position.cmp(&b.position).then_with(|| name(a).cmp(name(b))));
-        let mut rank = 0;
-        let mut before = None;
+        let mut free = from;
         for entry in &mut self.entries {
-            rank = if before == Some(entry.position) { rank + 1 } else { 0 };
-            before = Some(entry.position);
-            entry.position = cookie::ranked(entry.position, rank);
+            entry.position = entry.position.max(free);
+            free = entry.position + 1;
         }
         Listing { from, to, entries: self.entries, names: self.names }
     }

@@ -28,7 +28,7 @@ use ext4_format::csum::Csum;
 use ext4_format::dirent::{At, DirFormat};
 use ext4_format::features::{Compat, Incompat, RoCompat};
 use ext4_format::hash::{Hash, HashVersion, name_hash};
-use ext4_format::inode::{FileType, flag};
+use ext4_format::inode::flag;
 use ext4_format::superblock::SuperBlock;
 use jbd2::Buffer;
 
@@ -36,7 +36,7 @@ use crate::alloc::{Allocator, Depth};
 use crate::inode::{Core, Inode, Table};
 use crate::volume::Volume;
 
-pub use insert::{Room, Spot};
+pub use insert::Room;
 pub use list::Item;
 
 /// What a volume says about all its directories.
@@ -50,6 +50,8 @@ pub struct Settings {
     pub large: bool,
     /// Feature `dir_nlink`: a directory may stop counting its subdirectories.
     pub links_uncounted: bool,
+    /// Feature `casefold`: directories with the flag compare names by their folded form.
+    folds: bool,
     /// How new indexes hash, without the signedness.
     hash_base: HashVersion,
     hash_unsigned: bool,
@@ -69,6 +71,7 @@ impl Settings {
             indexed: sb.compat().has(Compat::DIR_INDEX),
             large: sb.incompat().has(Incompat::LARGEDIR),
             links_uncounted: sb.ro_compat().has(RoCompat::DIR_NLINK),
+            folds: sb.incompat().has(Incompat::CASEFOLD),
             hash_base: HashVersion::from_raw(sb.hash_version()).unwrap_or(HashVersion::HalfMd4),
             hash_unsigned: sb.hash_unsigned(),
             hash_seed: sb.hash_seed(),
@@ -102,8 +105,6 @@ pub struct Dir<'a> {
 pub struct Found {
     /// The inode it names.
     pub ino: Ino,
-    /// The recorded type, where there is one.
-    pub kind: Option<FileType>,
     buffer: Buffer,
     at: At,
 }
@@ -120,6 +121,13 @@ impl<'a> Dir<'a> {
         depth: Depth,
     ) -> Dir<'a> {
         Dir { settings, vol, alloc, table, inode, depth }
+    }
+
+    /// Whether the directory is case-insensitive. Such a directory is read, block by block since its index
+    /// hashes folded names, and not changed.
+    #[must_use]
+    pub fn folds(&self, core: &Core) -> bool {
+        self.settings.folds && core.disk.has(flag::CASEFOLD)
     }
 
     /// Whether the directory has an index that counts.

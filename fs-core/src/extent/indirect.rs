@@ -1,6 +1,9 @@
 //! The block map of ext2 and ext3: pointers in the inode and in up to three levels of indirect
 //! blocks. No unwritten blocks exist here, so data are on the device before their pointer is set.
 
+#[cfg(any(test, feature = "internals"))]
+use std::collections::HashSet;
+
 use ext4_format::indirect::{self as codec, DIRECT};
 use ext4_format::{BlockNo, FileBlock};
 use jbd2::{Buffer, Credits, Handle};
@@ -159,12 +162,14 @@ pub fn remove(
     removal.pointers(root, None, 0, DIRECT)
 }
 
+#[cfg(any(test, feature = "internals"))]
 pub fn end(ctx: &MapCtx<'_>, root: &MapRoot) -> Result<u64> {
     let size = ctx.vol.block_size();
+    let mut nodes = HashSet::new();
     for levels in (1..=3).rev() {
         let first = u64::from(DIRECT) + (1..levels).map(|l| codec::span(size, l)).sum::<u64>();
         if let Some(block) = codec::pointer(&root.block, DIRECT + levels as u32 - 1)
-            && let Some(last) = last_in(ctx, block, levels, first)?
+            && let Some(last) = last_in(ctx, &mut nodes, block, levels, first)?
         {
             return Ok(last + 1);
         }
@@ -173,22 +178,30 @@ pub fn end(ctx: &MapCtx<'_>, root: &MapRoot) -> Result<u64> {
     Ok(last.map_or(0, |slot| u64::from(slot) + 1))
 }
 
-fn last_in(ctx: &MapCtx<'_>, block: BlockNo, levels: usize, first: u64) -> Result<Option<u64>> {
+#[cfg(any(test, feature = "internals"))]
+fn last_in(
+    ctx: &MapCtx<'_>,
+    nodes: &mut HashSet<BlockNo>,
+    block: BlockNo,
+    levels: usize,
+    first: u64,
+) -> Result<Option<u64>> {
     let size = ctx.vol.block_size();
-    let data = read(ctx, block)?.data();
+    let data = read_once(ctx, nodes, block)?.data();
     for slot in (0..codec::per_block(size) as u32).rev() {
         let Some(child) = codec::pointer(&data, slot) else { continue };
         let at = first + u64::from(slot) * codec::span(size, levels - 1);
         if levels == 1 {
             return Ok(Some(at));
         }
-        if let Some(last) = last_in(ctx, child, levels - 1, at)? {
+        if let Some(last) = last_in(ctx, nodes, child, levels - 1, at)? {
             return Ok(Some(last));
         }
     }
     Ok(None)
 }
 
+/// A map that leads to a block twice is found out by the second freeing of it.
 struct Removal<'a> {
     ctx: &'a MapCtx<'a>,
     handle: &'a Handle<'a>,
@@ -290,6 +303,16 @@ fn read(ctx: &MapCtx<'_>, block: BlockNo) -> Result<Buffer> {
         return Err(ctx.damaged("indirect block", block.0, 0));
     }
     ctx.vol.read_meta(block, |_| Ok(()))
+}
+
+/// As [`read`], for walks over a whole map. A tree leads to each of its blocks once; one that does not could
+/// be walked for as long as there are paths in it.
+#[cfg(any(test, feature = "internals"))]
+fn read_once(ctx: &MapCtx<'_>, nodes: &mut HashSet<BlockNo>, block: BlockNo) -> Result<Buffer> {
+    if !nodes.insert(block) {
+        return Err(ctx.damaged("block named twice", block.0, 0));
+    }
+    read(ctx, block)
 }
 
 /// Looks at the pointers of `holder`, or of the inode.

@@ -14,6 +14,7 @@
 //! 3. Every data block named by a map is checked against the volume's own metadata before use.
 
 mod indirect;
+mod migrate;
 mod path;
 mod range;
 mod tree;
@@ -24,6 +25,8 @@ use jbd2::{Credits, Handle};
 use crate::alloc::{ALLOC_CREDITS, Allocator, BlockRequest, Depth, Reservation, Run, Stream};
 use crate::error::{Error, Posix, Result};
 use crate::volume::Volume;
+
+pub use migrate::to_pointers;
 
 /// What the functions of this module need to know of the volume and the file.
 #[derive(Clone, Copy)]
@@ -113,14 +116,6 @@ pub struct AllocHow<'a> {
     pub reserved: Option<&'a mut Reservation>,
 }
 
-impl AllocHow<'_> {
-    /// Written blocks for the volume's own structures (directories), from the ordinary space.
-    #[must_use]
-    pub fn metadata() -> AllocHow<'static> {
-        AllocHow { unwritten: false, depth: Depth::Ordinary, reserved: None }
-    }
-}
-
 /// Whether a step that is bounded by its handle's credits has come to the end.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Progress {
@@ -193,7 +188,8 @@ pub fn take(
     // The longer a file has grown already, the more it is likely to grow by.
     let ahead = at.0.clamp(MIN_AHEAD, MAX_AHEAD).min(ctx.vol.geo.blocks_per_group / 8);
     let stream = (appends && at.0 > 0).then_some(Stream { owner: ctx.ino, ahead });
-    let request = BlockRequest { goal, want, continues, stream, depth: how.depth, reserved: how.reserved };
+    let request =
+        BlockRequest { goal, want, continues, at, stream, depth: how.depth, reserved: how.reserved };
     let run = ctx.alloc.alloc_blocks(handle, request)?;
     if !root.extents && run.start.0 + u64::from(run.len) > u64::from(u32::MAX) {
         ctx.alloc.free_blocks(handle, run.start, run.len)?;
@@ -337,6 +333,7 @@ pub fn shift(
 }
 
 /// The block after the last that is mapped; 0 for an empty map.
+#[cfg(any(test, feature = "internals"))]
 pub fn end(ctx: &MapCtx<'_>, root: &MapRoot) -> Result<u64> {
     match root.extents {
         true => tree::end(ctx, root),

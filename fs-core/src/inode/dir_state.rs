@@ -2,12 +2,12 @@
 //! correctness: all of it can be made again from the blocks.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use ext4_format::Ino;
 use ext4_format::inode::FileType;
 
-use crate::sync::{Rank, RankedMutex};
+use crate::locks::{Rank, RankedMutex};
 
 /// One name of a [`Listing`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -51,11 +51,17 @@ pub struct DirState {
     changes: AtomicU64,
     /// The stretch that was read last, and the count of changes it belongs to.
     last: RankedMutex<Option<(u64, Arc<Listing>)>>,
+    /// Whether the index was found damaged: then the entries are listed block by block.
+    index_is_bad: AtomicBool,
 }
 
 impl Default for DirState {
     fn default() -> Self {
-        DirState { changes: AtomicU64::new(0), last: RankedMutex::new(Rank::Leaf, None) }
+        DirState {
+            changes: AtomicU64::new(0),
+            last: RankedMutex::new(Rank::Leaf, None),
+            index_is_bad: AtomicBool::new(false),
+        }
     }
 }
 
@@ -78,6 +84,17 @@ impl DirState {
     /// Remembers a stretch that was just read, under the inode's lock.
     pub fn remember(&self, listing: Arc<Listing>) {
         *self.last.lock() = Some((self.changes.load(Ordering::Acquire), listing));
+    }
+
+    /// Whether a listing has met a damaged index.
+    #[must_use]
+    pub fn index_is_bad(&self) -> bool {
+        self.index_is_bad.load(Ordering::Relaxed)
+    }
+
+    /// A listing has met a damaged index.
+    pub fn set_index_is_bad(&self) {
+        self.index_is_bad.store(true, Ordering::Relaxed);
     }
 
     /// Forgets the stretch: nobody reads on.

@@ -4,20 +4,23 @@
 mod dir_state;
 mod io_state;
 pub mod orphan;
+pub mod reclaim;
 mod table;
 
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::AtomicBool;
 
 use ext4_format::inode::{FileType, Inode as DiskInode, flag};
 use ext4_format::{Ino, Tid};
 
+use crate::error::{Posix, Result};
 use crate::extent::MapRoot;
-use crate::sync::{Rank, RankedRwLock};
+use crate::locks::{Rank, RankedRwLock};
 
 pub use dir_state::{DirState, Listed, Listing};
 pub use io_state::*;
 pub use orphan::Orphans;
-pub use table::{Accept, Departure, Table};
+pub use reclaim::Reclaim;
+pub use table::{Departure, Table};
 
 /// A live inode. At most one exists for an inode number.
 pub struct Inode {
@@ -35,10 +38,6 @@ pub struct Inode {
     pub io: IoState,
     /// What is remembered of a directory's entries.
     pub dir: DirState,
-    /// References that the kernel holds (lookups not yet forgotten).
-    pub(crate) lookups: AtomicU64,
-    /// Open file handles.
-    pub(crate) opens: AtomicU32,
     /// Made without a name, and free to get one; a file whose last name was removed is not.
     pub(crate) may_get_a_name: AtomicBool,
 }
@@ -82,9 +81,13 @@ impl Inode {
         self.kind == FileType::Regular
     }
 
-    /// Whether neither the kernel nor an open handle refers to it.
-    pub fn is_unused(&self) -> bool {
-        self.lookups.load(Ordering::Acquire) == 0 && self.opens.load(Ordering::Acquire) == 0
+    /// Refuses what is no regular file.
+    pub fn expect_file(&self) -> Result<()> {
+        match self.kind {
+            FileType::Regular => Ok(()),
+            FileType::Directory => Err(Posix::IsDirectory.into()),
+            _ => Err(Posix::Invalid.into()),
+        }
     }
 
     /// `earlier` is for an inode that comes from the disk: the newest transaction in which an earlier
@@ -110,8 +113,6 @@ impl Inode {
             ),
             io: IoState::new(block_size, earlier.is_some()),
             dir: DirState::default(),
-            lookups: AtomicU64::new(0),
-            opens: AtomicU32::new(0),
             may_get_a_name: AtomicBool::new(false),
         }
     }

@@ -5,7 +5,7 @@
 //! without the feature, it joins the chain that starts in the superblock (`s_last_orphan`) and
 //! runs through `i_dtime`. Both change in the handle of the operation they belong to.
 //!
-//! Invariant: the chain on disk equals [`Table::chain`], newest last. It changes under the
+//! Invariant: the chain on disk equals `Table::chain`, newest last. It changes under the
 //! `chaining` lock; a record stored meanwhile takes its `i_dtime` from the chain in memory.
 
 use std::collections::{HashMap, HashSet};
@@ -13,15 +13,16 @@ use std::sync::Arc;
 
 use ext4_format::inode::DTIME_OFFSET;
 use ext4_format::orphan as codec;
-use ext4_format::{BlockNo, Corruption, FileBlock, Ino, What};
-use jbd2::Handle;
+use ext4_format::{BlockNo, Corruption, FileBlock, Ino, What, verify};
 use jbd2::mutants::{Mutant, is};
+use jbd2::{Buffer, Handle};
 
 use super::table::Accept;
 use super::{Core, Inode, OrphanSlot as Slot, Table};
+use crate::alloc::Allocator;
 use crate::error::Result;
 use crate::extent::{self, MapCtx, Mapping};
-use crate::sync::{Rank, RankedMutex};
+use crate::locks::{Rank, RankedMutex};
 use crate::volume::Volume;
 
 /// Blocks that [`Orphans::add`] or [`Orphans::remove`] may change besides the inode's own
@@ -48,14 +49,18 @@ pub struct Orphans {
 }
 
 impl Orphans {
-    /// Reads what the volume has recorded. The second value lists the orphans found, for
+    /// Reads what the volume has recorded. The second value lists handles of the orphans found, for
     /// [`crate::Filesystem`] to delete or truncate.
-    pub fn open(vol: Arc<Volume>, table: Arc<Table>, map: &MapCtx<'_>) -> Result<(Orphans, Vec<Arc<Inode>>)> {
+    pub fn open(
+        vol: Arc<Volume>,
+        table: Arc<Table>,
+        alloc: &Allocator,
+    ) -> Result<(Orphans, Vec<Arc<Inode>>)> {
         let mut found = Vec::new();
         read_chain(&vol, &table, &mut found)?;
         let file_ino = vol.sb.lock().orphan_file();
         let file = match file_ino {
-            Some(ino) => Some(OrphanFile::open(&vol, &table, map, ino, &mut found)?),
+            Some(ino) => Some(OrphanFile::open(&vol, &table, alloc, ino, &mut found)?),
             None => None,
         };
         let chaining = RankedMutex::keyed(Rank::Group, u64::MAX, ());
@@ -83,6 +88,14 @@ impl Orphans {
         self.table.chain().lock().push(inode.ino);
         core.orphan = Some(Slot::Chain);
         self.table.store(handle, inode, core)
+    }
+
+    /// Whether the volume records any orphan.
+    #[must_use]
+    pub fn any(&self) -> bool {
+        let entries = codec::per_block(self.vol.block_size() as usize);
+        let in_file = |file: &OrphanFile| file.free.iter().any(|free| free.lock().len() < entries);
+        !self.table.chain().lock().is_empty() || self.file.as_ref().is_some_and(in_file)
     }
 
     /// Takes `inode` off the record within `handle` ([`CREDITS`]). The caller stores the inode.
@@ -156,11 +169,25 @@ impl OrphanFile {
     fn open(
         vol: &Volume,
         table: &Table,
-        map: &MapCtx<'_>,
+        alloc: &Allocator,
         ino: Ino,
         found: &mut Vec<Arc<Inode>>,
     ) -> Result<OrphanFile> {
         let inode = table.get_any(ino, Accept::Orphaned)?;
+        let map = MapCtx { vol, alloc, ino, generation: inode.generation };
+        let read = Self::read_all(vol, table, &map, &inode, found);
+        table.unhold(inode);
+        read
+    }
+
+    fn read_all(
+        vol: &Volume,
+        table: &Table,
+        map: &MapCtx<'_>,
+        inode: &Inode,
+        found: &mut Vec<Arc<Inode>>,
+    ) -> Result<OrphanFile> {
+        let ino = inode.ino;
         let core = inode.core.read();
         let count = (core.disk.size / u64::from(vol.block_size())).min(MAX_FILE_BLOCKS.into());
         let mut file = OrphanFile { ino, generation: inode.generation, blocks: vec![], free: vec![] };
@@ -170,9 +197,7 @@ impl OrphanFile {
                 let c = Corruption::new(What::OrphanFile, "hole", at.into(), 0);
                 return Err(vol.corrupt(c.in_inode(ino)));
             };
-            let buffer = vol.read_meta(block, |bytes| {
-                vol.csum.verify_orphan_block(bytes, block, ino, inode.generation)
-            })?;
+            let buffer = file.read(vol, block)?;
             let mut free = Vec::new();
             let taken: HashMap<usize, Ino> = codec::entries(&buffer.data()).collect();
             for entry in (0..codec::per_block(vol.block_size() as usize)).rev() {
@@ -194,6 +219,10 @@ impl OrphanFile {
         Ok(file)
     }
 
+    fn read(&self, vol: &Volume, block: BlockNo) -> Result<Buffer> {
+        vol.read_meta(block, |bytes| verify::orphan_block(bytes, &vol.csum, block, self.ino, self.generation))
+    }
+
     /// Takes a free entry, starting at a block that depends on the inode so that threads spread.
     fn take(&self, ino: Ino) -> Option<(usize, usize)> {
         let count = self.blocks.len();
@@ -210,8 +239,7 @@ impl OrphanFile {
         orphan: Option<Ino>,
     ) -> Result<()> {
         let at = self.blocks[block];
-        let buffer =
-            vol.read_meta(at, |bytes| vol.csum.verify_orphan_block(bytes, at, self.ino, self.generation))?;
+        let buffer = self.read(vol, at)?;
         let mut bytes = handle.write(&buffer)?;
         codec::set(&mut bytes, entry, orphan);
         vol.csum.set_orphan_block(&mut bytes, at, self.ino, self.generation);

@@ -1,34 +1,49 @@
 //! The table of live inodes and their way to and from the inode table on disk.
 //!
 //! Invariants:
-//! 1. At most one [`Inode`] exists for a number. Whoever has work pending for an inode (data in
-//!    write-behind, a completion to convert) holds an `Arc` of it, and that keeps it in the table.
-//! 2. An inode leaves the table only when nobody but the table holds it and the kernel has
-//!    forgotten it. A leaving inode without names is handed to the caller to be deleted; it is no
-//!    longer found here while that goes on, and its number is not free until that has ended.
+//! 1. At most one [`Inode`] exists for a number. A handle of it is an `Arc` that [`Table::get`] or
+//!    [`Table::create`] gave and [`Table::release`] takes back; the table counts them. Whoever has work
+//!    pending for an inode (data in write-behind, a completion to convert) holds an `Arc` that is not counted.
+//! 2. An inode leaves the table only when nobody but the table holds it. A leaving inode without names is
+//!    handed to the caller to be deleted; it is no longer found here while that goes on, and its number is
+//!    not free until that has ended.
 //! 3. Every change of a [`Core`] is stored in the handle that made it, so an inode that leaves
 //!    has nothing to write.
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
-use ext4_format::inode::{FileType, Inode as DiskInode};
-use ext4_format::{BlockNo, Corruption, Ino, What};
+use ext4_format::expand::expand_extra;
+use ext4_format::inode::{BASE_SIZE, FileType, Inode as DiskInode, flag};
+use ext4_format::{BlockNo, Corruption, Ino, What, verify};
 use jbd2::Handle;
 use jbd2::mutants::{Mutant, is};
 
 use super::{Core, Inode, OrphanSlot};
 use crate::alloc::Allocator;
 use crate::error::{Error, Posix, Result};
-use crate::sync::{Rank, RankedMutex};
+use crate::locks::{Rank, RankedMutex};
 use crate::volume::Volume;
 
 const SHARDS: usize = 64;
 
+/// An inode in memory and the number of its handles.
+struct Live {
+    inode: Arc<Inode>,
+    handles: u32,
+}
+
+impl Live {
+    /// One more handle.
+    fn hold(&mut self) -> Arc<Inode> {
+        self.handles += 1;
+        self.inode.clone()
+    }
+}
+
 #[derive(Default)]
 struct Shard {
-    live: HashMap<Ino, Arc<Inode>>,
+    live: HashMap<Ino, Live>,
     /// Counts departures, so that a load which overlapped one is repeated instead of bringing
     /// back what the departed inode has changed since.
     departures: u64,
@@ -36,12 +51,14 @@ struct Shard {
 
 /// What became of an inode that was asked to leave.
 pub enum Departure {
-    /// Somebody still uses it.
+    /// It has handles.
+    Held,
+    /// It has no handle, but work pending on it keeps it.
     Busy,
-    /// It left, or was not there.
+    /// It was not there.
     Gone,
-    /// It left and has no name any more: the caller deletes it.
-    Delete(Arc<Inode>),
+    /// It left. Without a name it is the caller's to delete.
+    Left(Arc<Inode>),
 }
 
 /// Which inodes a caller of [`Table::get_any`] accepts.
@@ -59,6 +76,8 @@ pub struct Table {
     alloc: Arc<Allocator>,
     shards: Vec<RankedMutex<Shard>>,
     chain: RankedMutex<Vec<Ino>>,
+    /// Bytes of extra fields that an inode that changes shall have, and those it shall have at least.
+    extra: [u16; 2],
 }
 
 impl Table {
@@ -66,10 +85,14 @@ impl Table {
     #[must_use]
     pub fn new(vol: Arc<Volume>, alloc: Arc<Allocator>) -> Table {
         let shards = (0..SHARDS).map(|_| RankedMutex::new(Rank::Leaf, Shard::default())).collect();
-        Table { vol, alloc, shards, chain: RankedMutex::new(Rank::Leaf, Vec::new()) }
+        let extra = {
+            let sb = vol.sb.lock();
+            [sb.want_extra_isize(), sb.min_extra_isize() & !3]
+        };
+        Table { vol, alloc, shards, chain: RankedMutex::new(Rank::Leaf, Vec::new()), extra }
     }
 
-    /// The inode `ino`, which has a name.
+    /// A handle of the inode `ino`, which has a name or handles already.
     ///
     /// # Errors
     /// `Stale` for an inode that is free or has no name, `Corrupt` for one that is damaged.
@@ -77,36 +100,44 @@ impl Table {
         self.get_any(ino, Accept::Named)
     }
 
-    /// The inode `ino`, if it is in memory.
+    /// A handle of the inode `ino`, if it is in memory.
     #[must_use]
     pub fn peek(&self, ino: Ino) -> Option<Arc<Inode>> {
-        self.shard(ino).lock().live.get(&ino).cloned()
+        self.shard(ino).lock().live.get_mut(&ino).map(Live::hold)
     }
 
-    /// The inode `ino`, from memory or from the disk.
+    /// A handle of the inode `ino`, from memory or from the disk.
     pub fn get_any(&self, ino: Ino, accept: Accept) -> Result<Arc<Inode>> {
         loop {
             let departures = {
-                let shard = self.shard(ino).lock();
-                if let Some(inode) = shard.live.get(&ino) {
-                    return Ok(inode.clone());
+                let mut shard = self.shard(ino).lock();
+                if let Some(live) = shard.live.get_mut(&ino) {
+                    return Ok(live.hold());
                 }
                 shard.departures
             };
             let fresh = self.load(ino, accept)?;
             let mut shard = self.shard(ino).lock();
-            if let Some(inode) = shard.live.get(&ino) {
-                return Ok(inode.clone());
+            if let Some(live) = shard.live.get_mut(&ino) {
+                return Ok(live.hold());
             }
             if shard.departures == departures {
-                shard.live.insert(ino, fresh.clone());
+                shard.live.insert(ino, Live { inode: fresh.clone(), handles: 1 });
                 return Ok(fresh);
             }
         }
     }
 
+    /// One more handle of an inode by one that exists.
+    pub fn hold(&self, handle: &Arc<Inode>) -> Arc<Inode> {
+        if let Some(live) = self.shard(handle.ino).lock().live.get_mut(&handle.ino) {
+            live.handles += 1;
+        }
+        handle.clone()
+    }
+
     /// Makes a new inode of a number that was just allocated, and stores it in `handle` (two
-    /// credits at most). What the record held before, attributes included, is wiped.
+    /// credits at most); gives a handle of it. What the record held before, attributes included, is wiped.
     pub fn create(&self, handle: &Handle<'_>, ino: Ino, disk: DiskInode) -> Result<Arc<Inode>> {
         let kind = FileType::from_mode(disk.mode).ok_or(Posix::Invalid)?;
         let inode = Arc::new(Inode::new(ino, kind, disk, self.vol.block_size(), None));
@@ -121,7 +152,7 @@ impl Table {
             self.store(handle, &inode, &mut core)?;
             core.datasync_tid = core.sync_tid;
         }
-        self.shard(ino).lock().live.insert(ino, inode.clone());
+        self.shard(ino).lock().live.insert(ino, Live { inode: inode.clone(), handles: 1 });
         Ok(inode)
     }
 
@@ -140,8 +171,26 @@ impl Table {
             if core.orphan == Some(OrphanSlot::Chain) {
                 core.disk.dtime = self.older_orphan(inode.ino);
             }
-            core.disk.encode_into(bytes, &self.vol.inode_layout);
+            let layout = &self.vol.inode_layout;
+            if self.lacks_extra(core) {
+                let disk = &mut core.disk;
+                let _ = self.extra.iter().any(|want| expand_extra(bytes, disk, layout, *want));
+            }
+            core.disk.encode_into(bytes, layout);
         })
+    }
+
+    /// Whether an inode that changes should have more extra fields than it has. [`Table::store`] sees to it where
+    /// the attributes in the record leave room.
+    #[must_use]
+    pub fn lacks_extra(&self, core: &Core) -> bool {
+        core.disk.extra_isize < self.extra[0] && core.disk.links > 0 && !core.disk.has(flag::EA_INODE)
+    }
+
+    /// Bytes for attributes in a record with as many extra fields as it should have.
+    #[must_use]
+    pub fn room_behind_extra(&self) -> usize {
+        usize::from(self.vol.inode_layout.inode_size) - BASE_SIZE - usize::from(self.extra[0])
     }
 
     /// The chain of orphans that starts in the superblock, newest last. Only [`super::Orphans`]
@@ -177,34 +226,45 @@ impl Table {
         record.map(look).ok_or_else(|| misplaced(ino).into())
     }
 
-    /// Counts one more reference of the kernel.
-    pub fn reference(&self, inode: &Inode) {
-        inode.lookups.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// Takes `n` references of the kernel back. Whether the inode may leave is asked separately.
-    pub fn forget(&self, ino: Ino, n: u64) {
-        if let Some(inode) = self.peek(ino) {
-            let take = |had: u64| Some(had.saturating_sub(n));
-            let _ = inode.lookups.fetch_update(Ordering::AcqRel, Ordering::Acquire, take);
-        }
-    }
-
-    /// Lets `ino` leave the table if nobody uses it.
-    pub fn depart(&self, ino: Ino) -> Departure {
+    /// Takes a handle back. The last one lets the inode leave the table, unless work is pending on it: then
+    /// the handle comes back, still counted.
+    pub fn release(&self, handle: Arc<Inode>) -> std::result::Result<Departure, Arc<Inode>> {
+        let ino = handle.ino;
         let mut shard = self.shard(ino).lock();
-        let Some(inode) = shard.live.get(&ino) else { return Departure::Gone };
-        let used = inode.lookups.load(Ordering::Acquire) > 0
-            || inode.opens.load(Ordering::Acquire) > 0
-            || Arc::strong_count(inode) > 1;
-        if used {
-            return Departure::Busy;
+        let Some(live) = shard.live.get_mut(&ino) else { return Ok(Departure::Gone) };
+        // The table's own and this one.
+        if live.handles == 1 && Arc::strong_count(&live.inode) > 2 {
+            return Err(handle);
         }
-        shard.departures += 1;
-        let Some(inode) = shard.live.remove(&ino) else { return Departure::Gone };
-        drop(shard);
-        let named = inode.core.read().disk.links > 0;
-        if named { Departure::Gone } else { Departure::Delete(inode) }
+        live.handles -= 1;
+        // Under the lock: of two threads that give up the last handles, the second finds that it is alone.
+        drop(handle);
+        Ok(shard.depart(ino))
+    }
+
+    /// Takes a handle back without letting the inode leave, which has to be asked for later
+    /// ([`Table::depart`]).
+    pub fn unhold(&self, handle: Arc<Inode>) {
+        let mut shard = self.shard(handle.ino).lock();
+        if let Some(live) = shard.live.get_mut(&handle.ino) {
+            live.handles -= 1;
+        }
+        drop(handle);
+    }
+
+    /// Lets `ino` leave the table if nobody holds it.
+    pub fn depart(&self, ino: Ino) -> Departure {
+        self.shard(ino).lock().depart(ino)
+    }
+
+    /// All inodes in memory that have no name and handles all the same, with one more handle each.
+    #[must_use]
+    pub fn unlinked(&self) -> Vec<Arc<Inode>> {
+        let all: Vec<Ino> = self.live();
+        let held = all.into_iter().filter_map(|ino| self.peek(ino));
+        let (unlinked, named): (Vec<_>, Vec<_>) = held.partition(|inode| inode.core.read().disk.links == 0);
+        named.into_iter().for_each(|inode| self.unhold(inode));
+        unlinked
     }
 
     /// The numbers of all inodes in memory.
@@ -213,27 +273,16 @@ impl Table {
         self.shards.iter().flat_map(|s| s.lock().live.keys().copied().collect::<Vec<_>>()).collect()
     }
 
-    /// Drops the kernel's references to every inode: the kernel has gone away.
-    pub fn forget_all(&self) {
-        for ino in self.live() {
-            if let Some(inode) = self.peek(ino) {
-                inode.lookups.store(0, Ordering::Release);
-                inode.opens.store(0, Ordering::Release);
-            }
-        }
-    }
-
     fn load(&self, ino: Ino, accept: Accept) -> Result<Arc<Inode>> {
         let layout = &self.vol.inode_layout;
         let disk = self.with_record(ino, |bytes| {
             if bytes.iter().all(|b| *b == 0) {
                 return Err(None);
             }
-            self.vol.csum.verify_inode(bytes, ino).map_err(Some)?;
-            DiskInode::decode(bytes, layout).map_err(Some)
+            verify::inode(bytes, &self.vol.csum, layout, ino).map_err(Some)
         })?;
         let disk = disk.map_err(|c| match c {
-            Some(c) => self.vol.corrupt(c.in_inode(ino)),
+            Some(c) => self.vol.corrupt(c),
             None => Posix::Stale.into(),
         })?;
         if disk.links == 0 && accept == Accept::Named {
@@ -267,6 +316,20 @@ impl Table {
 
     fn shard(&self, ino: Ino) -> &RankedMutex<Shard> {
         &self.shards[ino.get() as usize % SHARDS]
+    }
+}
+
+impl Shard {
+    fn depart(&mut self, ino: Ino) -> Departure {
+        let Some(live) = self.live.get(&ino) else { return Departure::Gone };
+        if live.handles > 0 {
+            return Departure::Held;
+        }
+        if Arc::strong_count(&live.inode) > 1 {
+            return Departure::Busy;
+        }
+        self.departures += 1;
+        self.live.remove(&ino).map_or(Departure::Gone, |live| Departure::Left(live.inode))
     }
 }
 

@@ -7,7 +7,8 @@
 use std::sync::Arc;
 
 use ext4_format::dirent::DirBlockMut;
-use ext4_format::inode::{BASE_SIZE, BLOCK_AREA, FileType, Inode as DiskInode, MAX_FAST_SYMLINK, flag};
+use ext4_format::inode::mode::{S_IALLUGO, S_ISGID};
+use ext4_format::inode::{BLOCK_AREA, FileType, Inode as DiskInode, InodeLayout, MAX_FAST_SYMLINK, flag};
 use ext4_format::{FileBlock, Ino};
 use jbd2::{Buffer, Credits, Handle};
 
@@ -17,15 +18,10 @@ use crate::error::{Error, Posix, Result};
 use crate::extent::{self, AllocHow, MapRoot, Mapping};
 use crate::fs::Filesystem;
 use crate::inode::Inode;
+use crate::node::{Dir, Held, Hold, Node};
 use crate::tx;
-use crate::types::{Caller, Entry};
+use crate::types::Credentials;
 use crate::xattr::acl::{self, Inherited};
-
-const S_ISGID: u16 = 0o2000;
-/// Permission bits with set-user-id, set-group-id and sticky.
-const PERMISSIONS: u16 = 0o7777;
-/// End of `i_crtime_extra` in the extra fields.
-const CRTIME_END: u16 = 24;
 
 /// A file to be made.
 pub(super) struct Wanted<'a> {
@@ -59,26 +55,33 @@ impl Content<'_> {
     }
 }
 
-impl Filesystem {
-    /// Makes a file of type and permissions `mode` as `name` in `parent`. One reference of the
-    /// kernel comes with it.
-    pub(super) fn create(
+impl Dir {
+    /// Makes a file of type and permissions `mode`.
+    pub(super) fn make(
         &self,
-        caller: &Caller,
-        parent: Ino,
+        caller: &Credentials,
         name: &[u8],
         mode: u16,
         content: Content<'_>,
-    ) -> Result<Entry> {
-        self.vol.writable()?;
+    ) -> Result<Node> {
+        let fs = self.filesystem();
+        fs.vol.writable()?;
         check_name(name)?;
         let kind = FileType::from_mode(mode).ok_or(Posix::Invalid)?;
-        let parent = self.directory(parent)?;
         let wanted = Wanted { kind, mode, content };
-        self.with_retry(|| self.create_in(caller, &parent, name, &wanted))
+        let made = fs.with_retry(|| fs.create_in(caller, self.inode(), name, &wanted))?;
+        Ok(made.keep(fs))
     }
+}
 
-    fn create_in(&self, caller: &Caller, parent: &Inode, name: &[u8], wanted: &Wanted<'_>) -> Result<Entry> {
+impl Filesystem {
+    fn create_in(
+        &self,
+        caller: &Credentials,
+        parent: &Inode,
+        name: &[u8],
+        wanted: &Wanted<'_>,
+    ) -> Result<Hold<'_>> {
         let _lock = parent.lock.write();
         self.alive(parent)?;
         let dir = self.dir(parent, caller);
@@ -86,22 +89,24 @@ impl Filesystem {
         self.may_add(parent, wanted.kind)?;
         let inherited = self.inherited(caller, parent, wanted)?;
         let credits = room.credits() + 1 + self.child_credits(&inherited, wanted);
+        // Declared before the journal handle, so that it is dropped after it.
+        let child;
         let tx = tx::start(&self.vol.journal, Credits { blocks: credits, revokes: GROWTH_REVOKES })?;
         let spot = dir.make_room(&tx, room, name)?;
-        let child = self.new_child(&tx, caller, parent, wanted, &inherited)?;
+        child = Held::new(self, self.new_child(&tx, caller, parent, wanted, &inherited)?);
         if let Err(error) = dir.insert(&tx, &spot, name, child.ino, child.kind) {
             self.abandon(&tx, &child)?;
             return Err(error);
         }
         self.entries_changed(&tx, parent, i32::from(child.is_dir()), self.vol.now())?;
         self.finish_names(tx, &[parent])?;
-        Ok(self.entry(&child))
+        Ok(child)
     }
 
     /// What a new child of `parent` inherits.
     pub(super) fn inherited(
         &self,
-        caller: &Caller,
+        caller: &Credentials,
         parent: &Inode,
         wanted: &Wanted<'_>,
     ) -> Result<Inherited> {
@@ -117,11 +122,11 @@ impl Filesystem {
         ALLOC_INODE_CREDITS + 1 + block + self.inherited_credits(inherited) + DROP_LINK_CREDITS
     }
 
-    /// Makes an inode with all it holds, to be given a name in `parent`.
+    /// Makes an inode with all it holds, to be given a name in `parent`; gives a handle of it.
     pub(super) fn new_child(
         &self,
         handle: &Handle<'_>,
-        caller: &Caller,
+        caller: &Credentials,
         parent: &Inode,
         wanted: &Wanted<'_>,
         inherited: &Inherited,
@@ -146,8 +151,9 @@ impl Filesystem {
         match filled {
             Ok(()) => Ok(child),
             Err(error) => {
-                self.abandon(handle, &child)?;
-                Err(error)
+                let abandoned = self.abandon(handle, &child);
+                self.release_later(child);
+                abandoned.and(Err(error))
             }
         }
     }
@@ -157,18 +163,16 @@ impl Filesystem {
         let mut core = child.core.write();
         core.disk.links = 0;
         self.orphans.add(handle, child, &mut core)?;
-        self.inodes.store(handle, child, &mut core)?;
-        self.leaving.lock().insert(child.ino, true);
-        Ok(())
+        self.inodes.store(handle, child, &mut core)
     }
 
-    fn new_record(&self, caller: &Caller, parent: &Inode, wanted: &Wanted<'_>, mode: u16) -> DiskInode {
+    fn new_record(&self, caller: &Credentials, parent: &Inode, wanted: &Wanted<'_>, mode: u16) -> DiskInode {
         let &Wanted { kind, content, .. } = wanted;
         let (above_gid, above_mode, above_flags, above_project) = {
             let core = parent.core.read();
             (core.disk.gid, core.disk.mode, core.disk.flags, core.disk.project)
         };
-        let mut mode = kind.mode_bits() | mode & PERMISSIONS;
+        let mut mode = kind.mode_bits() | mode & S_IALLUGO;
         let sets_gid = above_mode & S_ISGID != 0;
         let group_from_above = sets_gid || self.vol.opts.bsd_groups;
         if sets_gid && kind == FileType::Directory {
@@ -178,8 +182,7 @@ impl Filesystem {
             let sb = self.vol.sb.lock();
             (sb.incompat().has(ext4_format::features::Incompat::EXTENTS), sb.want_extra_isize())
         };
-        let room = self.vol.inode_layout.inode_size - BASE_SIZE as u16;
-        let extra_isize = want_extra.min(room) & !3;
+        let extra_isize = self.vol.inode_layout.extra_isize(want_extra);
         let now = self.vol.now();
         let mut disk = DiskInode {
             mode,
@@ -189,7 +192,7 @@ impl Filesystem {
             atime: now,
             ctime: now,
             mtime: now,
-            crtime: (extra_isize >= CRTIME_END).then_some(now),
+            crtime: InodeLayout::has_crtime(extra_isize).then_some(now),
             dtime: 0,
             links: if kind == FileType::Directory { 2 } else { 1 },
             blocks: 0,
@@ -223,7 +226,7 @@ impl Filesystem {
     fn fill(
         &self,
         handle: &Handle<'_>,
-        caller: &Caller,
+        caller: &Credentials,
         parent: &Inode,
         child: &Arc<Inode>,
         content: Content<'_>,
@@ -250,7 +253,7 @@ impl Filesystem {
         self.inodes.store(handle, child, &mut core)
     }
 
-    fn first_block(&self, handle: &Handle<'_>, caller: &Caller, child: &Inode) -> Result<Buffer> {
+    fn first_block(&self, handle: &Handle<'_>, caller: &Credentials, child: &Inode) -> Result<Buffer> {
         let mut core = child.core.write();
         let how = AllocHow { unwritten: false, depth: self.depth(caller), reserved: None };
         let ctx = self.map_ctx(child);

@@ -8,8 +8,8 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use ext4_format::FileBlock;
 use ext4_format::inode::flag;
-use ext4_format::{FileBlock, Ino};
 use jbd2::Credits;
 
 use crate::alloc::Depth;
@@ -18,8 +18,9 @@ use crate::error::{Error, Posix, Result};
 use crate::extent::{self, AllocHow, Progress};
 use crate::fs::Filesystem;
 use crate::inode::{Core, Inode};
+use crate::node::OpenFile;
 use crate::tx::{self, Tx};
-use crate::types::Caller;
+use crate::types::Credentials;
 
 /// What to do with a range (`fallocate(2)`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -59,55 +60,73 @@ impl FallocateMode {
     }
 }
 
-impl Filesystem {
+impl OpenFile {
     /// Changes the allocation of the `len` bytes from `offset`.
     ///
     /// # Errors
-    /// `Invalid` for ranges that the mode does not take, `NotSupported` for what indirect maps
+    /// Those of [`OpenFile::fallocate_as`].
+    pub fn fallocate(&self, offset: u64, len: u64, mode: FallocateMode) -> Result<()> {
+        self.fallocate_as(&Credentials::root(), offset, len, mode)
+    }
+
+    /// The same by somebody else, who takes the file's privileges away ([`crate::Node::kill_privileges`]) and may not
+    /// take the blocks that are set aside.
+    ///
+    /// # Errors
+    /// `BadHandle` when it was not opened for writing, `Invalid` for ranges that the mode does not take, `NotSupported` for what indirect maps
     /// cannot do, `FileTooBig`, `NoSpace`, `NotPermitted` by inode flags.
-    pub fn fallocate(
+    pub fn fallocate_as(
         &self,
-        caller: &Caller,
-        ino: Ino,
+        caller: &Credentials,
         offset: u64,
         len: u64,
         mode: FallocateMode,
     ) -> Result<()> {
-        self.vol.writable()?;
-        let inode = self.inodes.get(ino)?;
-        if !inode.is_file() {
-            return Err(Posix::NoDevice.into());
-        }
+        let fs = self.filesystem();
+        fs.vol.writable()?;
+        self.expect_writable()?;
         let end = offset.checked_add(len).filter(|_| len > 0).ok_or(Posix::Invalid)?;
-        let depth = Depth::of(self.may_use_reserve(caller));
-        self.may_fallocate(&inode, end, mode)?;
-        self.kill_privileges_for(caller, ino)?;
+        fs.may_fallocate(self.inode(), end, mode)?;
+        self.kill_privileges_by(caller)?;
+        fs.change_allocation(self.inode(), offset, end, mode, fs.depth(caller))
+    }
+}
+
+impl Filesystem {
+    fn change_allocation(
+        &self,
+        inode: &Arc<Inode>,
+        offset: u64,
+        end: u64,
+        mode: FallocateMode,
+        depth: Depth,
+    ) -> Result<()> {
         // Moved blocks must not have newer data in memory. The kernel keeps writers out meanwhile;
         // another one is met again by the look under the lock.
         loop {
             if matches!(mode, FallocateMode::Collapse | FallocateMode::Insert) {
-                self.data.flush(&inode, 0..u64::MAX)?;
+                self.data.flush(inode, 0..u64::MAX)?;
             }
             let _lock = inode.lock.write();
-            wait_clear(&inode, &(0..u64::MAX));
+            wait_clear(inode, &(0..u64::MAX));
             let dirty = !inode.io.lock().behind.is_empty();
             if dirty && matches!(mode, FallocateMode::Collapse | FallocateMode::Insert) {
                 continue;
             }
-            self.may_fallocate(&inode, end, mode)?;
+            self.may_fallocate(inode, end, mode)?;
             return match mode {
                 FallocateMode::Allocate { keep_size } => {
                     let bs = u64::from(self.vol.block_size());
-                    self.data.convert(&inode, By::Fsync)?;
-                    self.grow_to(&inode, end, keep_size)?;
-                    self.allocate_range(&inode, offset / bs..end.div_ceil(bs), end, keep_size, depth)
+                    self.data.convert(inode, By::Fsync)?;
+                    self.grow_to(inode, end, keep_size)?;
+                    self.allocate_range(inode, offset / bs..end.div_ceil(bs), end, keep_size, depth)
                 }
-                FallocateMode::PunchHole => self.punch(&inode, offset, end),
+                FallocateMode::PunchHole => self.punch(inode, offset, end),
                 FallocateMode::ZeroRange { keep_size } => {
-                    self.zero_range(&inode, offset, end, keep_size, depth)
+                    self.zero_range(inode, offset, end, keep_size, depth)
                 }
-                FallocateMode::Collapse => self.collapse(&inode, offset, end),
-                FallocateMode::Insert => self.insert_range(&inode, offset, len),
+                FallocateMode::Collapse => self.collapse(inode, offset, end),
+                FallocateMode::Insert => self.insert_range(inode, offset, end - offset),
             };
         }
     }
@@ -171,7 +190,7 @@ impl Filesystem {
     ) -> Result<()> {
         let bs = u64::from(self.vol.block_size());
         let mut at = blocks.start;
-        let mut tries = 0;
+        let mut retry = self.alloc.retry();
         while at < blocks.end {
             let credits = 1 + extent::allocate_credits(&inode.core.read().map, 4);
             let per_run = extent::allocate_credits(&inode.core.read().map, 1);
@@ -204,10 +223,10 @@ impl Filesystem {
             });
             if matches!(outcome, Err(Error::NoSpace)) {
                 // What they free waits for the commit.
-                self.wait_for_deletions();
+                self.wait_for_reclaim();
             }
             match outcome {
-                Err(Error::NoSpace) if self.alloc.retry_after_commit(&mut tries)? => {}
+                Err(Error::NoSpace) if self.alloc.should_retry(&mut retry)? => {}
                 outcome => outcome?,
             }
         }

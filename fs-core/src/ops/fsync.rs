@@ -6,46 +6,69 @@
 
 use std::sync::Arc;
 
-use ext4_format::Ino;
 use jbd2::mutants::{Mutant, is};
 
 use crate::data::By;
 use crate::error::Result;
 use crate::fs::Filesystem;
 use crate::inode::Inode;
-use crate::types::OpenId;
+use crate::node::{Node, OpenFile};
 
-impl Filesystem {
-    /// Makes the content of `ino` durable, and with it its attributes unless `data_only`.
+impl OpenFile {
+    /// Makes the content durable, and all attributes.
     ///
     /// # Errors
-    /// Those of [`Filesystem::fsync_opened`], for a caller who has not opened the file.
-    pub fn fsync(&self, ino: Ino, data_only: bool) -> Result<()> {
-        self.fsync_opened(ino, OpenId::NOBODY, data_only)
+    /// A failure of this call, or the last one to write the file's data before it: that is reported once to
+    /// each open file, and to one that was opened later if nobody was told before.
+    pub fn sync_all(&self) -> Result<()> {
+        self.sync_open(false)
     }
 
-    /// The same on behalf of an opening.
+    /// Makes the content durable, and of the attributes what is needed to read it.
     ///
     /// # Errors
-    /// A failure of this call, or the last one to write the file's data before it: that is told to
-    /// each opening once, and to later ones if nobody was told yet.
-    pub fn fsync_opened(&self, ino: Ino, opening: OpenId, data_only: bool) -> Result<()> {
-        self.vol.alive()?;
-        let inode = self.inodes.get(ino)?;
-        let alive = self.vol.journal.is_aborted().is_none();
-        let synced = self.sync_inode(&inode, data_only);
-        let synced = synced.map_err(|e| if alive { e.at_first_sight() } else { e });
-        let failure = inode.io.lock().failures.tell(opening);
+    /// Those of [`OpenFile::sync_all`].
+    pub fn sync_data(&self) -> Result<()> {
+        self.sync_open(true)
+    }
+
+    fn sync_open(&self, data_only: bool) -> Result<()> {
+        let synced = self.filesystem().sync_file(self.inode(), data_only);
+        let failure = {
+            let mut io = self.inode().io.lock();
+            let mut seen = self.seen.lock();
+            io.failures.report(&mut seen)
+        };
         synced?;
         failure.map_or(Ok(()), Err)
     }
+}
 
-    /// Makes the names in the directory `ino` durable.
+impl Node {
+    /// Makes the content durable - the names in a directory, the data of a file - and with it the attributes
+    /// unless `data_only`; for a caller who has not opened the file.
     ///
     /// # Errors
-    /// Those of the journal.
-    pub fn fsyncdir(&self, ino: Ino, data_only: bool) -> Result<()> {
-        self.fsync(ino, data_only)
+    /// A failure of this call, or the last one to write the file's data before it, unless somebody has been
+    /// told of that already.
+    pub fn sync(&self, data_only: bool) -> Result<()> {
+        let synced = self.filesystem().sync_file(self.inode(), data_only);
+        let failure = {
+            let mut io = self.inode().io.lock();
+            let mut seen = io.failures.cursor();
+            io.failures.report(&mut seen)
+        };
+        synced?;
+        failure.map_or(Ok(()), Err)
+    }
+}
+
+impl Filesystem {
+    fn sync_file(&self, inode: &Arc<Inode>, data_only: bool) -> Result<()> {
+        self.vol.alive()?;
+        let alive = self.vol.journal.is_aborted().is_none();
+        let synced = self.sync_inode(inode, data_only);
+        synced.map_err(|e| if alive { e.at_first_sight() } else { e })
     }
 
     /// Makes everything durable.
@@ -53,7 +76,7 @@ impl Filesystem {
     /// # Errors
     /// The first failure, the rest was tried nevertheless; or data of any file that were lost since the last
     /// call. Their own fsync tells of it, too.
-    pub fn syncfs(&self) -> Result<()> {
+    pub fn sync(&self) -> Result<()> {
         let synced = self.sync_all();
         let lost = self.data.lost.lock().take();
         synced?;
@@ -62,13 +85,18 @@ impl Filesystem {
 
     pub(crate) fn sync_all(&self) -> Result<()> {
         self.vol.alive()?;
-        if self.vol.writable().is_err() {
+        if self.vol.changeable().is_err() {
             return self.left_behind();
         }
         for inode in self.data.dirty.all() {
             self.data.flush_all(&inode);
+            self.done_with(inode);
         }
-        let converted = self.data.convert_all(By::Fsync);
+        let mut converted = Ok(());
+        for inode in self.data.completed.all() {
+            converted = converted.and(self.data.convert(&inode, By::Fsync));
+            self.done_with(inode);
+        }
         self.vol.journal.commit_running()?;
         self.data.make_all_durable()?;
         converted
@@ -81,7 +109,7 @@ impl Filesystem {
     }
 
     fn sync_inode(&self, inode: &Arc<Inode>, data_only: bool) -> Result<()> {
-        if self.vol.writable().is_err() {
+        if self.vol.changeable().is_err() {
             return self.left_behind();
         }
         // The names are a directory's content: to fdatasync it is to fsync it.

@@ -1,12 +1,13 @@
 //! Attributes of an inode and of the volume.
 
-use ext4_format::Ino;
+use ext4_format::dirent::MAX_NAME;
 use ext4_format::inode::LINKS_UNCOUNTED;
 
 use crate::error::Result;
 use crate::fs::Filesystem;
 use crate::inode::{Core, Inode};
-use crate::types::{Attr, Caller, StatFs};
+use crate::node::Node;
+use crate::types::{Attr, Credentials, StatFs};
 
 impl Inode {
     /// The attributes as `core` has them.
@@ -32,24 +33,31 @@ impl Inode {
     }
 }
 
-impl Filesystem {
-    /// The attributes of `ino`. An open file without a name has them too.
-    pub fn getattr(&self, ino: Ino) -> Result<Attr> {
-        self.vol.alive()?;
-        let inode = self.inodes.get(ino)?;
-        let core = inode.core.read();
-        Ok(inode.attr(&core))
+impl Node {
+    /// The file's attributes.
+    ///
+    /// # Errors
+    /// `ShutDown`.
+    pub fn attributes(&self) -> Result<Attr> {
+        self.filesystem().vol.alive()?;
+        Ok(self.inode().attr(&self.inode().core.read()))
     }
+}
 
-    /// Blocks that `caller` could still get.
+impl Filesystem {
+    /// Free blocks that `caller` could get: all of them for those whom the volume sets some aside for.
     #[must_use]
-    pub fn space_for(&self, caller: &Caller) -> u64 {
+    pub fn available_blocks(&self, caller: &Credentials) -> u64 {
         self.alloc.available(self.may_use_reserve(caller))
     }
 
-    /// Space and inodes of the volume, once the deletions under way have ended.
+    /// Space and inodes of the volume, once the deletions under way have ended
+    /// ([`Filesystem::wait_for_reclaim`]).
+    ///
+    /// # Errors
+    /// None at present.
     pub fn statfs(&self) -> Result<StatFs> {
-        self.wait_for_deletions();
+        self.wait_for_reclaim();
         let counts = self.alloc.counts();
         let sb = self.vol.sb.lock();
         let overhead = if self.vol.opts.minix_df { 0 } else { counts.overhead };
@@ -64,7 +72,7 @@ impl Filesystem {
             blocks_available: free.saturating_sub(counts.withheld),
             files: self.vol.geo.inodes_count.into(),
             files_free: counts.free_inodes.into(),
-            name_max: 255,
+            name_max: MAX_NAME as u32,
             id: half(high) ^ half(low),
         })
     }

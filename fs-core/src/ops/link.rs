@@ -2,7 +2,6 @@
 
 use std::sync::atomic::Ordering;
 
-use ext4_format::Ino;
 use ext4_format::inode::{MAX_LINKS, flag};
 use jbd2::Credits;
 
@@ -10,28 +9,38 @@ use super::names::{GROWTH_REVOKES, check_name};
 use crate::error::{Posix, Result};
 use crate::fs::Filesystem;
 use crate::inode::{Inode, orphan};
+use crate::node::{Dir, Node};
 use crate::tx;
-use crate::types::{Caller, Entry};
+use crate::types::Credentials;
 
-impl Filesystem {
-    /// Makes `name` in `parent` one more name of `ino`. One reference of the kernel comes with
-    /// the answer.
+impl Dir {
+    /// Makes `name` one more name of `node`, a file of the same filesystem.
+    ///
+    /// # Errors
+    /// Those of [`Dir::link_as`].
+    pub fn link(&self, name: impl AsRef<[u8]>, node: &Node) -> Result<()> {
+        self.link_as(&Credentials::root(), name, node)
+    }
+
+    /// The same by somebody who may not take the blocks that are set aside.
     ///
     /// # Errors
     /// `Exists`, `NotPermitted` for a directory or when inode flags forbid it, `TooManyLinks`,
-    /// `NotFound` for a file that has lost its last name, `NoSpace`.
-    pub fn link(&self, caller: &Caller, ino: Ino, parent: Ino, name: &[u8]) -> Result<Entry> {
-        self.vol.writable()?;
+    /// `NotFound` for a file that has lost its last name, `CrossDevice`, `NoSpace`.
+    pub fn link_as(&self, caller: &Credentials, name: impl AsRef<[u8]>, node: &Node) -> Result<()> {
+        let (fs, name) = (self.filesystem(), name.as_ref());
+        fs.vol.writable()?;
         check_name(name)?;
-        let parent = self.directory(parent)?;
-        let inode = self.inodes.get(ino)?;
-        if inode.is_dir() {
+        self.same_filesystem(node)?;
+        if node.is_dir() {
             return Err(Posix::NotPermitted.into());
         }
-        self.with_retry(|| self.link_in(caller, &inode, &parent, name))
+        fs.with_retry(|| fs.link_in(caller, node.inode(), self.inode(), name))
     }
+}
 
-    fn link_in(&self, caller: &Caller, inode: &Inode, parent: &Inode, name: &[u8]) -> Result<Entry> {
+impl Filesystem {
+    fn link_in(&self, caller: &Credentials, inode: &Inode, parent: &Inode, name: &[u8]) -> Result<()> {
         let _lock = parent.lock.write();
         let _inode_lock = inode.lock.write_ordered();
         let dir = self.dir(parent, caller);
@@ -66,7 +75,6 @@ impl Filesystem {
             self.touch(&tx, inode, &mut core, now)?;
         }
         self.entries_changed(&tx, parent, 0, now)?;
-        self.finish_names(tx, &[parent])?;
-        Ok(self.entry(inode))
+        self.finish_names(tx, &[parent])
     }
 }

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use ext4_format::dirent::MAX_NAME;
 use ext4_format::inode::{FileType, LINKS_UNCOUNTED, MAX_LINKS, Time, flag};
 use ext4_format::{Corruption, Ino, What};
 use jbd2::Handle;
@@ -12,15 +13,13 @@ use crate::dir::{Dir, Found};
 use crate::error::{Error, Posix, Result};
 use crate::fs::Filesystem;
 use crate::inode::{Core, Inode};
+use crate::node::{Hold, Node};
 use crate::tx::Tx;
-use crate::types::{Caller, Entry};
-
-/// The longest name, in bytes.
-const NAME_MAX: usize = 255;
+use crate::types::Credentials;
 
 /// Refuses what cannot be the name of a new or removed entry.
 pub(super) fn check_name(name: &[u8]) -> Result<()> {
-    if name.len() > NAME_MAX {
+    if name.len() > MAX_NAME {
         return Err(Posix::NameTooLong.into());
     }
     if name.is_empty() {
@@ -32,15 +31,23 @@ pub(super) fn check_name(name: &[u8]) -> Result<()> {
     Ok(())
 }
 
+impl Node {
+    /// Refuses what belongs to another filesystem.
+    pub(super) fn same_filesystem(&self, other: &Node) -> Result<()> {
+        let same = Arc::ptr_eq(self.filesystem(), other.filesystem());
+        if same { Ok(()) } else { Err(Posix::CrossDevice.into()) }
+    }
+}
+
 impl Filesystem {
     /// The directory `ino`.
-    pub(super) fn directory(&self, ino: Ino) -> Result<Arc<Inode>> {
-        let inode = self.inodes.get(ino)?;
+    pub(super) fn directory(&self, ino: Ino) -> Result<Hold<'_>> {
+        let inode = self.hold(ino)?;
         if inode.is_dir() { Ok(inode) } else { Err(Posix::NotDirectory.into()) }
     }
 
     /// The entries of `inode`, for `caller` to change.
-    pub(super) fn dir<'a>(&'a self, inode: &'a Inode, caller: &Caller) -> Dir<'a> {
+    pub(super) fn dir<'a>(&'a self, inode: &'a Inode, caller: &Credentials) -> Dir<'a> {
         Dir::new(&self.dirs, &self.vol, &self.alloc, &self.inodes, inode, self.depth(caller))
     }
 
@@ -50,17 +57,17 @@ impl Filesystem {
     }
 
     /// How deep the caller may reach for space.
-    pub(super) fn depth(&self, caller: &Caller) -> Depth {
+    pub(super) fn depth(&self, caller: &Credentials) -> Depth {
         Depth::of(self.may_use_reserve(caller))
     }
 
-    /// Tries again when there was no space: after the deletions under way, and after a commit if freed
-    /// blocks are waiting for one.
+    /// Tries again when there was no space: after the deletions under way, and when freed blocks have become
+    /// available.
     pub(super) fn with_retry<T>(&self, mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
-        let mut tries = 0;
+        let mut retry = self.alloc.retry();
         loop {
-            match self.after_deletions(&mut attempt) {
-                Err(Error::NoSpace) if self.alloc.retry_after_commit(&mut tries)? => {}
+            match self.after_reclaim(&mut attempt) {
+                Err(Error::NoSpace) if self.alloc.should_retry(&mut retry)? => {}
                 other => return other,
             }
         }
@@ -68,7 +75,7 @@ impl Filesystem {
 
     /// The inode that an entry of `parent` names. An entry that names a free inode or the
     /// directory itself is damage.
-    pub(super) fn child(&self, parent: &Inode, found: &Found) -> Result<Arc<Inode>> {
+    pub(super) fn child(&self, parent: &Inode, found: &Found) -> Result<Hold<'_>> {
         let damaged = |field| {
             let c = Corruption::new(What::DirBlock, field, found.ino.get().into(), 0);
             Err(self.vol.corrupt(c.in_inode(parent.ino)))
@@ -76,16 +83,10 @@ impl Filesystem {
         if found.ino == parent.ino {
             return damaged("entry names its own directory");
         }
-        match self.inodes.get(found.ino) {
+        match self.hold(found.ino) {
             Err(Error::Posix(Posix::Stale)) => damaged("entry names a free inode"),
             other => other,
         }
-    }
-
-    /// The answer to a lookup of `inode`; counts a reference of the kernel.
-    pub(super) fn entry(&self, inode: &Inode) -> Entry {
-        self.inodes.reference(inode);
-        inode.attr(&inode.core.read())
     }
 
     /// Stores `dir` after its entries changed at `now`, with `links` subdirectories more.
@@ -123,6 +124,7 @@ impl Filesystem {
     pub(super) fn touch(&self, handle: &Handle<'_>, inode: &Inode, core: &mut Core, now: Time) -> Result<()> {
         core.disk.ctime = now;
         core.disk.version = core.disk.version.wrapping_add(1);
+        self.make_room_for_extra(handle, inode, core)?;
         self.inodes.store(handle, inode, core)
     }
 
@@ -136,12 +138,15 @@ impl Filesystem {
         if dir.core.read().disk.links == 0 { Err(Posix::NotFound.into()) } else { Ok(()) }
     }
 
-    /// Refuses a new name in `dir`; with `kind` a directory it also counts a link.
+    /// Refuses a new name in `dir`, which must not be case-insensitive; with `kind` a directory it also counts a link.
     pub(super) fn may_add(&self, dir: &Inode, kind: FileType) -> Result<()> {
         self.alive(dir)?;
         let core = dir.core.read();
         if core.disk.has(flag::IMMUTABLE) {
             return Err(Posix::NotPermitted.into());
+        }
+        if self.entries(dir).folds(&core) {
+            return Err(Posix::NotSupported.into());
         }
         let full = core.disk.links >= MAX_LINKS && !self.counts_subdirectories_loosely(&core);
         if kind == FileType::Directory && full {
@@ -157,6 +162,9 @@ impl Filesystem {
             if inode.core.read().disk.flags & frozen != 0 {
                 return Err(Posix::NotPermitted.into());
             }
+        }
+        if self.entries(dir).folds(&dir.core.read()) {
+            return Err(Posix::NotSupported.into());
         }
         Ok(())
     }

@@ -1,63 +1,65 @@
-//! Opening and closing regular files. What keeps an open file without a name alive is the count of
-//! open handles.
+//! Opening and closing regular files.
 
-use std::sync::atomic::Ordering;
+use std::sync::Arc;
 
-use ext4_format::Ino;
 use ext4_format::inode::flag;
 
 use crate::error::{Posix, Result};
 use crate::fs::Filesystem;
-use crate::types::OpenId;
+use crate::inode::Inode;
+use crate::node::{Node, OpenFile};
 
 /// How a file is opened.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct OpenFlags {
     /// For writing.
     pub write: bool,
-    /// Every write goes to the end.
+    /// [`std::io::Write`] writes at the end. (Writes at a given position do as they are told.)
     pub append: bool,
-    /// The content is dropped (the frontend calls `setattr` for it).
+    /// The content is dropped.
     pub truncate: bool,
 }
 
-impl Filesystem {
-    /// Opens `ino`; each success is paired with a [`Filesystem::release`]. The number is for
-    /// [`Filesystem::fsync_opened`].
+impl Node {
+    /// Opens a regular file.
     ///
     /// # Errors
-    /// `NotPermitted` for what the inode's flags forbid, `ReadOnly`.
-    pub fn open(&self, ino: Ino, flags: OpenFlags) -> Result<OpenId> {
-        self.vol.alive()?;
-        let inode = self.inodes.get(ino)?;
+    /// `IsDirectory`, `Invalid` for what is no regular file, `NotPermitted` for what the inode's flags forbid,
+    /// `ReadOnly`.
+    pub fn open(&self, flags: OpenFlags) -> Result<OpenFile> {
+        let fs = self.filesystem();
+        fs.vol.alive()?;
+        self.inode().expect_file()?;
         if flags.write || flags.truncate {
-            self.vol.writable()?;
-            let marks = inode.core.read().disk.flags;
+            fs.vol.writable()?;
+            let marks = self.inode().core.read().disk.flags;
             let append_only = marks & flag::APPEND != 0 && (!flags.append || flags.truncate);
             if marks & flag::IMMUTABLE != 0 || append_only {
                 return Err(Posix::NotPermitted.into());
             }
         }
-        inode.opens.fetch_add(1, Ordering::AcqRel);
-        Ok(self.data.next_opening())
+        if flags.truncate {
+            fs.truncate(self.inode(), 0)?;
+        }
+        Ok(OpenFile::new(self.clone(), flags.write, flags.append))
     }
+}
 
-    /// Closes a handle of `ino`. A file that was cut to nothing and written again starts on its
-    /// way to the device, so that a crash does not leave it empty.
-    pub fn release(&self, ino: Ino) {
-        let Some(inode) = self.inodes.peek(ino) else { return };
-        let take = |had: u32| Some(had.saturating_sub(1));
-        if inode.opens.fetch_update(Ordering::AcqRel, Ordering::Acquire, take).is_ok_and(|had| had <= 1) {
-            self.alloc.close_stream(ino);
-            inode.io.lock().failures.all_closed();
+impl Filesystem {
+    /// An open file description of `inode` ends. A file that was cut to nothing and written again starts on
+    /// its way to the device, so that a crash does not leave it empty.
+    pub(crate) fn close_file(&self, inode: &Arc<Inode>, may_write: bool) {
+        let (last_writer, rewritten) = {
+            let mut io = inode.io.lock();
+            io.writers -= u32::from(may_write);
+            let rewritten = self.vol.opts.auto_da_alloc && std::mem::take(&mut io.rewritten);
+            (may_write && io.writers == 0, rewritten)
+        };
+        if last_writer {
+            self.alloc.close_stream(inode.ino);
         }
-        if self.vol.opts.auto_da_alloc && std::mem::take(&mut inode.io.lock().rewritten) {
-            self.data.hasten(&inode);
-        }
-        let unused = inode.is_unused();
-        drop(inode);
-        if unused {
-            self.let_go(ino);
+        if rewritten {
+            self.data.hasten(inode);
         }
     }
 }

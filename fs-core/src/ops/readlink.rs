@@ -1,20 +1,27 @@
 //! Reading symbolic links.
 
 use ext4_format::inode::FileType;
-use ext4_format::{Corruption, FileBlock, Ino, What};
+use ext4_format::{Corruption, FileBlock, What};
 
 use crate::error::{Posix, Result};
 use crate::extent::{self, Mapping};
 use crate::fs::Filesystem;
+use crate::inode::Inode;
+use crate::node::Node;
 
-impl Filesystem {
-    /// The target of the symbolic link `ino`.
+impl Node {
+    /// The target of a symbolic link.
     ///
     /// # Errors
     /// `Invalid` for anything else.
-    pub fn readlink(&self, ino: Ino) -> Result<Vec<u8>> {
+    pub fn read_link(&self) -> Result<Vec<u8>> {
+        self.filesystem().link_target(self.inode())
+    }
+}
+
+impl Filesystem {
+    fn link_target(&self, inode: &Inode) -> Result<Vec<u8>> {
         self.vol.alive()?;
-        let inode = self.inodes.get(ino)?;
         if inode.kind != FileType::Symlink {
             return Err(Posix::Invalid.into());
         }
@@ -22,10 +29,10 @@ impl Filesystem {
         if core.disk.is_fast_symlink(&self.vol.inode_layout) {
             return Ok(core.disk.fast_target().to_vec());
         }
-        let segment = extent::lookup(&self.map_ctx(&inode), &core.map, FileBlock(0), 1)?;
+        let segment = extent::lookup(&self.map_ctx(inode), &core.map, FileBlock(0), 1)?;
         let damaged = |field| {
             let c = Corruption::new(What::Inode, field, core.size, self.vol.block_size().into());
-            Err(self.vol.corrupt(c.in_inode(ino)))
+            Err(self.vol.corrupt(c.in_inode(inode.ino)))
         };
         let Mapping::Written(block) = segment.mapping else { return damaged("target without a block") };
         let data = self.vol.read_meta(block, |_| Ok(()))?.data();

@@ -19,9 +19,10 @@ use crate::dir::{Dir, Found, Room};
 use crate::error::{Posix, Result};
 use crate::fs::Filesystem;
 use crate::inode::Inode;
-use crate::sync::WriteGuard;
+use crate::locks::WriteGuard;
+use crate::node::{Dir as DirNode, Held, Hold, Node};
 use crate::tx;
-use crate::types::Caller;
+use crate::types::Credentials;
 
 /// How `renameat2(2)` is asked to behave.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -47,8 +48,14 @@ impl RenameFlags {
 /// The deepest that a directory can lie: what is longer is a loop.
 const MAX_DEPTH: usize = 1 << 20;
 
-/// Inodes that the kernel may know nothing of any more: what was replaced, a whiteout.
-type Released = SmallVec<[Ino; 2]>;
+/// Handles that are to be dropped when no lock is held any more.
+#[derive(Default)]
+struct Moved<'a> {
+    /// What was replaced.
+    replaced: Option<Hold<'a>>,
+    /// What has moved, and a whiteout.
+    _others: SmallVec<[Hold<'a>; 2]>,
+}
 
 /// One of the two names.
 struct End<'a> {
@@ -57,47 +64,69 @@ struct End<'a> {
     name: &'a [u8],
 }
 
-impl Filesystem {
-    /// Makes what is `name` in `parent` the child `new_name` of `new_parent`, replacing what is
-    /// there as rename(2) demands.
+impl DirNode {
+    /// Makes what is `name` here the child `new_name` of `new_parent`, replacing what is there as rename(2)
+    /// demands; gives what was replaced.
+    ///
+    /// # Errors
+    /// Those of [`crate::Dir::rename_as`].
+    pub fn rename(
+        &self,
+        name: impl AsRef<[u8]>,
+        new_parent: &DirNode,
+        new_name: impl AsRef<[u8]>,
+        flags: RenameFlags,
+    ) -> Result<Option<Node>> {
+        self.rename_as(&Credentials::root(), name, new_parent, new_name, flags)
+    }
+
+    /// The same by somebody else, to whom a whiteout belongs and who may not take the blocks that are set
+    /// aside.
     ///
     /// # Errors
     /// `NotFound`; `Exists` with `no_replace`; `Invalid` for contradictory flags and for moving a
     /// directory into itself; `NotDirectory`, `IsDirectory`, `NotEmpty` by what would be
     /// replaced; `TooManyLinks`, `NotPermitted` when inode flags forbid it, `NoSpace`.
-    pub fn rename(
+    pub fn rename_as(
         &self,
-        caller: &Caller,
-        (parent, name): (Ino, &[u8]),
-        (new_parent, new_name): (Ino, &[u8]),
+        caller: &Credentials,
+        name: impl AsRef<[u8]>,
+        new_parent: &DirNode,
+        new_name: impl AsRef<[u8]>,
         flags: RenameFlags,
-    ) -> Result<()> {
+    ) -> Result<Option<Node>> {
+        self.same_filesystem(new_parent)?;
+        let (from, to) = ((self.inode(), name.as_ref()), (new_parent.inode(), new_name.as_ref()));
+        let replaced = self.filesystem().move_name(caller, from, to, flags)?;
+        Ok(replaced.map(|replaced| replaced.keep(self.filesystem())))
+    }
+}
+
+impl Filesystem {
+    fn move_name(
+        &self,
+        caller: &Credentials,
+        (parent, name): (&Arc<Inode>, &[u8]),
+        (new_parent, new_name): (&Arc<Inode>, &[u8]),
+        flags: RenameFlags,
+    ) -> Result<Option<Hold<'_>>> {
         self.vol.writable()?;
         check_name(name)?;
         check_name(new_name)?;
         if flags.exchange && (flags.no_replace || flags.whiteout) {
             return Err(Posix::Invalid.into());
         }
-        let parent = self.directory(parent)?;
-        let new_parent = self.directory(new_parent)?;
         if self.vol.opts.auto_da_alloc && !flags.exchange {
-            self.settle_replacement((&parent, name), (&new_parent, new_name))?;
+            self.settle_replacement((parent, name), (new_parent, new_name))?;
         }
-        let released = self.with_retry(|| {
+        let moved = self.with_retry(|| {
             let _topology = (parent.ino != new_parent.ino).then(|| self.renaming.lock());
-            let _locks = self.lock_parents(&parent, &new_parent)?;
-            let from = End { parent: &parent, dir: self.dir(&parent, caller), name };
-            let to = End { parent: &new_parent, dir: self.dir(&new_parent, caller), name: new_name };
-            if flags.exchange {
-                self.exchange(&from, &to).map(|()| Released::new())
-            } else {
-                self.replace(caller, &from, &to, flags)
-            }
+            let _locks = self.lock_parents(parent, new_parent)?;
+            let from = End { parent, dir: self.dir(parent, caller), name };
+            let to = End { parent: new_parent, dir: self.dir(new_parent, caller), name: new_name };
+            if flags.exchange { self.exchange(&from, &to) } else { self.replace(caller, &from, &to, flags) }
         })?;
-        for ino in released {
-            self.let_go(ino);
-        }
-        Ok(())
+        Ok(moved.replaced)
     }
 
     /// Writes out the data of a file that is about to replace another: whoever writes a new
@@ -111,10 +140,9 @@ impl Filesystem {
             self.entries(parent).find(name)
         };
         let Some(source) = find(from)? else { return Ok(()) };
-        let Some(source) = self.inodes.peek(source.ino).filter(|inode| inode.is_file()) else {
-            return Ok(());
-        };
-        if !self.data.is_settled(&source) && find(to)?.is_some() {
+        let Some(source) = self.inodes.peek(source.ino) else { return Ok(()) };
+        let source = Held::new(self, source);
+        if source.is_file() && !self.data.is_settled(&source) && find(to)?.is_some() {
             // A failure is kept for the file's fsync.
             let _ = self.data.flush(&source, 0..u64::MAX);
             self.data.convert(&source, By::Fsync)?;
@@ -123,7 +151,13 @@ impl Filesystem {
     }
 
     /// Moves the name.
-    fn replace(&self, caller: &Caller, from: &End<'_>, to: &End<'_>, flags: RenameFlags) -> Result<Released> {
+    fn replace(
+        &self,
+        caller: &Credentials,
+        from: &End<'_>,
+        to: &End<'_>,
+        flags: RenameFlags,
+    ) -> Result<Moved<'_>> {
         self.alive(from.parent)?;
         self.alive(to.parent)?;
         let found = from.dir.find(from.name)?.ok_or(Posix::NotFound)?;
@@ -133,9 +167,9 @@ impl Filesystem {
             return Err(Posix::Exists.into());
         }
         let target = old.as_ref().map(|old| self.child_or_parent(to.parent, from.parent, old)).transpose()?;
-        self.refuse_loops(from, to, &source, target.as_deref(), Posix::NotEmpty)?;
+        self.refuse_loops(from, to, &source, target.as_ref().map(|target| &***target), Posix::NotEmpty)?;
         if target.as_ref().is_some_and(|target| target.ino == source.ino) {
-            return Ok(Released::new());
+            return Ok(Moved::default());
         }
         self.may_remove(from.parent, &source)?;
         let crosses = from.parent.ino != to.parent.ino;
@@ -151,7 +185,7 @@ impl Filesystem {
                 }
             }
         }
-        let _locks = lock_children(&source, target.as_ref());
+        let locks = lock_children(&source, target.as_deref());
         if let Some(target) = target.as_ref().filter(|t| t.is_dir())
             && !self.entries(target).is_empty()?
         {
@@ -173,13 +207,15 @@ impl Filesystem {
             false => None,
         };
         credits += inherited.as_ref().map_or(0, |inherited| self.child_credits(inherited, &whiteout));
+        // Declared before the journal handle, so that it is dropped after it.
+        let mut left_behind = None;
         let tx = tx::start(&self.vol.journal, Credits { blocks: credits, revokes: GROWTH_REVOKES })?;
         let now = self.vol.now();
         let spot = room.map(|room| to.dir.make_room(&tx, room, to.name)).transpose()?;
         let whiteout = inherited
             .map(|inherited| self.new_child(&tx, caller, from.parent, &whiteout, &inherited))
             .transpose()?
-            .map(|child| child.ino);
+            .map(|child| left_behind.insert(Held::new(self, child)).ino);
         // Making room may have moved the old entry.
         let found = from.dir.find(from.name)?.ok_or_else(|| self.vanished(from.parent, found.ino))?;
         let moves_dotdot = source.is_dir() && crosses;
@@ -208,10 +244,11 @@ impl Filesystem {
             self.entries_changed(&tx, from.parent, -lost, now)?;
         }
         self.finish_names(tx, &[from.parent, to.parent])?;
-        Ok(target.as_ref().map(|target| target.ino).into_iter().chain(whiteout).collect())
+        drop(locks);
+        Ok(Moved { replaced: target, _others: [Some(source), left_behind].into_iter().flatten().collect() })
     }
 
-    fn exchange(&self, from: &End<'_>, to: &End<'_>) -> Result<()> {
+    fn exchange(&self, from: &End<'_>, to: &End<'_>) -> Result<Moved<'_>> {
         self.alive(from.parent)?;
         self.alive(to.parent)?;
         let first = from.dir.find(from.name)?.ok_or(Posix::NotFound)?;
@@ -220,7 +257,7 @@ impl Filesystem {
         let target = self.child_or_parent(to.parent, from.parent, &second)?;
         self.refuse_loops(from, to, &source, Some(&target), Posix::Invalid)?;
         if source.ino == target.ino {
-            return Ok(());
+            return Ok(Moved::default());
         }
         self.may_remove(from.parent, &source)?;
         self.may_remove(to.parent, &target)?;
@@ -230,7 +267,7 @@ impl Filesystem {
             let grows = if gained > 0 { to.parent } else { from.parent };
             self.may_add(grows, FileType::Directory)?;
         }
-        let _locks = lock_children(&source, Some(&target));
+        let locks = lock_children(&source, Some(&target));
         // Both entries, both `..`, four records.
         let tx = tx::start(&self.vol.journal, Credits::blocks(8))?;
         let now = self.vol.now();
@@ -248,7 +285,9 @@ impl Filesystem {
         } else {
             self.entries_changed(&tx, from.parent, 0, now)?;
         }
-        self.finish_names(tx, &[from.parent, to.parent])
+        self.finish_names(tx, &[from.parent, to.parent])?;
+        drop(locks);
+        Ok(Moved { replaced: None, _others: [source, target].into_iter().collect() })
     }
 
     fn reparent(&self, handle: &Handle<'_>, child: &Inode, parent: &Inode) -> Result<()> {
@@ -260,9 +299,9 @@ impl Filesystem {
 
     /// The inode of an entry which, when the two directories differ, may be the other directory:
     /// that is refused as a loop, and is not damage.
-    fn child_or_parent(&self, parent: &Inode, other: &Arc<Inode>, found: &Found) -> Result<Arc<Inode>> {
+    fn child_or_parent(&self, parent: &Inode, other: &Arc<Inode>, found: &Found) -> Result<Hold<'_>> {
         if found.ino == other.ino && other.ino != parent.ino {
-            return Ok(other.clone());
+            return Ok(Held::new(self, self.inodes.hold(other)));
         }
         self.child(parent, found)
     }
@@ -292,7 +331,7 @@ impl Filesystem {
     /// Whether `inode` is the directory `above` or lies in it. The caller holds the rename lock,
     /// so no `..` on the way changes.
     fn lies_in(&self, inode: &Arc<Inode>, above: Ino) -> Result<bool> {
-        let mut at = inode.clone();
+        let mut at = Held::new(self, self.inodes.hold(inode));
         for _ in 0..MAX_DEPTH {
             if at.ino == above {
                 return Ok(true);

@@ -1,29 +1,29 @@
 //! Removing an empty directory.
 
-use ext4_format::Ino;
 use jbd2::Credits;
 
 use super::names::{DROP_LINK_CREDITS, check_name};
 use crate::error::{Posix, Result};
 use crate::fs::Filesystem;
 use crate::inode::Inode;
+use crate::node::{Dir, Hold, Node};
 use crate::tx;
 
-impl Filesystem {
-    /// Removes the empty directory `name` from `parent`.
+impl Dir {
+    /// Removes the empty directory `name`, and gives it.
     ///
     /// # Errors
     /// `NotFound`, `NotDirectory`, `NotEmpty`, `NotPermitted` when inode flags forbid it.
-    pub fn rmdir(&self, parent: Ino, name: &[u8]) -> Result<()> {
-        self.vol.writable()?;
+    pub fn rmdir(&self, name: impl AsRef<[u8]>) -> Result<Node> {
+        let (fs, name) = (self.filesystem(), name.as_ref());
+        fs.vol.writable()?;
         check_name(name)?;
-        let parent = self.directory(parent)?;
-        let child = self.rmdir_in(&parent, name)?;
-        self.let_go(child);
-        Ok(())
+        Ok(fs.rmdir_in(self.inode(), name)?.keep(fs))
     }
+}
 
-    fn rmdir_in(&self, parent: &Inode, name: &[u8]) -> Result<Ino> {
+impl Filesystem {
+    fn rmdir_in(&self, parent: &Inode, name: &[u8]) -> Result<Hold<'_>> {
         let _lock = parent.lock.write();
         let dir = self.entries(parent);
         let found = dir.find(name)?.ok_or(Posix::NotFound)?;
@@ -32,7 +32,7 @@ impl Filesystem {
         if !child.is_dir() {
             return Err(Posix::NotDirectory.into());
         }
-        let _child_lock = child.lock.write_ordered();
+        let child_lock = child.lock.write_ordered();
         if !self.entries(&child).is_empty()? {
             return Err(Posix::NotEmpty.into());
         }
@@ -43,6 +43,7 @@ impl Filesystem {
         self.drop_link(&tx, &child, now)?;
         self.entries_changed(&tx, parent, -1, now)?;
         self.finish_names(tx, &[parent])?;
-        Ok(child.ino)
+        drop(child_lock);
+        Ok(child)
     }
 }

@@ -2,50 +2,70 @@
 
 use std::sync::Arc;
 
-use ext4_format::Ino;
 use ext4_format::inode::flag;
+use ext4_format::inode::mode::{S_ISGID, S_ISUID};
 use jbd2::Credits;
 
 use super::setattr::without_privileges;
-use crate::data::Failed;
+use crate::data::{Failed, Place, wait_clear};
 use crate::error::{Error, Posix, Result};
 use crate::fs::Filesystem;
 use crate::inode::Inode;
+use crate::node::{Node, OpenFile};
 use crate::tx;
-use crate::types::Caller;
+use crate::types::Credentials;
 use crate::xattr::Changed;
-
-const S_ISUID: u16 = 0o4000;
-const S_ISGID: u16 = 0o2000;
 
 /// What kind of write it is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum WriteMode {
-    /// Answered when the data are in write-behind.
+pub enum WriteKind {
+    /// Returns when the data are in write-behind.
     Cached,
-    /// The same, from the page cache of a kernel that keeps the file's times itself.
-    Writeback,
-    /// Answered when the data are on the device.
+    /// The same for data whose writer was answered earlier, by a cache that the caller keeps: inode flags set
+    /// since do not apply to them, the file's times are the caller's to set, and a failure is reported by this
+    /// call only, not by fsync.
+    Delayed,
+    /// Returns when the data are on the device.
     Direct,
 }
 
-impl Filesystem {
-    /// Writes `data` at byte `offset`; gives the number of bytes written, fewer only when the
-    /// largest file size or the end of the space is in the way.
+impl OpenFile {
+    /// Writes `data` at byte `offset`, to be written out later; gives the number of bytes taken, fewer only
+    /// when the largest file size or the end of the space is in the way.
     ///
     /// # Errors
-    /// `FileTooBig`, `NoSpace`, `NotPermitted` on an immutable file, the device's for direct
-    /// writes.
-    pub fn write(
+    /// Those of [`OpenFile::write_as`].
+    pub fn write_at(&self, data: &[u8], offset: u64) -> Result<usize> {
+        self.write_as(&Credentials::root(), data, offset, WriteKind::Cached)
+    }
+
+    /// Writes `data` at byte `offset` for `caller`, who may or may not take the blocks that are set aside;
+    /// gives the number of bytes written, fewer only when the largest file size or the end of the space is in
+    /// the way.
+    ///
+    /// # Errors
+    /// `BadHandle` when it was not opened for writing, `FileTooBig`, `NoSpace`, `NotPermitted` on an immutable
+    /// file, the device's for direct writes.
+    pub fn write_as(&self, caller: &Credentials, data: &[u8], offset: u64, kind: WriteKind) -> Result<usize> {
+        self.expect_writable()?;
+        self.filesystem().write_file(caller, self.inode(), offset, data, kind)
+    }
+
+    pub(super) fn expect_writable(&self) -> Result<()> {
+        if self.may_write { Ok(()) } else { Err(Posix::BadHandle.into()) }
+    }
+}
+
+impl Filesystem {
+    fn write_file(
         &self,
-        caller: &Caller,
-        ino: Ino,
+        caller: &Credentials,
+        inode: &Arc<Inode>,
         offset: u64,
         data: &[u8],
-        mode: WriteMode,
+        mode: WriteKind,
     ) -> Result<usize> {
         self.vol.writable()?;
-        let inode = self.regular(ino)?;
         if data.is_empty() {
             return Ok(0);
         }
@@ -53,8 +73,7 @@ impl Filesystem {
             let core = inode.core.read();
             (self.max_size(&core.map), core.disk.flags, core.map.has_extents())
         };
-        // What an open handle left in the kernel's page cache was written before the flag was set.
-        if flags & flag::IMMUTABLE != 0 && mode != WriteMode::Writeback {
+        if flags & flag::IMMUTABLE != 0 && mode != WriteKind::Delayed {
             return Err(Posix::NotPermitted.into());
         }
         if offset >= limit {
@@ -62,50 +81,70 @@ impl Filesystem {
         }
         let data = &data[..data.len().min(usize::try_from(limit - offset).unwrap_or(usize::MAX))];
         let privileged = self.may_use_reserve(caller);
-        self.data.close_gap(&inode, offset)?;
-        if mode != WriteMode::Writeback {
-            self.data.touch(&inode);
+        self.data.close_gap(inode, offset)?;
+        if mode != WriteKind::Delayed {
+            self.data.touch(inode);
         }
         // Indirect maps have no pool that their pointer blocks could come from later, so a full
         // volume must be told now.
-        if mode == WriteMode::Direct || !has_extents {
+        if mode == WriteKind::Direct || !has_extents {
             let place = |at, part: &[u8]| {
                 let before = inode.core.read().size;
-                let written = self.data.write_direct(&inode, at, part, privileged);
-                written.map_err(|failed| self.take_back(&inode, before, failed))
+                let written = self.data.write_direct(inode, at, part, privileged);
+                written.map_err(|failed| self.take_back(inode, before, at, failed))?;
+                Ok(part.len())
             };
-            let written = match self.after_deletions(|| place(offset, data)) {
-                Err(Error::NoSpace) if !has_extents => self.write_what_fits(offset, data, place),
+            // An asynchronous direct write may come in parts side by side, and a short count of any of them makes
+            // it an EIO.
+            let written = match self.after_reclaim(|| place(offset, data)) {
+                Err(Error::NoSpace) if mode != WriteKind::Direct => self.write_what_fits(offset, data, place),
                 written => written,
             };
-            if mode == WriteMode::Writeback && written.is_err() {
-                // The kernel keeps what it is answered, and tells each opening itself.
+            if mode == WriteKind::Delayed && written.is_err() {
+                // Reported by this call.
                 inode.io.lock().failures.forget_if(|_| true);
             }
             return written;
         }
-        self.data.throttle(&inode);
+        self.data.throttle(inode, |other| self.done_with(other));
         let _shared = inode.lock.read();
         let promise = |at, part: &[u8]| {
-            self.data.write_behind(&inode, at, part, privileged)?;
+            self.data.write_behind(inode, at, part, privileged)?;
             Ok(part.len())
         };
-        match self.after_deletions(|| promise(offset, data)) {
+        match self.after_reclaim(|| promise(offset, data)) {
             Err(Error::NoSpace) => self.write_what_fits(offset, data, promise),
             written => written,
         }
     }
 
-    /// Takes the growth of a file by a write that failed back, unless others have moved its end since.
-    fn take_back(&self, inode: &Arc<Inode>, before: u64, failed: Failed) -> Error {
+    /// Takes the growth of a file by a write at `at` that failed back, unless others have moved its end since.
+    /// What they have written between the end it had `before` and `at` stays.
+    fn take_back(&self, inode: &Arc<Inode>, before: u64, at: u64, failed: Failed) -> Error {
+        wait_clear(inode, &(0..u64::MAX));
         let size = inode.core.read().size;
-        if size > before
+        let keep = if before < at && self.has_data(inode, before, at) { at } else { before };
+        if size > keep
             && size == failed.reached
-            && let Err(error) = self.truncate(inode, before)
+            && let Err(error) = self.truncate(inode, keep)
         {
             tracing::warn!(ino = %inode.ino, %error, "a failed write has left the file longer");
         }
         failed.error
+    }
+
+    /// Whether there are data in the blocks between two bytes of a file.
+    fn has_data(&self, inode: &Inode, from: u64, to: u64) -> bool {
+        let bs = u64::from(self.vol.block_size());
+        let (mut at, end) = (from.div_ceil(bs), to.div_ceil(bs));
+        let core = inode.core.read();
+        while at < end {
+            match self.data.find(inode, &core, at, end - at) {
+                Ok((Place::Hole | Place::Unwritten(_), len)) => at += len,
+                Ok((Place::Data(_), _)) | Err(_) => return true,
+            }
+        }
+        false
     }
 
     /// Has `write` take as much of `data` as there is space for, to the last block.
@@ -132,54 +171,53 @@ impl Filesystem {
         Ok(done)
     }
 
-    /// Takes set-user-id, file capabilities and, where it means privilege, set-group-id off a file
-    /// that somebody without privileges changes.
-    ///
-    /// # Errors
-    /// `NotPermitted` where the mode of an append-only file would have to change; those of the journal.
-    pub fn kill_privileges(&self, caller: &Caller, ino: Ino) -> Result<()> {
-        let inode = self.regular(ino)?;
-        keeps_mode(&inode, caller)?;
-        let harmless = inode.core.read().disk.mode & (S_ISUID | S_ISGID) == 0;
-        if harmless && self.drop_capabilities_credits(&inode) == Credits::default() {
-            return Ok(());
-        }
-        let _lock = inode.lock.write();
-        let mut credits = self.drop_capabilities_credits(&inode);
-        credits.blocks += 1;
-        let tx = tx::start(&self.vol.journal, credits)?;
-        let mut left = Changed::default();
-        let done = {
-            let mut core = inode.core.write();
-            core.disk.mode = without_privileges(core.disk.mode, core.disk.gid, caller);
-            core.disk.ctime = self.vol.now();
-            let dropped = self.drop_capabilities(&tx, &inode, &mut core, &mut left);
-            dropped.and_then(|()| self.inodes.store(&tx, &inode, &mut core))
-        };
-        self.finish_change(tx, left, done)
-    }
-
-    /// What every change of a file's content by `caller` does to its privileges when the kernel
-    /// leaves it to us.
-    ///
-    /// # Errors
-    /// As [`Filesystem::kill_privileges`].
-    pub(crate) fn kill_privileges_for(&self, caller: &Caller, ino: Ino) -> Result<()> {
-        if caller.uid == 0 { Ok(()) } else { self.kill_privileges(caller, ino) }
-    }
-
     /// Whether `caller` may use the blocks that are set aside.
-    pub(crate) fn may_use_reserve(&self, caller: &Caller) -> bool {
+    pub(crate) fn may_use_reserve(&self, caller: &Credentials) -> bool {
         let opts = &self.vol.opts;
         let sb = self.vol.sb.lock();
         let uid = opts.reserved_uid.unwrap_or_else(|| sb.reserved_uid());
         let gid = opts.reserved_gid.unwrap_or_else(|| sb.reserved_gid());
-        caller.uid == 0 || caller.uid == uid || (gid != 0 && caller.gid == gid)
+        caller.uid == 0 || caller.uid == uid || (gid != 0 && caller.is_in_group(gid))
+    }
+}
+
+impl Node {
+    /// Takes set-user-id, file capabilities and, where it means privilege, set-group-id off a regular file that
+    /// somebody without privileges changes.
+    ///
+    /// # Errors
+    /// `NotPermitted` where the mode of an append-only file would have to change; those of the journal.
+    pub fn kill_privileges(&self, caller: &Credentials) -> Result<()> {
+        let (fs, inode) = (self.filesystem(), self.inode());
+        inode.expect_file()?;
+        keeps_mode(inode, caller)?;
+        let harmless = inode.core.read().disk.mode & (S_ISUID | S_ISGID) == 0;
+        if harmless && fs.drop_capabilities_credits(inode) == Credits::default() {
+            return Ok(());
+        }
+        let _lock = inode.lock.write();
+        let mut credits = fs.drop_capabilities_credits(inode);
+        credits.blocks += 1;
+        let tx = tx::start(&fs.vol.journal, credits)?;
+        let mut left = Changed::default();
+        let done = {
+            let mut core = inode.core.write();
+            core.disk.mode = without_privileges(core.disk.mode, core.disk.gid, caller);
+            core.disk.ctime = fs.vol.now();
+            let dropped = fs.drop_capabilities(&tx, inode, &mut core, &mut left);
+            dropped.and_then(|()| fs.inodes.store(&tx, inode, &mut core))
+        };
+        fs.finish_change(tx, left, done)
+    }
+
+    /// What every change of a file's content by `caller` does to its privileges.
+    pub(super) fn kill_privileges_by(&self, caller: &Credentials) -> Result<()> {
+        if caller.uid == 0 { Ok(()) } else { self.kill_privileges(caller) }
     }
 }
 
 /// Refuses to take set-id bits off an append-only file, whose mode stays.
-fn keeps_mode(inode: &Inode, caller: &Caller) -> Result<()> {
+fn keeps_mode(inode: &Inode, caller: &Credentials) -> Result<()> {
     let disk = &inode.core.read().disk;
     let changes = without_privileges(disk.mode, disk.gid, caller) != disk.mode;
     if changes && disk.has(flag::APPEND) { Err(Posix::NotPermitted.into()) } else { Ok(()) }

@@ -1,22 +1,22 @@
 //! Extended attributes and access control lists.
 
+use ext4_format::inode::mode::{S_IRWXUGO, S_ISGID};
 use ext4_format::inode::{FileType, flag};
 use ext4_format::xattr::MAX_VALUE;
-use ext4_format::{Corruption, Ino, What};
+use ext4_format::{Corruption, What};
 use jbd2::{Credits, Handle};
+use smallvec::SmallVec;
 
 use crate::alloc::Depth;
-use crate::error::{Posix, Result};
+use crate::error::{Error, Posix, Result};
 use crate::fs::Filesystem;
 use crate::inode::{Core, Inode};
+use crate::node::{Hold, Node};
 use crate::tx;
-use crate::types::Caller;
+use crate::types::Credentials;
 use crate::xattr::acl::{Acl, Inherited};
 use crate::xattr::name::{ACL_ACCESS, ACL_DEFAULT, CAPABILITY, visible};
 use crate::xattr::{Changed, Ctx, DROP_CREDITS, Key, Xattrs, set_credits};
-
-const S_ISGID: u16 = 0o2000;
-const PERMISSIONS: u16 = 0o777;
 
 /// How setting treats a name that exists or does not.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -30,31 +30,34 @@ pub enum SetXattr {
     Replace,
 }
 
-impl Filesystem {
-    /// The value of the attribute `name` of `ino`. Access control lists come in the form of the
+impl Node {
+    /// The value of the extended attribute `name`. Access control lists come in the form of the
     /// system call.
     ///
     /// # Errors
     /// `NoData`, `NotSupported` for a namespace that ext4 does not have.
-    pub fn getxattr(&self, ino: Ino, name: &[u8]) -> Result<Vec<u8>> {
-        self.vol.alive()?;
-        let key = Key::parse(name)?;
-        let inode = self.inodes.get(ino)?;
+    pub fn xattr(&self, name: impl AsRef<[u8]>) -> Result<Vec<u8>> {
+        let (fs, inode) = (self.filesystem(), self.inode());
+        fs.vol.alive()?;
+        let key = Key::parse(name.as_ref())?;
         let core = inode.core.read();
-        let value = self.xattrs_of(&inode, Depth::Ordinary).get(&core, key)?.ok_or(Posix::NoData)?;
+        let value = fs.xattrs_of(inode, Depth::Ordinary).get(&core, key)?.ok_or(Posix::NoData)?;
         if key.is_acl() {
-            return Ok(self.stored_acl(&inode, &value)?.to_wire());
+            return Ok(fs.stored_acl(inode, &value)?.to_wire());
         }
         Ok(value)
     }
 
-    /// The names of all attributes of `ino` that the caller may see, each followed by a zero.
-    pub fn listxattr(&self, caller: &Caller, ino: Ino) -> Result<Vec<u8>> {
-        self.vol.alive()?;
-        let inode = self.inodes.get(ino)?;
+    /// The names of all extended attributes that the caller may see, each followed by a zero.
+    ///
+    /// # Errors
+    /// Those of damaged attributes.
+    pub fn list_xattrs_as(&self, caller: &Credentials) -> Result<Vec<u8>> {
+        let (fs, inode) = (self.filesystem(), self.inode());
+        fs.vol.alive()?;
         let core = inode.core.read();
         let mut list = Vec::new();
-        self.xattrs_of(&inode, Depth::Ordinary).for_each(&core, |index, name| {
+        fs.xattrs_of(inode, Depth::Ordinary).for_each(&core, |index, name| {
             if let Some(full) = visible(index, name, caller.uid == 0) {
                 list.extend_from_slice(&full);
                 list.push(0);
@@ -63,33 +66,41 @@ impl Filesystem {
         Ok(list)
     }
 
-    /// Sets the attribute `name` of `ino`. An access list moves the permission bits too, and is
-    /// not stored where they say all of it; `kill_sgid` then takes set-group-id away (the kernel
-    /// asks for it when the caller is not in the file's group).
+    /// Sets an extended attribute.
+    ///
+    /// # Errors
+    /// Those of [`Node::set_xattr_as`].
+    pub fn set_xattr(&self, name: impl AsRef<[u8]>, value: impl AsRef<[u8]>, how: SetXattr) -> Result<()> {
+        self.set_xattr_as(&Credentials::root(), name, value, how, false)
+    }
+
+    /// Sets an extended attribute for `caller`, who may or may not take the blocks that are set aside. An access
+    /// list moves the permission bits too, and is not stored where they say all of it; `drop_sgid` then takes
+    /// set-group-id away, as a change by somebody outside the file's group must.
     ///
     /// # Errors
     /// `Exists`, `NoData` (by `how`), `NotSupported`, `ArgTooBig`, `NoSpace` when the value does
     /// not fit, `Invalid` for a bad access control list, `Access` for a default list on anything
     /// but a directory, `NotPermitted` on immutable and append-only inodes.
-    pub fn setxattr(
+    pub fn set_xattr_as(
         &self,
-        caller: &Caller,
-        ino: Ino,
-        name: &[u8],
-        value: &[u8],
+        caller: &Credentials,
+        name: impl AsRef<[u8]>,
+        value: impl AsRef<[u8]>,
         how: SetXattr,
-        kill_sgid: bool,
+        drop_sgid: bool,
     ) -> Result<()> {
-        self.may_change_xattrs(ino)?;
-        let key = Key::parse(name)?;
+        let (fs, inode, value) = (self.filesystem(), self.inode(), value.as_ref());
+        may_change_xattrs(inode)?;
+        let key = Key::parse(name.as_ref())?;
         if value.len() > MAX_VALUE {
             return Err(Posix::ArgTooBig.into());
         }
         if !key.is_acl() {
-            return self.change_xattr(caller, ino, key, Some(value), how, None);
+            return fs.change_xattr(caller, inode, key, Some(value), how, None);
         }
         let acl = Acl::from_wire(value)?;
-        let kind = self.inodes.get(ino)?.kind;
+        let kind = self.kind();
         if kind == FileType::Symlink {
             return Err(Posix::NotSupported.into());
         }
@@ -98,54 +109,64 @@ impl Filesystem {
                 return if acl.is_some() { Err(Posix::Access.into()) } else { Ok(()) };
             }
             let stored = acl.map(|acl| acl.to_disk());
-            return self.change_xattr(caller, ino, key, stored.as_deref(), SetXattr::Any, None);
+            return fs.change_xattr(caller, inode, key, stored.as_deref(), SetXattr::Any, None);
         }
         let Some(acl) = acl else {
-            return self.change_xattr(caller, ino, key, None, SetXattr::Any, None);
+            return fs.change_xattr(caller, inode, key, None, SetXattr::Any, None);
         };
         let (mode, says_all) = acl.as_mode();
         let stored = (!says_all).then(|| acl.to_disk());
-        let take = PERMISSIONS | if kill_sgid { S_ISGID } else { 0 };
-        self.change_xattr(caller, ino, key, stored.as_deref(), SetXattr::Any, Some((take, mode)))
+        let take = S_IRWXUGO | if drop_sgid { S_ISGID } else { 0 };
+        fs.change_xattr(caller, inode, key, stored.as_deref(), SetXattr::Any, Some((take, mode)))
     }
 
-    /// Removes the attribute `name` of `ino`. Removing an access control list that is not there
+    /// Removes an extended attribute.
+    ///
+    /// # Errors
+    /// Those of [`Node::remove_xattr_as`].
+    pub fn remove_xattr(&self, name: impl AsRef<[u8]>) -> Result<()> {
+        self.remove_xattr_as(&Credentials::root(), name)
+    }
+
+    /// Removes an extended attribute for `caller`. Removing an access control list that is not there
     /// is no error.
     ///
     /// # Errors
     /// `NoData`, `NotSupported`, `NotPermitted` on immutable and append-only inodes.
-    pub fn removexattr(&self, caller: &Caller, ino: Ino, name: &[u8]) -> Result<()> {
-        self.may_change_xattrs(ino)?;
-        let key = Key::parse(name)?;
+    pub fn remove_xattr_as(&self, caller: &Credentials, name: impl AsRef<[u8]>) -> Result<()> {
+        let inode = self.inode();
+        may_change_xattrs(inode)?;
+        let key = Key::parse(name.as_ref())?;
         let how = if key.is_acl() { SetXattr::Any } else { SetXattr::Replace };
-        self.change_xattr(caller, ino, key, None, how, None)
+        self.filesystem().change_xattr(caller, inode, key, None, how, None)
     }
+}
 
-    /// Refuses what the inode's flags forbid, whatever the attribute's name.
-    fn may_change_xattrs(&self, ino: Ino) -> Result<()> {
-        let forbidding = flag::IMMUTABLE | flag::APPEND;
-        match self.inodes.get(ino)?.core.read().disk.flags & forbidding {
-            0 => Ok(()),
-            _ => Err(Posix::NotPermitted.into()),
-        }
+/// Refuses what the inode's flags forbid, whatever the attribute's name.
+fn may_change_xattrs(inode: &Inode) -> Result<()> {
+    let forbidding = flag::IMMUTABLE | flag::APPEND;
+    match inode.core.read().disk.flags & forbidding {
+        0 => Ok(()),
+        _ => Err(Posix::NotPermitted.into()),
     }
+}
 
+impl Filesystem {
     /// Sets or removes an attribute, and the bits of the mode that go with it: those to take off
     /// and those to put on.
     fn change_xattr(
         &self,
-        caller: &Caller,
-        ino: Ino,
+        caller: &Credentials,
+        inode: &Inode,
         key: Key<'_>,
         value: Option<&[u8]>,
         how: SetXattr,
         mode: Option<(u16, u16)>,
     ) -> Result<()> {
         self.vol.writable()?;
-        let inode = self.inodes.get(ino)?;
         self.with_retry(|| {
             let _lock = inode.lock.write();
-            let xattrs = self.xattrs_of(&inode, self.depth(caller));
+            let xattrs = self.xattrs_of(inode, self.depth(caller));
             {
                 let core = inode.core.read();
                 if core.disk.flags & (flag::IMMUTABLE | flag::APPEND) != 0 {
@@ -170,7 +191,7 @@ impl Filesystem {
                     } else if !change.changed {
                         return Ok(());
                     }
-                    self.touch(&tx, &inode, &mut core, self.vol.now())
+                    self.touch(&tx, inode, &mut core, self.vol.now())
                 })
             };
             self.finish_change(tx, change, done)
@@ -180,22 +201,27 @@ impl Filesystem {
     /// Ends the handle of an attribute change: value inodes that it dropped become orphans in it
     /// and are deleted behind it, those of a change that was refused, too.
     pub(crate) fn finish_change<T>(&self, tx: tx::Tx<'_>, change: Changed, done: Result<T>) -> Result<T> {
-        for ino in &change.dropped {
-            self.make_orphan(&tx, *ino)?;
+        let mut handles: SmallVec<[Hold<'_>; 2]> = SmallVec::new();
+        let mut orphaned = Ok(());
+        for ino in change.dropped {
+            let made = self.hold(ino).and_then(|value| {
+                handles.push(value);
+                self.make_orphan(&tx, &handles[handles.len() - 1])
+            });
+            orphaned = orphaned.and(made);
         }
         let ended = tx.finish();
-        for ino in change.dropped {
-            self.let_go(ino);
-        }
+        // Deletes them: not before the journal handle has ended.
+        drop(handles);
+        orphaned?;
         done.and_then(|done| ended.map(|()| done))
     }
 
-    fn make_orphan(&self, handle: &Handle<'_>, ino: Ino) -> Result<()> {
-        let inode = self.inodes.get(ino)?;
+    fn make_orphan(&self, handle: &Handle<'_>, inode: &Inode) -> Result<()> {
         let mut core = inode.core.write();
         core.disk.links = 0;
-        self.orphans.add(handle, &inode, &mut core)?;
-        self.inodes.store(handle, &inode, &mut core)
+        self.orphans.add(handle, inode, &mut core)?;
+        self.inodes.store(handle, inode, &mut core)
     }
 
     /// The default access control list of a directory.
@@ -214,7 +240,7 @@ impl Filesystem {
     pub(super) fn inherit_acls(
         &self,
         handle: &Handle<'_>,
-        caller: &Caller,
+        caller: &Credentials,
         child: &Inode,
         inherited: &Inherited,
     ) -> Result<()> {
@@ -297,6 +323,27 @@ impl Filesystem {
             freed.and_then(|()| self.inodes.store(&tx, inode, &mut core))
         };
         self.finish_change(tx, change, done)
+    }
+
+    /// Moves attributes out of the record of an inode that is about to be stored where they keep its extra fields
+    /// from growing, as far as there are space and credits for it.
+    pub(super) fn make_room_for_extra(
+        &self,
+        handle: &Handle<'_>,
+        inode: &Inode,
+        core: &mut Core,
+    ) -> Result<()> {
+        let (xattrs, room) = (self.xattrs_of(inode, Depth::Ordinary), self.inodes.room_behind_extra());
+        if !self.inodes.lacks_extra(core)
+            || !xattrs.exceed(core, room)?
+            || !handle.extend(set_credits(&self.vol, 0))?
+        {
+            return Ok(());
+        }
+        match xattrs.move_out(handle, core, room) {
+            Err(Error::NoSpace) => Ok(()),
+            moved => moved,
+        }
     }
 
     fn read_acl(&self, inode: &Inode, core: &Core, key: Key<'_>) -> Result<Option<Acl>> {

@@ -9,8 +9,10 @@
 //! and ext4's attribute values as `getfattr` and `debugfs` show them.
 
 use ext4_format::inode::FileType;
+use ext4_format::inode::mode::S_IRWXUGO;
 
 use crate::error::{Posix, Result};
+use crate::types::Credentials;
 
 const DISK_VERSION: u32 = 1;
 const WIRE_VERSION: u32 = 2;
@@ -205,6 +207,33 @@ impl Acl {
         self
     }
 
+    /// Whether the list gives `who` all of the permissions `want`, three bits of a mode, for a file of this owner
+    /// and group. acl(5), "Access check algorithm".
+    #[must_use]
+    pub fn allows(&self, owner: u32, group: u32, who: &Credentials, want: u16) -> bool {
+        let of = |wanted: Who| self.0.iter().find(|e| e.who == wanted).map(|e| e.perm);
+        let mask = of(Who::Mask).unwrap_or(PERM_MASK);
+        if who.uid == owner {
+            return of(Who::Owner).unwrap_or(0) & want == want;
+        }
+        if let Some(perm) = of(Who::User(who.uid)) {
+            return perm & mask & want == want;
+        }
+        let mut in_one = false;
+        for e in &self.0 {
+            let fits = match e.who {
+                Who::OwnerGroup => who.is_in_group(group),
+                Who::Group(id) => who.is_in_group(id),
+                _ => false,
+            };
+            if fits && e.perm & mask & want == want {
+                return true;
+            }
+            in_one |= fits;
+        }
+        !in_one && of(Who::Other).unwrap_or(0) & want == want
+    }
+
     /// The entry that the group bits of the mode stand for.
     fn group_class(&self) -> Who {
         if self.0.iter().any(|e| e.who == Who::Mask) { Who::Mask } else { Who::OwnerGroup }
@@ -242,7 +271,7 @@ impl Acl {
 #[must_use]
 pub fn inherit(default: Option<Acl>, kind: FileType, mode: u16, umask: u32) -> Inherited {
     let Some(default) = default.filter(|_| kind != FileType::Symlink) else {
-        let mode = if kind == FileType::Symlink { mode } else { mode & !(umask as u16 & 0o777) };
+        let mode = if kind == FileType::Symlink { mode } else { mode & !(umask as u16 & S_IRWXUGO) };
         return Inherited { mode, access: None, default: None };
     };
     let (access, mode) = default.clone().masked_by(mode);

@@ -7,7 +7,7 @@
 //! The reference count is part of the block and changes only under its write guard. A count of 0
 //! marks a block that is about to be freed: nobody may join it any more.
 
-use ext4_format::csum::Csum;
+use ext4_format::verify;
 use ext4_format::xattr::{self as codec, Attributes, BLOCK_HEADER, Home, MAX_REFCOUNT, block_header};
 use ext4_format::{BlockNo, Corruption, What};
 use jbd2::{Buffer, Handle};
@@ -181,13 +181,8 @@ impl Xattrs<'_> {
             return Err(self.damaged(Corruption::new(What::Xattr, "i_file_acl", block.0, most)));
         }
         let ino = self.inode.ino;
-        self.ctx
-            .vol
-            .read_meta(block, |bytes| check(bytes, &self.ctx.vol.csum, block).map_err(|c| c.in_inode(ino)))
+        self.ctx.vol.read_meta(block, |bytes| {
+            verify::xattr_block(bytes, &self.ctx.vol.csum, block).map_err(|c| c.in_inode(ino))
+        })
     }
-}
-
-fn check(bytes: &[u8], csum: &Csum, block: BlockNo) -> std::result::Result<(), Corruption> {
-    csum.verify_xattr_block(bytes, block)?;
-    codec::check(bytes, Home::Block)
 }

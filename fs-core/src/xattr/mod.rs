@@ -202,6 +202,41 @@ impl<'a> Xattrs<'a> {
         Ok((values > 0 || core.disk.file_acl.0 != 0, values))
     }
 
+    /// Whether those in the record take more than `room` bytes.
+    pub fn exceed(&self, core: &Core, room: usize) -> Result<bool> {
+        let list = self.record_attributes(core)?;
+        Ok(!list.list().is_empty() && list.size(Home::Inode) > room)
+    }
+
+    /// Moves attributes from the record to the block until those left take at most `room` bytes, if that is
+    /// possible. [`set_credits`].
+    ///
+    /// # Errors
+    /// `NoSpace` when a block is missing; nothing has changed then.
+    pub fn move_out(&self, handle: &Handle<'_>, core: &mut Core, room: usize) -> Result<()> {
+        let record = self.record_attributes(core)?;
+        let (mut left, mut block) = (record.clone(), self.block_attributes(core)?);
+        while !left.list().is_empty() && left.size(Home::Inode) > room {
+            let excess = left.size(Home::Inode) - room;
+            // The smallest that is enough, else the largest. What lies in an inode of its own stays.
+            let movable =
+                |a: &&Attribute| matches!(a.value, OwnedValue::Bytes(_)) && a.index != codec::INDEX_SYSTEM;
+            let cost = |a: &&Attribute| (a.size() < excess, a.size().abs_diff(excess));
+            let Some(picked) = left.list().iter().filter(movable).min_by_key(cost).cloned() else {
+                return Ok(());
+            };
+            left.remove(picked.index, &picked.name);
+            block.set(picked.index, &picked.name, picked.value);
+        }
+        if block.size(Home::Block) > self.ctx.vol.block_size() as usize {
+            return Ok(());
+        }
+        // No value in an inode of its own comes or goes.
+        let mut change = Changed::default();
+        self.write_block(handle, core, &block, &mut change)?;
+        self.write_record(handle, core, &record, &left, &mut change)
+    }
+
     /// Puts the value where it fits: in the record, else in the block, and takes it out of the
     /// other. False when it fits in neither.
     fn place(

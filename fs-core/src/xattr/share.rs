@@ -8,7 +8,7 @@
 
 use ext4_format::{BlockNo, Ino};
 
-use crate::sync::{Rank, RankedMutex};
+use crate::locks::{Rank, RankedMutex};
 
 /// Bits of a slot's number.
 const SLOT_BITS: u32 = 10;

@@ -6,7 +6,7 @@
 //! record; it enters the inode table only to be deleted. Attributes with equal values share it.
 //! Source: what `e2fsck` and the kernel make of images with `ea_inode`, and `debugfs stat`.
 
-use ext4_format::inode::{BASE_SIZE, FileType, Inode as DiskInode, Time, flag};
+use ext4_format::inode::{FileType, Inode as DiskInode, InodeLayout, Time, flag};
 use ext4_format::xattr::{MAX_VALUE, OwnedValue};
 use ext4_format::{BlockNo, Corruption, FileBlock, Ino, What};
 use jbd2::Handle;
@@ -22,8 +22,6 @@ use crate::volume::Volume;
 /// Pieces that a value may be scattered over when it is written.
 const MAX_RUNS: u32 = 8;
 const MODE: u16 = 0o600;
-/// End of `i_crtime_extra` in the extra fields.
-const CRTIME_END: u16 = 24;
 
 /// Credits for writing a value of `len` bytes and dropping the one that was there.
 pub(super) fn credits(vol: &Volume, len: usize) -> u32 {
@@ -92,8 +90,7 @@ impl Xattrs<'_> {
         }
         let now = self.ctx.vol.now();
         let layout = &self.ctx.vol.inode_layout;
-        let room = layout.inode_size - BASE_SIZE as u16;
-        let extra_isize = self.ctx.vol.sb.lock().want_extra_isize().min(room) & !3;
+        let extra_isize = layout.extra_isize(self.ctx.vol.sb.lock().want_extra_isize());
         let disk = DiskInode {
             mode: FileType::Regular.mode_bits() | MODE,
             uid: owner.disk.uid,
@@ -102,7 +99,7 @@ impl Xattrs<'_> {
             atime: Time { sec: value_hash.into(), nsec: 0 },
             ctime: Time::default(),
             mtime: now,
-            crtime: (extra_isize >= CRTIME_END).then_some(now),
+            crtime: InodeLayout::has_crtime(extra_isize).then_some(now),
             dtime: 0,
             links: 1,
             blocks: map.sectors,

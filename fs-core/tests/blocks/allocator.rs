@@ -1,21 +1,23 @@
 //! The allocator against a model, dumpe2fs and e2fsck.
 
+#![expect(clippy::disallowed_types, reason = "a test has no order of locks")]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
 
-use ext4_format::{BlockNo, GroupNo, Ino};
-use fs_core::alloc::{
+use ext4_format::{BlockNo, FileBlock, GroupNo, Ino};
+use fs_core::Error;
+use fs_core::internals::alloc::{
     ALLOC_CREDITS, ALLOC_INODE_CREDITS, Allocator, BlockRequest, Depth, FREE_INODE_CREDITS, InodeKind, Run,
     Stream, TrimRange,
 };
-use fs_core::error::Error;
-use fs_core::tx::{self, Tx};
+use fs_core::internals::tx::{self, Tx};
 use jbd2::Credits;
 
 use crate::rig::{Dice, Image, Rig, format, judges_present};
 
 /// Layouts that differ in what the allocator has to know.
-const LAYOUTS: [(&str, &str); 9] = [
+const LAYOUTS: [(&str, &str); 10] = [
     ("-t ext4 -b 4096", "96M"),
     ("-t ext4 -b 1024", "40M"),
     ("-t ext4 -b 1024 -O meta_bg,^resize_inode", "70M"),
@@ -23,6 +25,7 @@ const LAYOUTS: [(&str, &str); 9] = [
     ("-t ext4 -O ^has_journal,^flex_bg -g 1024", "33M"),
     ("-t ext4 -O sparse_super2 -g 2048 -b 2048", "50M"),
     ("-t ext4 -b 1024 -g 256 -N 4000 -m 20", "9M"),
+    ("-t ext4 -b 1024 -E stride=16,stripe_width=48", "40M"),
     ("-t ext3 -b 4096", "40M"),
     ("-t ext2 -b 1024", "20001K"),
 ];
@@ -46,8 +49,7 @@ fn exhaust(rig: &Rig, want: u32, depth: Depth) -> Vec<Run> {
     let mut taken = Vec::new();
     loop {
         let tx = handle(rig, ALLOC_CREDITS);
-        let request =
-            BlockRequest { goal: BlockNo(0), want, continues: false, stream: None, depth, reserved: None };
+        let request = BlockRequest { want, ..BlockRequest::one(BlockNo(0), depth) };
         match rig.alloc.alloc_blocks(&tx, request) {
             Ok(run) => taken.push(run),
             Err(Error::NoSpace) => return taken,
@@ -123,6 +125,7 @@ fn random_use_agrees_with_a_model() {
                     let request = BlockRequest {
                         goal: BlockNo(dice.roll(last)),
                         want,
+                        at: FileBlock(0),
                         continues: dice.roll(2) == 0,
                         stream: (dice.roll(2) == 0).then_some(Stream {
                             owner: Ino::new(1 + dice.roll(100) as u32).unwrap(),
@@ -193,6 +196,7 @@ fn a_goal_is_met_and_a_run_is_not_cut_needlessly() {
         let request = BlockRequest {
             goal: BlockNo(goal),
             want,
+            at: FileBlock(0),
             continues,
             stream: None,
             depth: Depth::Ordinary,
@@ -216,6 +220,7 @@ fn a_goal_is_met_and_a_run_is_not_cut_needlessly() {
     let request = BlockRequest {
         goal: BlockNo(second + 1000),
         want: 80,
+        at: FileBlock(0),
         continues: false,
         stream: None,
         depth: Depth::Ordinary,
@@ -225,6 +230,30 @@ fn a_goal_is_met_and_a_run_is_not_cut_needlessly() {
     drop(tx);
     let after = rig.alloc.counts();
     assert_eq!((after.reserved, after.free_blocks), (0, before.free_blocks - 50));
+}
+
+/// The commit that gives freed blocks back may be anybody's, and come before the question.
+#[test]
+fn a_retry_is_worth_it_when_blocks_have_come_back_since() {
+    if !judges_present() {
+        return;
+    }
+    let image = format("-t ext4 -b 1024", "16M");
+    let rig = Rig::open(&image.path);
+    let runs = exhaust(&rig, u32::MAX, Depth::Pool);
+    let alloc = &rig.alloc;
+    let mut retry = alloc.retry();
+    assert!(!alloc.should_retry(&mut retry).unwrap());
+    free(&rig, runs[0].start.0, runs[0].len);
+    rig.commit();
+    assert!(alloc.should_retry(&mut retry).unwrap(), "somebody has committed");
+    assert!(!alloc.should_retry(&mut retry).unwrap(), "nothing has come back since");
+    let mut retry = alloc.retry();
+    free(&rig, runs[1].start.0, runs[1].len);
+    assert!(alloc.should_retry(&mut retry).unwrap(), "a commit is needed, and made");
+    let tx = handle(&rig, ALLOC_CREDITS);
+    let run = alloc.alloc_blocks(&tx, BlockRequest::one(runs[1].start, Depth::Pool)).unwrap();
+    assert_eq!(run.start, runs[1].start);
 }
 
 #[test]
@@ -321,7 +350,7 @@ fn files_that_grow_side_by_side_do_not_interleave() {
             let tx = handle(&rig, ALLOC_CREDITS);
             let stream = (round > 0).then_some(Stream { owner, ahead: round.clamp(8, 2048) });
             let depth = Depth::Ordinary;
-            let request = BlockRequest { goal, want: 1, continues: round > 0, stream, depth, reserved: None };
+            let request = BlockRequest { continues: round > 0, stream, ..BlockRequest::one(goal, depth) };
             let run = rig.alloc.alloc_blocks(&tx, request).unwrap();
             match runs.last_mut() {
                 Some(last) if run.start == goal => last.len += 1,
@@ -497,6 +526,7 @@ fn live(rig: &Rig, everybody: &Mutex<BTreeSet<u64>>, mut dice: Dice) {
                 let request = BlockRequest {
                     goal,
                     want,
+                    at: FileBlock(0),
                     continues: false,
                     stream,
                     depth: Depth::Ordinary,
@@ -510,7 +540,7 @@ fn live(rig: &Rig, everybody: &Mutex<BTreeSet<u64>>, mut dice: Dice) {
                     }
                     Err(Error::NoSpace) => {
                         drop(tx);
-                        let _ = alloc.retry_after_commit(&mut 0).unwrap();
+                        let _ = alloc.should_retry(&mut alloc.retry()).unwrap();
                     }
                     Err(e) => panic!("{e}"),
                 }

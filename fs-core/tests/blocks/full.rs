@@ -2,33 +2,26 @@
 
 use std::collections::BTreeMap;
 
-use blockdev::{Env, OpenOptions};
-use fs_core::Filesystem;
-use fs_core::error::Error;
-use fs_core::ops::{OpenFlags, WriteMode};
-use fs_core::types::{Caller, MountOptions};
+use fs_core::{Credentials, Error, Filesystem, OpenOptions, WriteKind};
 
 use crate::rig::{Dice, format, judges_present};
 
 fn fill(options: &str, size: &str) {
     let image = format(options, size);
-    let open = OpenOptions { exclusive: false, ..OpenOptions::default() };
-    let dev = blockdev::open(&image.path, &open).unwrap();
-    let fs = Filesystem::mount(dev, MountOptions::default(), Env::system()).unwrap();
-    let somebody = Caller { uid: 1000, gid: 1000, ..Caller::root() };
+    let fs = Filesystem::open(&image.path).unwrap();
+    let somebody = Credentials { uid: 1000, gid: 1000, ..Credentials::root() };
     let size = fs.block_size() as usize;
     let mut files = Vec::new();
-    for name in [b"a", b"b", b"c"] {
-        let ino = fs.mknod(&somebody, fs.root(), name, 0o100_644, (0, 0)).unwrap().ino;
-        fs.open(ino, OpenFlags { write: true, ..OpenFlags::default() }).unwrap();
-        files.push((ino, BTreeMap::<u64, u8>::new()));
+    for name in ["a", "b", "c"] {
+        let file = fs.root().unwrap().create_as(&somebody, name, 0o644).unwrap();
+        files.push((file, BTreeMap::<u64, u8>::new()));
     }
     let mut dice = Dice(99);
     let mut refused = 0;
     while refused < 100 {
-        let (ino, model) = &mut files[dice.roll(3) as usize];
+        let (file, model) = &mut files[dice.roll(3) as usize];
         let (block, value) = (dice.roll(60_000), dice.roll(255) as u8);
-        match fs.write(&somebody, *ino, block * size as u64, &vec![value; size], WriteMode::Cached) {
+        match file.write_as(&somebody, &vec![value; size], block * size as u64, WriteKind::Cached) {
             Ok(written) => {
                 assert_eq!(written, size);
                 model.insert(block, value);
@@ -38,19 +31,17 @@ fn fill(options: &str, size: &str) {
         }
     }
     assert_eq!(fs.statfs().unwrap().blocks_available, 0, "{options}");
-    for (ino, _) in &files {
-        fs.fsync(*ino, false).unwrap();
+    for (file, _) in &files {
+        file.sync_all().unwrap();
     }
     let mut found = vec![0; size];
-    for (ino, model) in &files {
+    for (file, model) in files {
         for (block, value) in model {
-            assert_eq!(fs.read(*ino, block * size as u64, &mut found).unwrap(), size);
-            assert!(found.iter().all(|byte| byte == value), "{options}: block {block} of {ino}");
+            assert_eq!(file.read_at(&mut found, block * size as u64).unwrap(), size);
+            assert!(found.iter().all(|byte| *byte == value), "{options}: block {block} of {file:?}");
         }
-        fs.release(*ino);
     }
-    fs.unmount().unwrap();
-    drop(fs);
+    fs.close().unwrap();
     image.assert_clean();
 }
 
@@ -69,10 +60,7 @@ fn the_kernel_counts_the_same_space() {
     ] {
         let image = format(options, "300M");
         let Some(kernel) = image.kernel_statfs() else { return };
-        let open = OpenOptions { exclusive: false, read_only: true, ..OpenOptions::default() };
-        let dev = blockdev::open(&image.path, &open).unwrap();
-        let how = MountOptions { read_only: true, ..MountOptions::default() };
-        let ours = Filesystem::mount(dev, how, Env::system()).unwrap().statfs().unwrap();
+        let ours = OpenOptions::new().read_only(true).open(&image.path).unwrap().statfs().unwrap();
         let ours = [
             ours.block_size.into(),
             ours.blocks,

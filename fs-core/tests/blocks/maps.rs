@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 use ext4_format::csum::Csum;
 use ext4_format::inode::{Inode, flag};
 use ext4_format::{BlockNo, FileBlock, Ino};
-use fs_core::alloc::{BlockRequest, Depth};
-use fs_core::error::{Error, Posix};
-use fs_core::extent::{self, AllocHow, MapCtx, MapRoot, Mapping, Progress};
-use fs_core::tx::{self, Tx};
+use fs_core::internals::alloc::{BlockRequest, Depth};
+use fs_core::internals::extent::{self, AllocHow, MapCtx, MapRoot, Mapping, Progress};
+use fs_core::internals::tx::{self, Tx};
+use fs_core::{Error, Posix};
 use jbd2::Credits;
 
 use crate::rig::{Dice, Image, Rig, format, judges_present};
@@ -45,8 +45,8 @@ impl File {
     fn change<T>(
         &mut self,
         credits: Credits,
-        change: impl FnOnce(&MapCtx<'_>, &Tx<'_>, &mut MapRoot) -> fs_core::error::Result<T>,
-    ) -> fs_core::error::Result<T> {
+        change: impl FnOnce(&MapCtx<'_>, &Tx<'_>, &mut MapRoot) -> fs_core::Result<T>,
+    ) -> fs_core::Result<T> {
         let credits = Credits { blocks: credits.blocks + 1, ..credits };
         let tx = tx::start(&self.rig.vol.journal, credits).unwrap();
         let mut map = self.map.clone();
@@ -67,7 +67,7 @@ impl File {
         done
     }
 
-    fn allocate(&mut self, at: u32, want: u32, unwritten: bool) -> fs_core::error::Result<extent::Segment> {
+    fn allocate(&mut self, at: u32, want: u32, unwritten: bool) -> fs_core::Result<extent::Segment> {
         let credits = Credits::blocks(extent::allocate_credits(&self.map, 1));
         self.change(credits, |ctx, tx, map| {
             let how = AllocHow { unwritten, depth: Depth::Ordinary, reserved: None };
@@ -370,8 +370,7 @@ fn an_indirect_run_may_cross_pointer_blocks() {
             let goal = BlockNo(500);
             let take = |want, goal| {
                 let depth = Depth::Ordinary;
-                let request =
-                    BlockRequest { goal, want, continues: true, stream: None, depth, reserved: None };
+                let request = BlockRequest { want, continues: true, ..BlockRequest::one(goal, depth) };
                 ctx.alloc.alloc_blocks(tx, request)
             };
             let run = take(400, goal)?;

@@ -8,10 +8,10 @@ use std::sync::{Arc, Weak};
 use blockdev::{BlockDevice, Env, OpenOptions};
 use ext4_format::superblock::SuperBlock;
 use ext4_format::{BlockNo, Tid, locate};
-use fs_core::alloc::Allocator;
-use fs_core::error::Error;
-use fs_core::types::MountOptions;
-use fs_core::volume::Volume;
+use fs_core::Error;
+use fs_core::MountOptions;
+use fs_core::internals::alloc::Allocator;
+use fs_core::internals::volume::Volume;
 use jbd2::{CommitObserver, Handle, Journal, LogExtent, LogLocation};
 use tempfile::TempDir;
 
@@ -142,7 +142,7 @@ impl Rig {
                     Ok::<_, Error>(bytes)
                 };
                 let inode = locate::inode(&sb, ino, &mut read).unwrap();
-                let runs = locate::runs(&sb, &inode, &mut read).unwrap();
+                let runs = locate::runs(&sb, &inode, Some(ino), &mut read).unwrap();
                 let extents = runs
                     .iter()
                     .map(|run| LogExtent { first: run.first.0, len: run.len, start: run.start })

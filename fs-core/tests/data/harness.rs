@@ -7,10 +7,7 @@ use std::sync::Arc;
 
 use blockdev::sim::{Fill, Image};
 use blockdev::{BlockDevice, Chance, Clock, Env, Timestamp, Workers};
-use ext4_format::Ino;
-use fs_core::Filesystem;
-use fs_core::mount::MountError;
-use fs_core::types::{Caller, MountOptions, SetAttr};
+use fs_core::{Filesystem, MountError, MountOptions, OpenFile, OpenFlags, OpenOptions};
 
 /// What blocks hold that nobody wrote. No test writes this byte.
 pub const STALE: u8 = 0xa5;
@@ -99,47 +96,43 @@ pub fn manual() -> Env {
 }
 
 /// Options with a write-behind so small that its bound is met.
-pub fn options() -> MountOptions {
-    MountOptions { write_behind_bytes: 1 << 20, ..MountOptions::default() }
+pub fn options() -> OpenOptions {
+    let small = MountOptions { write_behind_bytes: 1 << 20, ..MountOptions::default() };
+    OpenOptions::new().mount_options(small)
 }
 
 /// A mounted volume.
 pub fn mount(dev: Arc<dyn BlockDevice>, env: Env) -> Arc<Filesystem> {
-    Filesystem::mount(dev, options(), env).unwrap()
+    options().env(env).open_device(dev).unwrap()
 }
 
 /// Mounts what is left of a disk; `None` when its superblock is torn between sectors, which no
 /// journal can mend.
 pub fn recover(dev: Arc<dyn BlockDevice>) -> Option<Arc<Filesystem>> {
-    match Filesystem::mount(dev, options(), manual()) {
+    match options().env(manual()).open_device(dev) {
         Ok(fs) => Some(fs),
         Err(MountError::SuperBlock { .. }) => None,
         Err(e) => panic!("{e}"),
     }
 }
 
-/// Makes `/name`, or finds it.
-pub fn file(fs: &Filesystem, name: &str) -> Ino {
-    match fs.lookup(Ino::ROOT, name.as_bytes()) {
-        Ok(entry) => entry.ino,
-        Err(_) => fs.mknod(&Caller::root(), Ino::ROOT, name.as_bytes(), 0o100_644, (0, 0)).unwrap().ino,
+/// Makes `/name`, or opens it.
+pub fn open(fs: &Arc<Filesystem>, name: &str) -> OpenFile {
+    let root = fs.root().unwrap();
+    match root.lookup(name) {
+        Ok(found) => found.open(OpenFlags { write: true, ..OpenFlags::default() }).unwrap(),
+        Err(_) => root.create(name, 0o644).unwrap(),
     }
 }
 
-/// `truncate(2)`.
-pub fn set_size(fs: &Filesystem, ino: Ino, size: u64) -> fs_core::Result<()> {
-    let change = SetAttr { size: Some(size), ..SetAttr::default() };
-    fs.setattr(ino, &change).map(|_| ())
-}
-
 /// Everything in a file.
-pub fn read_all(fs: &Filesystem, ino: Ino) -> Vec<u8> {
-    let size = fs.getattr(ino).unwrap().size as usize;
+pub fn read_all(file: &OpenFile) -> Vec<u8> {
+    let size = file.attributes().unwrap().size as usize;
     let mut buf = vec![0xcc; size];
     let mut at = 0;
     while at < size {
         let end = (at + (1 << 20)).min(size);
-        let got = fs.read(ino, at as u64, &mut buf[at..end]).unwrap();
+        let got = file.read_at(&mut buf[at..end], at as u64).unwrap();
         assert!(got > 0);
         at += got;
     }

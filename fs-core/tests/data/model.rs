@@ -3,16 +3,11 @@
 use std::sync::Arc;
 
 use blockdev::sim::{Dice, MemDevice};
-use ext4_format::Ino;
-use fs_core::ops::FallocateMode;
-use fs_core::ops::SeekWhence;
-use fs_core::ops::WriteMode;
-use fs_core::types::{Caller, SetAttr};
-use fs_core::{Error, Filesystem};
-
-use crate::harness::{
-    assert_same, e2fsck, file, foreign_read, manual, mke2fs, mount, pick, read_all, set_size,
+use fs_core::{
+    Credentials, Error, FallocateMode, Filesystem, OpenFile, OpenFlags, SeekWhence, SetAttr, WriteKind,
 };
+
+use crate::harness::{assert_same, e2fsck, foreign_read, manual, mke2fs, mount, open, pick, read_all};
 
 /// Largest size that the model lets the file have.
 const MAX: u64 = 3 << 20;
@@ -57,27 +52,27 @@ impl Model {
     }
 
     /// One operation on both. `Err` is an operation that the volume may refuse.
-    fn step(&mut self, fs: &Filesystem, ino: Ino) -> String {
-        let root = Caller::root();
+    fn step(&mut self, fs: &Filesystem, file: &OpenFile) -> String {
+        let root = Credentials::root();
         let (at, len) = (self.place(MAX - (256 << 10)), self.length());
         match self.dice.below(20) {
             0..=4 | 17 => {
-                let mode = *self.dice.pick(&[WriteMode::Cached, WriteMode::Writeback]);
-                self.write(fs, ino, at, len, mode)
+                let mode = *self.dice.pick(&[WriteKind::Cached, WriteKind::Delayed]);
+                self.write(file, at, len, mode)
             }
-            5..=6 => self.write(fs, ino, at, len, WriteMode::Direct),
+            5..=6 => self.write(file, at, len, WriteKind::Direct),
             7..=9 => {
                 let at = at / self.block * self.block;
                 let len = len.next_multiple_of(self.block);
-                self.write(fs, ino, at, len, WriteMode::Direct)
+                self.write(file, at, len, WriteKind::Direct)
             }
             10 => {
-                set_size(fs, ino, at).unwrap();
+                file.set_len(at).unwrap();
                 self.bytes.resize(at as usize, 0);
                 format!("truncate {at}")
             }
             11 => {
-                fs.fsync(ino, self.dice.one_in(2)).unwrap();
+                file.sync(self.dice.one_in(2)).unwrap();
                 "fsync".into()
             }
             12 => {
@@ -89,7 +84,7 @@ impl Model {
                 "background".into()
             }
             13 => {
-                if fs.fallocate(&root, ino, at, len, FallocateMode::PunchHole).is_ok() {
+                if file.fallocate_as(&root, at, len, FallocateMode::PunchHole).is_ok() {
                     let end = (at + len).min(self.bytes.len() as u64);
                     if at < end {
                         self.bytes[at as usize..end as usize].fill(0);
@@ -99,7 +94,7 @@ impl Model {
             }
             14 => {
                 let keep_size = self.dice.one_in(2);
-                if supported(fs.fallocate(&root, ino, at, len, FallocateMode::Allocate { keep_size }))
+                if supported(file.fallocate_as(&root, at, len, FallocateMode::Allocate { keep_size }))
                     && !keep_size
                 {
                     self.grow(at + len);
@@ -108,7 +103,7 @@ impl Model {
             }
             15 => {
                 let keep_size = self.dice.one_in(2);
-                if supported(fs.fallocate(&root, ino, at, len, FallocateMode::ZeroRange { keep_size })) {
+                if supported(file.fallocate_as(&root, at, len, FallocateMode::ZeroRange { keep_size })) {
                     if !keep_size {
                         self.grow(at + len);
                     }
@@ -119,11 +114,11 @@ impl Model {
                 }
                 format!("zero {at}+{len} keep {keep_size}")
             }
-            16 => self.move_blocks(fs, ino, at),
+            16 => self.move_blocks(file, at),
             18 => {
                 let to = self.place(MAX - (256 << 10));
                 let size = self.bytes.len() as u64;
-                let result = fs.copy_range(&root, (ino, at), (ino, to), len);
+                let result = file.copy_range_as(&root, at, file, to, len);
                 if at.abs_diff(to) >= len {
                     let copied = result.unwrap();
                     assert_eq!(copied, len.min(size.saturating_sub(at)));
@@ -136,33 +131,33 @@ impl Model {
                 format!("copy {at}+{len} to {to}")
             }
             _ => {
-                self.check_seek(fs, ino, at);
+                self.check_seek(file, at);
                 format!("seek {at}")
             }
         }
     }
 
-    fn write(&mut self, fs: &Filesystem, ino: Ino, at: u64, len: u64, mode: WriteMode) -> String {
+    fn write(&mut self, file: &OpenFile, at: u64, len: u64, mode: WriteKind) -> String {
         let data = pattern(&mut self.dice, len as usize);
-        assert_eq!(fs.write(&Caller::root(), ino, at, &data, mode).unwrap(), data.len());
+        assert_eq!(file.write_as(&Credentials::root(), &data, at, mode).unwrap(), data.len());
         self.grow(at + len);
         self.bytes[at as usize..(at + len) as usize].copy_from_slice(&data);
         format!("write {at}+{len} {mode:?}")
     }
 
-    fn move_blocks(&mut self, fs: &Filesystem, ino: Ino, at: u64) -> String {
-        let root = Caller::root();
+    fn move_blocks(&mut self, file: &OpenFile, at: u64) -> String {
+        let root = Credentials::root();
         let at = at / self.block * self.block;
         let len = self.block * (1 + self.dice.below(9));
         let size = self.bytes.len() as u64;
         if self.dice.one_in(2) {
-            let result = fs.fallocate(&root, ino, at, len, FallocateMode::Collapse);
+            let result = file.fallocate_as(&root, at, len, FallocateMode::Collapse);
             if at + len < size && supported(result) {
                 self.bytes.drain(at as usize..(at + len) as usize);
             }
             format!("collapse {at}+{len}")
         } else {
-            let result = fs.fallocate(&root, ino, at, len, FallocateMode::Insert);
+            let result = file.fallocate_as(&root, at, len, FallocateMode::Insert);
             if at < size && size + len < MAX && supported(result) {
                 self.bytes.splice(at as usize..at as usize, std::iter::repeat_n(0, len as usize));
             }
@@ -171,10 +166,10 @@ impl Model {
     }
 
     /// What is called a hole must be zeros, and what is found must be where it was asked for.
-    fn check_seek(&self, fs: &Filesystem, ino: Ino, at: u64) {
+    fn check_seek(&self, file: &OpenFile, at: u64) {
         let size = self.bytes.len() as u64;
-        let data = fs.seek(ino, at, SeekWhence::Data);
-        let hole = fs.seek(ino, at, SeekWhence::Hole);
+        let data = file.seek_to(at, SeekWhence::Data);
+        let hole = file.seek_to(at, SeekWhence::Hole);
         if at >= size {
             assert_eq!(data.unwrap_err().errno(), libc::ENXIO);
             assert_eq!(hole.unwrap_err().errno(), libc::ENXIO);
@@ -186,12 +181,12 @@ impl Model {
         assert!(hole <= size && data <= size);
     }
 
-    fn check(&mut self, fs: &Filesystem, ino: Ino, what: &str) {
-        assert_eq!(fs.getattr(ino).unwrap().size, self.bytes.len() as u64, "size after {what}");
+    fn check(&mut self, file: &OpenFile, what: &str) {
+        assert_eq!(file.attributes().unwrap().size, self.bytes.len() as u64, "size after {what}");
         let at = self.place(MAX) as usize;
         let len = self.length() as usize;
         let mut buf = vec![0xcc; len];
-        let got = fs.read(ino, at as u64, &mut buf).unwrap();
+        let got = file.read_at(&mut buf, at as u64).unwrap();
         let expected = &self.bytes[at.min(self.bytes.len())..(at + len).min(self.bytes.len())];
         assert_same(&buf[..got], expected, &format!("{len} bytes at {at} after {what}"));
     }
@@ -209,13 +204,13 @@ fn supported(result: fs_core::Result<()>) -> bool {
 fn run(args: &[&str], block: u64, seed: u64, steps: usize) {
     let mut dev = Arc::new(MemDevice::from_image(mke2fs(args)));
     let mut fs = mount(dev.clone(), manual());
-    let mut ino = file(&fs, "file");
+    let mut file = open(&fs, "file");
     let mut model = Model { bytes: Vec::new(), dice: Dice::new(seed), block };
     let mut last = Vec::new();
     for step in 0..steps {
         let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            let what = model.step(&fs, ino);
-            model.check(&fs, ino, &what);
+            let what = model.step(&fs, &file);
+            model.check(&file, &what);
             what
         }));
         match outcome {
@@ -227,19 +222,19 @@ fn run(args: &[&str], block: u64, seed: u64, steps: usize) {
             }
         }
         if model.dice.one_in(150) {
-            assert_same(&read_all(&fs, ino), &model.bytes, "everything");
-            fs.unmount().unwrap();
+            assert_same(&read_all(&file), &model.bytes, "everything");
+            fs.close().unwrap();
             drop(fs);
             e2fsck(&dev.snapshot(), &format!("mke2fs {args:?} seed {seed} step {step}"));
             assert_same(&foreign_read(&dev.snapshot()), &model.bytes, "everything, read by debugfs");
             dev = Arc::new(MemDevice::from_image(dev.snapshot()));
             fs = mount(dev.clone(), manual());
-            ino = file(&fs, "file");
+            file = open(&fs, "file");
             last.push("remount".into());
         }
     }
-    assert_same(&read_all(&fs, ino), &model.bytes, "everything at the end");
-    fs.unmount().unwrap();
+    assert_same(&read_all(&file), &model.bytes, "everything at the end");
+    fs.close().unwrap();
     e2fsck(&dev.snapshot(), &format!("mke2fs {args:?} seed {seed} end"));
     assert_same(&foreign_read(&dev.snapshot()), &model.bytes, "the end, read by debugfs");
 }
@@ -278,16 +273,16 @@ fn indirect_blocks_of_ext2() {
 #[test]
 fn refusals() {
     let fs = mount(Arc::new(MemDevice::from_image(mke2fs(&["-t", "ext4", "-b", "4096"]))), manual());
-    let ino = file(&fs, "file");
-    let root = Caller::root();
+    let file = open(&fs, "file");
+    let root = Credentials::root();
     let errno = |result: fs_core::Result<()>| result.unwrap_err().errno();
-    assert_eq!(errno(set_size(&fs, ino, u64::MAX >> 1)), libc::EFBIG);
-    set_size(&fs, ino, (1 << 44) - 4096).unwrap();
-    let far = fs.write(&root, ino, (1 << 44) - 4096, b"x", WriteMode::Cached);
+    assert_eq!(errno(file.set_len(u64::MAX >> 1)), libc::EFBIG);
+    file.set_len((1 << 44) - 4096).unwrap();
+    let far = file.write_as(&root, b"x", (1 << 44) - 4096, WriteKind::Cached);
     assert_eq!(far.unwrap_err().errno(), libc::EFBIG);
-    assert_eq!(fs.write(&root, ino, (1 << 44) - 4098, b"xyz", WriteMode::Cached).unwrap(), 2);
-    set_size(&fs, ino, 10_000).unwrap();
-    let fallocate = |at, len, mode| errno(fs.fallocate(&root, ino, at, len, mode));
+    assert_eq!(file.write_as(&root, b"xyz", (1 << 44) - 4098, WriteKind::Cached).unwrap(), 2);
+    file.set_len(10_000).unwrap();
+    let fallocate = |at, len, mode| errno(file.fallocate_as(&root, at, len, mode));
     assert_eq!(fallocate(0, 0, FallocateMode::PunchHole), libc::EINVAL);
     assert_eq!(fallocate(0, 100, FallocateMode::Collapse), libc::EINVAL);
     assert_eq!(fallocate(8192, 4096, FallocateMode::Collapse), libc::EINVAL);
@@ -296,7 +291,7 @@ fn refusals() {
     let grow = FallocateMode::Allocate { keep_size: false };
     assert_eq!(fallocate(1 << 44, 1, grow), libc::EFBIG);
     assert_eq!(fallocate(0, 1 << 40, grow), libc::ENOSPC);
-    let dir = fs.write(&root, Ino::ROOT, 0, b"x", WriteMode::Cached);
+    let dir = fs.root().unwrap().open(OpenFlags { write: true, ..OpenFlags::default() }).map(drop);
     assert!(matches!(dir, Err(Error::Posix(_))));
     assert_eq!(dir.unwrap_err().errno(), libc::EISDIR);
 }
@@ -304,14 +299,14 @@ fn refusals() {
 #[test]
 fn changes_by_others_take_privileges_away() {
     let fs = mount(Arc::new(MemDevice::from_image(mke2fs(&["-t", "ext4"]))), manual());
-    let (ino, from) = (file(&fs, "file"), file(&fs, "from"));
-    let other = |gid| Caller { uid: 1000, gid, umask: 0 };
-    let (root, member, outsider) = (Caller::root(), other(0), other(1000));
-    fs.write(&root, from, 0, &[1; 5000], WriteMode::Cached).unwrap();
-    fs.write(&root, ino, 0, &[1; 5000], WriteMode::Cached).unwrap();
-    let mode = |fs: &Filesystem| fs.getattr(ino).unwrap().mode & 0o7777;
-    let arm = |fs: &Filesystem, bits: u16| {
-        fs.setattr(ino, &SetAttr { mode: Some(bits), ..SetAttr::default() }).unwrap();
+    let (file, from) = (open(&fs, "file"), open(&fs, "from"));
+    let other = |gid| Credentials { uid: 1000, gid, ..Credentials::root() };
+    let (root, member, outsider) = (Credentials::root(), other(0), other(1000));
+    from.write_as(&root, &[1; 5000], 0, WriteKind::Cached).unwrap();
+    file.write_as(&root, &[1; 5000], 0, WriteKind::Cached).unwrap();
+    let mode = || file.attributes().unwrap().mode & 0o7777;
+    let arm = |bits: u16| {
+        file.set_attributes(&SetAttr { mode: Some(bits), ..SetAttr::default() }).unwrap();
     };
     let cases = [
         (&member, 0o6775, 0o775),
@@ -320,45 +315,55 @@ fn changes_by_others_take_privileges_away() {
         (&outsider, 0o644, 0o644),
     ];
     for (other, how, left) in cases {
-        arm(&fs, how);
-        fs.fallocate(&root, ino, 0, 100, FallocateMode::PunchHole).unwrap();
-        fs.copy_range(&root, (from, 0), (ino, 0), 10).unwrap();
-        assert_eq!(mode(&fs), how);
-        fs.fallocate(other, ino, 0, 100, FallocateMode::PunchHole).unwrap();
-        assert_eq!(mode(&fs), left);
-        arm(&fs, how);
-        fs.copy_range(other, (from, 0), (ino, 0), 10).unwrap();
-        assert_eq!(mode(&fs), left);
+        arm(how);
+        file.fallocate_as(&root, 0, 100, FallocateMode::PunchHole).unwrap();
+        from.copy_range_as(&root, 0, &file, 0, 10).unwrap();
+        assert_eq!(mode(), how);
+        file.fallocate_as(other, 0, 100, FallocateMode::PunchHole).unwrap();
+        assert_eq!(mode(), left);
+        arm(how);
+        from.copy_range_as(other, 0, &file, 0, 10).unwrap();
+        assert_eq!(mode(), left);
     }
-    fs.unmount().unwrap();
+    fs.close().unwrap();
 }
 
-/// Large writes into little space end short, not at all only when not a block is left.
+/// Large writes into little space end short, not at all only when not a block is left. Direct ones are done in
+/// full or not at all, as the kernel's: a part that is short makes the whole request an EIO there.
 #[test]
 fn the_last_block_is_given_out() {
     for (args, mode) in [
-        (["-t", "ext4", "-m", "0", "-b", "1024"], WriteMode::Direct),
-        (["-t", "ext4", "-m", "0", "-b", "4096"], WriteMode::Cached),
+        (["-t", "ext4", "-m", "0", "-b", "1024"], WriteKind::Direct),
+        (["-t", "ext4", "-m", "0", "-b", "4096"], WriteKind::Cached),
     ] {
         let dev = Arc::new(MemDevice::from_image(mke2fs(&args)));
         let fs = mount(dev.clone(), manual());
-        let ino = file(&fs, "file");
-        let data = vec![7; 1 << 20];
+        let file = open(&fs, "file");
+        let mut data = vec![7; 1 << 20];
         let mut size = 0;
         let error = loop {
-            match fs.write(&Caller::root(), ino, size, &data, mode) {
+            match file.write_as(&Credentials::root(), &data, size, mode) {
+                Ok(n) if mode == WriteKind::Direct => {
+                    assert_eq!(n, data.len());
+                    size += n as u64;
+                }
                 Ok(n) => size += n as u64,
+                Err(e) if mode == WriteKind::Direct && data.len() > 1024 => {
+                    assert_eq!(e.errno(), libc::ENOSPC);
+                    assert_eq!(file.attributes().unwrap().size, size);
+                    data.truncate(data.len() / 2);
+                }
                 Err(e) => break e,
             }
         };
         assert_eq!(error.errno(), libc::ENOSPC);
-        fs.fsync(ino, false).unwrap();
+        file.sync(false).unwrap();
         // A block of the tree may come free when conversions merge its extents.
         let left = fs.statfs().unwrap().blocks_available;
         assert!(left <= 1, "{args:?} {mode:?}: {left} blocks left");
-        assert!(read_all(&fs, ino).iter().all(|b| *b == 7));
-        assert_eq!(fs.getattr(ino).unwrap().size, size);
-        fs.unmount().unwrap();
+        assert!(read_all(&file).iter().all(|b| *b == 7));
+        assert_eq!(file.attributes().unwrap().size, size);
+        fs.close().unwrap();
         drop(fs);
         e2fsck(&dev.snapshot(), &format!("{args:?} {mode:?} full"));
     }
@@ -367,18 +372,18 @@ fn the_last_block_is_given_out() {
 #[test]
 fn space_promised_to_what_was_cut_off_comes_back() {
     let fs = mount(Arc::new(MemDevice::from_image(mke2fs(&["-t", "ext4", "-b", "4096"]))), manual());
-    let ino = file(&fs, "file");
+    let file = open(&fs, "file");
     for (at, size) in [(4100, 4100), (4100, 4200), (0, 0), (8192, 1)] {
         let before = fs.statfs().unwrap().blocks_available;
-        fs.write(&Caller::root(), ino, at, &[1; 9000], WriteMode::Cached).unwrap();
+        file.write_as(&Credentials::root(), &[1; 9000], at, WriteKind::Cached).unwrap();
         assert!(fs.statfs().unwrap().blocks_available < before);
-        set_size(&fs, ino, size).unwrap();
-        set_size(&fs, ino, 0).unwrap();
-        let attr = fs.getattr(ino).unwrap();
+        file.set_len(size).unwrap();
+        file.set_len(0).unwrap();
+        let attr = file.attributes().unwrap();
         assert_eq!((attr.sectors, fs.statfs().unwrap().blocks_available), (0, before), "{at} {size}");
     }
-    fs.write(&Caller::root(), ino, 4100, &[1; 9000], WriteMode::Cached).unwrap();
-    set_size(&fs, ino, 4100).unwrap();
-    assert_eq!(fs.getattr(ino).unwrap().sectors, 0);
-    fs.unmount().unwrap();
+    file.write_as(&Credentials::root(), &[1; 9000], 4100, WriteKind::Cached).unwrap();
+    file.set_len(4100).unwrap();
+    assert_eq!(file.attributes().unwrap().sectors, 0);
+    fs.close().unwrap();
 }

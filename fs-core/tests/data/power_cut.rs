@@ -4,11 +4,9 @@
 use std::sync::Arc;
 
 use blockdev::sim::{Dice, Event, MemDevice, Recorder, Walk};
-use fs_core::ops::FallocateMode;
-use fs_core::ops::WriteMode;
-use fs_core::types::Caller;
+use fs_core::{Credentials, FallocateMode, WriteKind};
 
-use crate::harness::{STALE, e2fsck, file, manual, mke2fs, mount, pick, read_all, recover, set_size};
+use crate::harness::{STALE, e2fsck, manual, mke2fs, mount, open, pick, read_all, recover};
 
 /// What the file held after each operation, and whether it was synced then.
 struct Version {
@@ -19,9 +17,9 @@ struct Version {
 fn live(args: &[&str], seed: u64, block: u64, rounds: usize) -> (Recorder, Vec<Version>) {
     let recorder = Recorder::new(mke2fs(args));
     let fs = mount(Arc::new(recorder.clone()), manual());
-    let root = Caller::root();
-    let ino = file(&fs, "file");
-    fs.syncfs().unwrap();
+    let root = Credentials::root();
+    let file = open(&fs, "file");
+    fs.sync().unwrap();
     let mut dice = Dice::new(seed);
     let mut bytes: Vec<u8> = Vec::new();
     let mut versions = vec![Version { bytes: bytes.clone(), synced: true }];
@@ -32,12 +30,12 @@ fn live(args: &[&str], seed: u64, block: u64, rounds: usize) -> (Recorder, Vec<V
         let len = if dice.one_in(2) { (1 + dice.below(6)) * block } else { 1 + dice.below(3 * block) };
         match dice.below(12) {
             0 => {
-                set_size(&fs, ino, at).unwrap();
+                file.set_len(at).unwrap();
                 bytes.resize(at as usize, 0);
             }
             1 => {
                 let mode = FallocateMode::PunchHole;
-                fs.fallocate(&root, ino, at, len, mode).unwrap();
+                file.fallocate_as(&root, at, len, mode).unwrap();
                 let size = bytes.len() as u64;
                 bytes[at.min(size) as usize..(at + len).min(size) as usize].fill(0);
             }
@@ -46,19 +44,19 @@ fn live(args: &[&str], seed: u64, block: u64, rounds: usize) -> (Recorder, Vec<V
             10 | 11 => {
                 // Room for the direct writes to come, inside the file and behind its end.
                 let keep_size = dice.one_in(2);
-                let grown = fs.fallocate(&root, ino, at, len, FallocateMode::Allocate { keep_size }).is_ok();
+                let grown = file.fallocate_as(&root, at, len, FallocateMode::Allocate { keep_size }).is_ok();
                 if grown && !keep_size {
                     bytes.resize(bytes.len().max((at + len) as usize), 0);
                 }
             }
             4 | 5 => {
-                fs.fsync(ino, dice.one_in(2)).unwrap();
+                file.sync(dice.one_in(2)).unwrap();
                 synced = true;
             }
             n => {
-                let mode = if n == 6 { WriteMode::Cached } else { WriteMode::Direct };
+                let mode = if n == 6 { WriteKind::Cached } else { WriteKind::Direct };
                 let data = vec![(round % 100) as u8 + 1; len as usize];
-                fs.write(&root, ino, at, &data, mode).unwrap();
+                file.write_as(&root, &data, at, mode).unwrap();
                 bytes.resize(bytes.len().max((at + len) as usize), 0);
                 bytes[at as usize..(at + len) as usize].copy_from_slice(&data);
             }
@@ -66,7 +64,7 @@ fn live(args: &[&str], seed: u64, block: u64, rounds: usize) -> (Recorder, Vec<V
         versions.push(Version { bytes: bytes.clone(), synced });
         recorder.mark(round as u64);
     }
-    fs.unmount().unwrap();
+    fs.close().unwrap();
     (recorder, versions)
 }
 
@@ -112,8 +110,8 @@ fn cut_everywhere(args: &[&str], seed: u64, block: u64) {
                 torn += 1;
                 continue;
             };
-            judge(&read_all(&fs, file(&fs, "file")), &versions[synced..=upto], &what);
-            fs.unmount().unwrap();
+            judge(&read_all(&open(&fs, "file")), &versions[synced..=upto], &what);
+            fs.close().unwrap();
             drop(fs);
             if states % 11 == 0 {
                 e2fsck(&dev.snapshot(), &what);
@@ -137,4 +135,51 @@ fn extents_of_small_blocks() {
 #[test]
 fn indirect_blocks() {
     cut_everywhere(&["-t", "ext3", "-b", "1024"], 3, 1024);
+}
+
+/// The label that a volume and the copies of its superblock have after a cut at any point of its change.
+#[test]
+fn a_label_is_the_old_or_the_new_one() {
+    let recorder = Recorder::new(mke2fs(&["-t", "ext4", "-b", "1024"]));
+    let fs = mount(Arc::new(recorder.clone()), manual());
+    fs.set_label(b"old").unwrap();
+    recorder.mark(0);
+    fs.set_label(b"new").unwrap();
+    recorder.mark(1);
+    fs.close().unwrap();
+    drop(fs);
+    let recording = recorder.recording();
+    let mark = |n| recording.events().iter().position(|event| matches!(event, Event::Mark(m) if *m == n));
+    let (begun, done) = (mark(0).unwrap(), mark(1).unwrap());
+    let mut walk = Walk::new(&recording);
+    let (mut olds, mut news, mut torn) = (0, 0, 0);
+    for cut in begun + 1..=recording.events().len() {
+        walk.go_to(cut);
+        for keep in walk.keeps(3, 2, 7) {
+            let what = format!("cut {cut} of {done} {keep:?}");
+            let dev = Arc::new(MemDevice::from_image(walk.build(keep).image));
+            let Some(fs) = recover(dev.clone()) else {
+                torn += 1;
+                continue;
+            };
+            let label = fs.label().unwrap();
+            fs.close().unwrap();
+            let image = dev.snapshot();
+            let copies = [1_u64, 3, 5].map(|group| {
+                let mut copy = vec![0; 3];
+                image.read((1 + 8192 * group) * 1024 + 120, &mut copy);
+                copy
+            });
+            assert!(copies.iter().all(|copy| *copy == label), "{what}: {label:?}, copies {copies:?}");
+            match label.as_slice() {
+                b"old" if cut <= done => olds += 1,
+                b"new" => news += 1,
+                other => panic!("{what}: {other:?}"),
+            }
+            if cut % 5 == 0 {
+                e2fsck(&image, &what);
+            }
+        }
+    }
+    assert!(olds > 5 && news > 5 && torn < news / 2, "{olds} old, {news} new, {torn} torn");
 }

@@ -2,14 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use ext4_format::Ino;
-use fs_core::error::{Error, Posix};
-use fs_core::ops::{RenameFlags, SetXattr};
-use fs_core::types::{Caller, SetAttr};
+use fs_core::{Credentials, Error, Node, Posix, RenameFlags, SetAttr, SetXattr};
 
 use crate::rig::Rig;
 
-const ROOT: Ino = Ino::ROOT;
 const KINDS: [&[&str]; 5] = [
     &["-t", "ext4"],
     &["-t", "ext4", "-b", "1024"],
@@ -18,16 +14,16 @@ const KINDS: [&[&str]; 5] = [
     &["-t", "ext4", "-O", "ea_inode"],
 ];
 
-fn refused<T>(result: fs_core::error::Result<T>, want: Posix) -> bool {
+fn refused<T>(result: fs_core::Result<T>, want: Posix) -> bool {
     matches!(result, Err(Error::Posix(got)) if got == want)
 }
 
-fn set(rig: &Rig, ino: Ino, name: &str, value: &[u8]) -> fs_core::error::Result<()> {
-    rig.fs().setxattr(&Caller::root(), ino, name.as_bytes(), value, SetXattr::Any, false)
+fn set(node: &Node, name: &str, value: &[u8]) -> fs_core::Result<()> {
+    node.set_xattr(name, value, SetXattr::Any)
 }
 
-fn names(rig: &Rig, ino: Ino) -> Vec<String> {
-    let list = rig.fs().listxattr(&Caller::root(), ino).unwrap();
+fn names(node: &Node) -> Vec<String> {
+    let list = node.list_xattrs_as(&Credentials::root()).unwrap();
     let text = String::from_utf8_lossy(&list);
     text.split_terminator('\0').map(String::from).collect()
 }
@@ -49,7 +45,7 @@ const NO_ID: u32 = u32::MAX;
 fn attributes_are_set_replaced_listed_and_removed() {
     for kind in KINDS {
         let Some(mut rig) = Rig::new(32, kind) else { return };
-        let file = rig.touch(ROOT, "file").ino;
+        let mut file = Node::clone(&rig.touch(&rig.root(), "file"));
         let mut model: BTreeMap<String, Vec<u8>> = BTreeMap::new();
         let mut roll = 1_u32;
         for step in 0..400_u32 {
@@ -57,14 +53,14 @@ fn attributes_are_set_replaced_listed_and_removed() {
             let space = ["user", "trusted", "security"][(roll >> 8) as usize % 3];
             let name = format!("{space}.{}", "n".repeat(1 + (roll >> 12) as usize % 20));
             if roll >> 28 < 5 {
-                let got = rig.fs().removexattr(&Caller::root(), file, name.as_bytes());
+                let got = file.remove_xattr(name.as_bytes());
                 match model.remove(&name) {
                     Some(_) => got.unwrap(),
                     None => assert!(refused(got, Posix::NoData)),
                 }
             } else {
                 let value = vec![step as u8; (roll >> 16) as usize % 300];
-                match set(&rig, file, &name, &value) {
+                match set(&file, &name, &value) {
                     Ok(()) => drop(model.insert(name, value)),
                     Err(Error::NoSpace) => {}
                     Err(other) => panic!("{other}"),
@@ -72,17 +68,17 @@ fn attributes_are_set_replaced_listed_and_removed() {
             }
             if step % 100 == 99 {
                 rig.remount();
+                file = rig.find("file");
             }
-            let mut listed = names(&rig, file);
+            let mut listed = names(&file);
             listed.sort();
             assert!(listed.iter().eq(model.keys()), "{kind:?} step {step}");
             for (name, value) in &model {
-                assert_eq!(&rig.fs().getxattr(file, name.as_bytes()).unwrap(), value, "{name}");
+                assert_eq!(&file.xattr(name.as_bytes()).unwrap(), value, "{name}");
             }
         }
         assert!(!model.is_empty());
-        rig.fs().unlink(ROOT, b"file").unwrap();
-        rig.fs().forget(file, u64::MAX);
+        rig.root().unlink(b"file").unwrap();
         rig.unmount();
     }
 }
@@ -90,23 +86,23 @@ fn attributes_are_set_replaced_listed_and_removed() {
 #[test]
 fn the_rules_of_setting() {
     let Some(mut rig) = Rig::new(16, &["-t", "ext4", "-b", "1024"]) else { return };
-    let file = rig.touch(ROOT, "file").ino;
-    let root = Caller::root();
-    let put = |name: &[u8], value: &[u8], how| rig.fs().setxattr(&root, file, name, value, how, false);
+    let file = rig.touch(&rig.root(), "file");
+    let root = Credentials::root();
+    let put = |name: &[u8], value: &[u8], how| file.set_xattr_as(&root, name, value, how, false);
     assert!(refused(put(b"user.a", b"1", SetXattr::Replace), Posix::NoData));
     put(b"user.a", b"1", SetXattr::Create).unwrap();
     assert!(refused(put(b"user.a", b"2", SetXattr::Create), Posix::Exists));
     put(b"user.a", b"2", SetXattr::Replace).unwrap();
     put(b"user.empty", b"", SetXattr::Any).unwrap();
-    assert_eq!(rig.fs().getxattr(file, b"user.empty").unwrap(), b"");
-    assert!(refused(rig.fs().getxattr(file, b"user.b"), Posix::NoData));
-    assert!(refused(rig.fs().getxattr(file, b"foreign.b"), Posix::NotSupported));
+    assert_eq!(file.xattr(b"user.empty").unwrap(), b"");
+    assert!(refused(file.xattr(b"user.b"), Posix::NoData));
+    assert!(refused(file.xattr(b"foreign.b"), Posix::NotSupported));
     assert!(matches!(put(b"user.large", &[0; 1024], SetXattr::Any), Err(Error::NoSpace)));
     assert!(refused(put(b"user.large", &[0; 65537], SetXattr::Any), Posix::ArgTooBig));
-    assert_eq!(rig.fs().getxattr(file, b"user.a").unwrap(), b"2");
+    assert_eq!(file.xattr(b"user.a").unwrap(), b"2");
     put(b"trusted.t", b"t", SetXattr::Any).unwrap();
-    let user = Caller { uid: 1000, gid: 1000, ..Caller::root() };
-    assert_eq!(rig.fs().listxattr(&user, file).unwrap(), b"user.a\0user.empty\0");
+    let user = Credentials { uid: 1000, gid: 1000, ..Credentials::root() };
+    assert_eq!(file.list_xattrs_as(&user).unwrap(), b"user.a\0user.empty\0");
     rig.unmount();
 }
 
@@ -114,22 +110,23 @@ fn the_rules_of_setting() {
 fn equal_attributes_share_a_block_until_they_differ() {
     let Some(mut rig) = Rig::new(32, &["-t", "ext4", "-b", "4096"]) else { return };
     let value = vec![7; 1000];
-    let files: Vec<Ino> = (0..1500).map(|i| rig.touch(ROOT, &format!("{i}")).ino).collect();
+    let files: Vec<_> = (0..1500).map(|i| rig.touch(&rig.root(), &format!("{i}"))).collect();
     let free = rig.fs().statfs().unwrap().blocks_free;
-    for &file in &files {
-        set(&rig, file, "user.same", &value).unwrap();
+    for file in &files {
+        set(file, "user.same", &value).unwrap();
     }
     // 1024 share the first block, the rest the second.
     assert_eq!(free - rig.fs().statfs().unwrap().blocks_free, 2);
+    drop(files);
     rig.remount();
-    set(&rig, files[3], "user.same", b"short").unwrap();
-    set(&rig, files[4], "user.more", &value).unwrap();
-    set(&rig, files[5], "user.same", &[8; 1000]).unwrap();
-    assert_eq!(rig.fs().getxattr(files[6], b"user.same").unwrap(), value);
-    assert_eq!(names(&rig, files[4]), ["user.more", "user.same"]);
-    for (i, &file) in files.iter().enumerate() {
-        rig.fs().unlink(ROOT, format!("{i}").as_bytes()).unwrap();
-        rig.fs().forget(file, 1);
+    let files: Vec<_> = (0..1500).map(|i| rig.find(&format!("{i}"))).collect();
+    set(&files[3], "user.same", b"short").unwrap();
+    set(&files[4], "user.more", &value).unwrap();
+    set(&files[5], "user.same", &[8; 1000]).unwrap();
+    assert_eq!(files[6].xattr(b"user.same").unwrap(), value);
+    assert_eq!(names(&files[4]), ["user.more", "user.same"]);
+    for i in 0..files.len() {
+        rig.root().unlink(format!("{i}").as_bytes()).unwrap();
     }
     rig.unmount();
 }
@@ -137,24 +134,25 @@ fn equal_attributes_share_a_block_until_they_differ() {
 #[test]
 fn large_values_live_in_inodes_of_their_own() {
     let Some(mut rig) = Rig::new(32, &["-t", "ext4", "-b", "4096", "-O", "ea_inode"]) else { return };
-    let (one, two) = (rig.touch(ROOT, "one").ino, rig.touch(ROOT, "two").ino);
+    let (one, two) = (rig.touch(&rig.root(), "one"), rig.touch(&rig.root(), "two"));
     let large: Vec<u8> = (0..60_000_u32).map(|i| (i * 7 / 3) as u8).collect();
     let free = rig.fs().statfs().unwrap().files_free;
     for ino in [one, two] {
-        set(&rig, ino, "user.large", &large).unwrap();
-        set(&rig, ino, "user.second", &large[..9000]).unwrap();
+        set(&ino, "user.large", &large).unwrap();
+        set(&ino, "user.second", &large[..9000]).unwrap();
         for i in 0..30 {
-            set(&rig, ino, &format!("user.filler{i}"), &[i; 100]).unwrap();
+            set(&ino, &format!("user.filler{i}"), &[i; 100]).unwrap();
         }
     }
     assert_eq!(free - rig.fs().statfs().unwrap().files_free, 2, "equal values share an inode");
     rig.remount();
-    assert_eq!(rig.fs().getxattr(one, b"user.large").unwrap(), large);
-    assert_eq!(rig.fs().getxattr(two, b"user.second").unwrap(), &large[..9000]);
-    set(&rig, one, "user.large", b"small").unwrap();
-    rig.fs().removexattr(&Caller::root(), one, b"user.second").unwrap();
-    rig.fs().unlink(ROOT, b"two").unwrap();
-    rig.fs().forget(two, u64::MAX);
+    let (one, two) = (rig.find("one"), rig.find("two"));
+    assert_eq!(one.xattr(b"user.large").unwrap(), large);
+    assert_eq!(two.xattr(b"user.second").unwrap(), &large[..9000]);
+    set(&one, "user.large", b"small").unwrap();
+    one.remove_xattr(b"user.second").unwrap();
+    rig.root().unlink(b"two").unwrap();
+    drop(two);
     assert_eq!(rig.fs().statfs().unwrap().files_free, free + 1);
     rig.unmount();
 }
@@ -162,16 +160,16 @@ fn large_values_live_in_inodes_of_their_own() {
 #[test]
 fn a_value_that_finds_no_place_leaves_no_inode() {
     let Some(mut rig) = Rig::new(32, &["-t", "ext4", "-b", "1024", "-O", "ea_inode"]) else { return };
-    let file = rig.touch(ROOT, "file").ino;
+    let file = rig.touch(&rig.root(), "file");
     let mut number = 0_u8;
-    let mut put = |rig: &Rig| {
+    let mut put = || {
         number += 1;
-        set(rig, file, &format!("user.{:0>50}", number), &[number; 100])
+        set(&file, &format!("user.{:0>50}", number), &[number; 100])
     };
-    while put(&rig).is_ok() {}
+    while put().is_ok() {}
     let free = rig.fs().statfs().unwrap().files_free;
     for _ in 0..5 {
-        assert!(matches!(put(&rig), Err(Error::NoSpace)));
+        assert!(matches!(put(), Err(Error::NoSpace)));
     }
     assert_eq!(rig.fs().statfs().unwrap().files_free, free);
     rig.unmount();
@@ -182,28 +180,28 @@ fn a_value_that_finds_no_place_leaves_no_inode() {
 #[test]
 fn what_is_changed_on_the_side_gives_its_value_inode_back() {
     let Some(mut rig) = Rig::new(32, &["-t", "ext4", "-b", "1024", "-O", "ea_inode"]) else { return };
-    let file = rig.touch(ROOT, "file").ino;
-    set(&rig, file, "user.in.record", &[1; 40]).unwrap();
-    set(&rig, file, "user.in.block", &[2; 880]).unwrap();
+    let file = rig.touch(&rig.root(), "file");
+    set(&file, "user.in.record", &[1; 40]).unwrap();
+    set(&file, "user.in.block", &[2; 880]).unwrap();
     let free = rig.fs().statfs().unwrap().files_free;
     let used = |rig: &Rig| free - rig.fs().statfs().unwrap().files_free;
-    let outsider = Caller { uid: 1000, gid: 1000, ..Caller::root() };
+    let outsider = Credentials { uid: 1000, gid: 1000, ..Credentials::root() };
     let kill = SetAttr { kill_privileges: Some(outsider.clone()), ..SetAttr::default() };
     for by_write in [true, false] {
-        set(&rig, file, "security.capability", &[3; 20]).unwrap();
+        set(&file, "security.capability", &[3; 20]).unwrap();
         assert_eq!(used(&rig), 1);
         match by_write {
-            true => rig.fs().kill_privileges(&outsider, file).unwrap(),
-            false => drop(rig.fs().setattr(file, &kill).unwrap()),
+            true => file.kill_privileges(&outsider).unwrap(),
+            false => drop(file.set_attributes(&kill).unwrap()),
         }
         assert_eq!(used(&rig), 0, "by write: {by_write}");
     }
     let users = (0..8).map(|user| (2, 6, 1000 + user));
     let ends = [(4, 5, NO_ID), (0x10, 6, NO_ID), (0x20, 1, NO_ID)];
     let list: Vec<_> = [(1, 7, NO_ID)].into_iter().chain(users).chain(ends).collect();
-    set(&rig, file, "system.posix_acl_access", &wire(&list)).unwrap();
+    set(&file, "system.posix_acl_access", &wire(&list)).unwrap();
     for mode in [0o640, 0o600, 0o755] {
-        rig.fs().setattr(file, &SetAttr { mode: Some(mode), ..SetAttr::default() }).unwrap();
+        file.set_attributes(&SetAttr { mode: Some(mode), ..SetAttr::default() }).unwrap();
         assert_eq!(used(&rig), 1, "{mode:o}");
     }
     rig.unmount();
@@ -213,31 +211,32 @@ fn what_is_changed_on_the_side_gives_its_value_inode_back() {
 #[test]
 fn shared_values_are_counted_for_each_attribute() {
     let Some(mut rig) = Rig::new(32, &["-t", "ext4", "-b", "4096", "-O", "ea_inode"]) else { return };
-    let file = rig.touch(ROOT, "file").ino;
+    rig.touch(&rig.root(), "file");
     let (value, other) = (vec![1; 20_000], vec![2; 20_000]);
     let free = rig.fs().statfs().unwrap().files_free;
     let used = |rig: &Rig| free - rig.fs().statfs().unwrap().files_free;
-    let remove =
-        |rig: &Rig, name: &str| rig.fs().removexattr(&Caller::root(), file, name.as_bytes()).unwrap();
+    let remove = |rig: &Rig, name: &str| rig.find("file").remove_xattr(name).unwrap();
     for round in 0..2 {
+        let file = rig.find("file");
         for name in ["user.a", "user.b", "user.c", "user.d", "user.e", "user.f"] {
-            set(&rig, file, name, &value).unwrap();
-            set(&rig, file, name, &value).unwrap();
+            set(&file, name, &value).unwrap();
+            set(&file, name, &value).unwrap();
         }
         assert_eq!(used(&rig), 1, "round {round}");
         rig.remount();
-        set(&rig, file, "user.b", b"short").unwrap();
-        set(&rig, file, "user.e", &other).unwrap();
+        let file = rig.find("file");
+        set(&file, "user.b", b"short").unwrap();
+        set(&file, "user.e", &other).unwrap();
         remove(&rig, "user.a");
         remove(&rig, "user.f");
-        assert_eq!(rig.fs().getxattr(file, b"user.c").unwrap(), value);
+        assert_eq!(file.xattr(b"user.c").unwrap(), value);
         // Found again by having been read.
-        set(&rig, file, "user.g", &value).unwrap();
+        set(&file, "user.g", &value).unwrap();
         assert_eq!(used(&rig), 2, "round {round}");
         for name in ["user.b", "user.c", "user.d", "user.e"] {
             remove(&rig, name);
         }
-        assert_eq!(rig.fs().getxattr(file, b"user.g").unwrap(), value);
+        assert_eq!(file.xattr(b"user.g").unwrap(), value);
         rig.remount();
         remove(&rig, "user.g");
         assert_eq!(used(&rig), 0, "round {round}");
@@ -249,75 +248,74 @@ fn shared_values_are_counted_for_each_attribute() {
 fn access_lists_follow_and_move_the_mode() {
     let Some(mut rig) = Rig::new(16, &["-t", "ext4"]) else { return };
     let access = b"system.posix_acl_access";
-    let file = rig.touch(ROOT, "file").ino;
-    let mode = |ino| rig.fs().getattr(ino).unwrap().mode & 0o7777;
+    let file = rig.touch(&rig.root(), "file");
+    let mode = |node: &Node| node.attributes().unwrap().mode & 0o7777;
     let minimal = wire(&[(1, 6, NO_ID), (4, 0, NO_ID), (0x20, 0, NO_ID)]);
-    set(&rig, file, "system.posix_acl_access", &minimal).unwrap();
-    assert_eq!(mode(file), 0o600);
-    assert!(refused(rig.fs().getxattr(file, access), Posix::NoData));
+    set(&file, "system.posix_acl_access", &minimal).unwrap();
+    assert_eq!(mode(&file), 0o600);
+    assert!(refused(file.xattr(access), Posix::NoData));
     let rich =
         wire(&[(1, 7, NO_ID), (2, 6, 1000), (4, 5, NO_ID), (8, 4, 7), (0x10, 6, NO_ID), (0x20, 1, NO_ID)]);
-    set(&rig, file, "system.posix_acl_access", &rich).unwrap();
-    assert_eq!(mode(file), 0o761);
-    assert_eq!(rig.fs().getxattr(file, access).unwrap(), rich);
-    rig.fs().setattr(file, &SetAttr { mode: Some(0o640), ..SetAttr::default() }).unwrap();
+    set(&file, "system.posix_acl_access", &rich).unwrap();
+    assert_eq!(mode(&file), 0o761);
+    assert_eq!(file.xattr(access).unwrap(), rich);
+    file.set_attributes(&SetAttr { mode: Some(0o640), ..SetAttr::default() }).unwrap();
     let masked =
         wire(&[(1, 6, NO_ID), (2, 6, 1000), (4, 5, NO_ID), (8, 4, 7), (0x10, 4, NO_ID), (0x20, 0, NO_ID)]);
-    assert_eq!(rig.fs().getxattr(file, access).unwrap(), masked);
-    assert_eq!(names(&rig, file), ["system.posix_acl_access"]);
-    assert!(refused(set(&rig, file, "system.posix_acl_default", &rich), Posix::Access));
-    assert!(refused(set(&rig, file, "system.posix_acl_access", &rich[..11]), Posix::Invalid));
+    assert_eq!(file.xattr(access).unwrap(), masked);
+    assert_eq!(names(&file), ["system.posix_acl_access"]);
+    assert!(refused(set(&file, "system.posix_acl_default", &rich), Posix::Access));
+    assert!(refused(set(&file, "system.posix_acl_access", &rich[..11]), Posix::Invalid));
     rig.remount();
-    rig.fs().removexattr(&Caller::root(), file, access).unwrap();
-    rig.fs().removexattr(&Caller::root(), file, access).unwrap();
-    assert!(names(&rig, file).is_empty());
+    let file = rig.find("file");
+    file.remove_xattr(access).unwrap();
+    file.remove_xattr(access).unwrap();
+    assert!(names(&file).is_empty());
     rig.unmount();
 }
 
 #[test]
 fn default_lists_are_inherited_instead_of_the_umask() {
     let Some(mut rig) = Rig::new(16, &["-t", "ext4"]) else { return };
-    let dir = rig.mkdir(ROOT, "dir");
+    let dir = rig.mkdir(&rig.root(), "dir");
     let list = wire(&[(1, 7, NO_ID), (2, 7, 1000), (4, 5, NO_ID), (0x10, 7, NO_ID), (0x20, 0, NO_ID)]);
-    set(&rig, dir, "system.posix_acl_default", &list).unwrap();
-    let caller = Caller { umask: 0o077, ..Caller::root() };
-    let file = rig.fs().mknod(&caller, dir, b"file", 0o100_666, (0, 0)).unwrap();
-    let sub = rig.fs().mkdir(&caller, dir, b"sub", 0o777).unwrap();
-    let link = rig.fs().symlink(&caller, dir, b"link", b"target").unwrap();
-    assert_eq!((file.mode, sub.mode, link.mode), (0o100_660, 0o040_770, 0o120_777));
-    assert_eq!(names(&rig, file.ino), ["system.posix_acl_access"]);
-    assert_eq!(names(&rig, sub.ino), ["system.posix_acl_default", "system.posix_acl_access"]);
-    assert!(names(&rig, link.ino).is_empty());
-    assert_eq!(rig.fs().getxattr(sub.ino, b"system.posix_acl_default").unwrap(), list);
+    set(&dir, "system.posix_acl_default", &list).unwrap();
+    let caller = Credentials { umask: 0o077, ..Credentials::root() };
+    let file = dir.mknod_as(&caller, b"file", 0o100_666, (0, 0)).unwrap();
+    let sub = dir.create_dir_as(&caller, b"sub", 0o777).unwrap();
+    let link = dir.symlink_as(&caller, b"link", b"target").unwrap();
+    let mode = |node: &Node| node.attributes().unwrap().mode;
+    assert_eq!((mode(&file), mode(&sub), mode(&link)), (0o100_660, 0o040_770, 0o120_777));
+    assert_eq!(names(&file), ["system.posix_acl_access"]);
+    assert_eq!(names(&sub), ["system.posix_acl_default", "system.posix_acl_access"]);
+    assert!(names(&link).is_empty());
+    assert_eq!(sub.xattr(b"system.posix_acl_default").unwrap(), list);
     // A whiteout is a new file like any other.
     let flags = RenameFlags { whiteout: true, ..RenameFlags::default() };
-    rig.fs().rename(&caller, (dir, b"file"), (ROOT, b"moved"), flags).unwrap();
-    let whiteout = rig.fs().lookup(dir, b"file").unwrap();
-    assert_eq!(
-        (whiteout.mode, names(&rig, whiteout.ino)),
-        (0o020_000, vec!["system.posix_acl_access".into()])
-    );
-    let plain = rig.fs().mknod(&caller, ROOT, b"plain", 0o100_666, (0, 0)).unwrap();
-    assert_eq!(plain.mode, 0o100_600);
+    dir.rename_as(&caller, b"file", &rig.root(), b"moved", flags).unwrap();
+    let whiteout = dir.lookup(b"file").unwrap();
+    assert_eq!((mode(&whiteout), names(&whiteout)), (0o020_000, vec!["system.posix_acl_access".into()]));
+    let plain = rig.root().mknod_as(&caller, b"plain", 0o100_666, (0, 0)).unwrap();
+    assert_eq!(mode(&plain), 0o100_600);
     rig.unmount();
 }
 
 #[test]
 fn killing_privileges_takes_mode_bits_and_capabilities() {
     let Some(mut rig) = Rig::new(16, &["-t", "ext4"]) else { return };
-    let kill = SetAttr { kill_privileges: Some(Caller::root()), ..SetAttr::default() };
-    let pipe = rig.fs().mknod(&Caller::root(), ROOT, b"pipe", 0o016_555, (0, 0)).unwrap().ino;
-    let locked = rig.fs().mknod(&Caller::root(), ROOT, b"locked", 0o106_645, (0, 0)).unwrap().ino;
-    let dir = rig.fs().mkdir(&Caller::root(), ROOT, b"dir", 0o6755).unwrap().ino;
-    set(&rig, locked, "security.capability", &[1; 20]).unwrap();
-    set(&rig, locked, "security.other", b"stays").unwrap();
-    let mode = |ino| rig.fs().setattr(ino, &kill).unwrap().mode & 0o7777;
+    let kill = SetAttr { kill_privileges: Some(Credentials::root()), ..SetAttr::default() };
+    let pipe = rig.root().mknod_as(&Credentials::root(), b"pipe", 0o016_555, (0, 0)).unwrap();
+    let locked = rig.root().mknod_as(&Credentials::root(), b"locked", 0o106_645, (0, 0)).unwrap();
+    let dir = rig.root().create_dir(b"dir", 0o6755).unwrap();
+    set(&locked, "security.capability", &[1; 20]).unwrap();
+    set(&locked, "security.other", b"stays").unwrap();
+    let mode = |node: &Node| node.set_attributes(&kill).unwrap().mode & 0o7777;
     // Set-group-id without group execution is a mark for mandatory locks, no privilege.
-    assert_eq!((mode(pipe), mode(locked), mode(dir)), (0o555, 0o2645, 0o6755));
-    assert_eq!(names(&rig, locked), ["security.other"]);
+    assert_eq!((mode(&pipe), mode(&locked), mode(&dir)), (0o555, 0o2645, 0o6755));
+    assert_eq!(names(&locked), ["security.other"]);
     // Who is not in the group loses the mark too.
-    let outsider = Caller { uid: 1000, gid: 1000, ..Caller::root() };
+    let outsider = Credentials { uid: 1000, gid: 1000, ..Credentials::root() };
     let kill = SetAttr { kill_privileges: Some(outsider), ..SetAttr::default() };
-    assert_eq!(rig.fs().setattr(locked, &kill).unwrap().mode & 0o7777, 0o645);
+    assert_eq!(locked.set_attributes(&kill).unwrap().mode & 0o7777, 0o645);
     rig.unmount();
 }

@@ -6,14 +6,10 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use ext4_format::Ino;
-use fs_core::ops::SetXattr;
-use fs_core::types::Caller;
+use fs_core::{Credentials, SetXattr};
 use rustix::fs::{XattrFlags, getxattr, setxattr};
 
 use crate::rig::{Rig, fsck, patiently, run};
-
-const ROOT: Ino = Ino::ROOT;
 
 /// A kernel mount of an image, until dropped.
 struct KernelMount {
@@ -83,22 +79,23 @@ fn the_kernel_reads_what_we_wrote() {
     for (kind, hash) in KINDS {
         let Some(mut rig) = rig(kind, hash) else { return };
         let count = if kind.contains(&"^dir_index") { 1500 } else { 5_000 };
-        let dir = rig.mkdir(ROOT, "dir");
+        let dir = rig.mkdir(&rig.root(), "dir");
         for i in 0..count {
-            rig.fs().mknod(&Caller::root(), dir, &name(i), 0o100_600, (0, 0)).unwrap();
+            dir.mknod_as(&Credentials::root(), name(i), 0o100_600, (0, 0)).unwrap();
         }
         for i in (0..count).step_by(3) {
-            rig.fs().unlink(dir, &name(i)).unwrap();
+            dir.unlink(name(i)).unwrap();
         }
         let target = vec![b't'; 800];
-        rig.fs().symlink(&Caller::root(), ROOT, b"long", &target).unwrap();
-        rig.fs().symlink(&Caller::root(), ROOT, b"short", b"dir").unwrap();
-        let device = rig.fs().mknod(&Caller::root(), ROOT, b"device", 0o020_640, (300, 70_000)).unwrap();
+        rig.root().symlink(b"long", &target).unwrap();
+        rig.root().symlink(b"short", b"dir").unwrap();
+        let device =
+            rig.root().mknod_as(&Credentials::root(), b"device", 0o020_640, (300, 70_000)).unwrap().ino();
         for i in 0..8_u8 {
             let value = vec![i; 60];
             let name = format!("user.number{i}");
             let how = SetXattr::Any;
-            rig.fs().setxattr(&Caller::root(), dir, name.as_bytes(), &value, how, false).unwrap();
+            dir.set_xattr(name, &value, how).unwrap();
         }
         rig.unmount();
         {
@@ -113,7 +110,7 @@ fn the_kernel_reads_what_we_wrote() {
             assert_eq!(std::fs::read_link(mount.at.join("long")).unwrap().as_os_str().as_bytes(), target);
             assert_eq!(std::fs::read_link(mount.at.join("short")).unwrap().as_os_str(), "dir");
             let meta = mount.at.join("device").symlink_metadata().unwrap();
-            assert_eq!((meta.mode(), meta.ino()), (0o020_640, device.ino.get().into()));
+            assert_eq!((meta.mode(), meta.ino()), (0o020_640, device.get().into()));
             assert_eq!(meta.rdev(), rustix::fs::makedev(300, 70_000));
             for i in 0..8 {
                 assert_eq!(value_of(&path, &format!("user.number{i}")), vec![i; 60]);
@@ -149,22 +146,22 @@ fn we_read_and_change_what_the_kernel_wrote() {
             }
         }
         rig.mount();
-        let dir = rig.fs().lookup(ROOT, b"dir").unwrap().ino;
-        let listed = rig.list(dir, 64);
+        let dir = rig.dir("dir");
+        let listed = rig.list(&dir, 64);
         assert_eq!(listed.len(), count);
         assert_eq!(listed.into_iter().collect::<BTreeSet<_>>(), (0..count).map(name).collect(), "{kind:?}");
         for i in 0..8_u8 {
             let name = format!("user.number{i}");
-            assert_eq!(rig.fs().getxattr(dir, name.as_bytes()).unwrap(), [i; 60]);
+            assert_eq!(dir.xattr(name.as_bytes()).unwrap(), [i; 60]);
         }
-        rig.fs().removexattr(&Caller::root(), dir, b"user.number3").unwrap();
+        dir.remove_xattr("user.number3").unwrap();
         for i in 0..count {
-            assert!(rig.exists(dir, &name(i)), "{i}");
+            assert!(rig.exists(&dir, &name(i)), "{i}");
             if i % 2 == 0 {
-                rig.fs().unlink(dir, &name(i)).unwrap();
+                dir.unlink(name(i)).unwrap();
             } else {
                 let to = [b"renamed ", &name(i)[..]].concat();
-                rig.fs().rename(&Caller::root(), (dir, &name(i)), (dir, &to), Default::default()).unwrap();
+                dir.rename(name(i), &dir, &to, Default::default()).unwrap();
             }
         }
         rig.unmount();

@@ -7,3 +7,5 @@ mod kernel;
 mod model;
 mod rig;
 mod storm;
+mod suspending;
+mod unmounting;

@@ -4,10 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use blockdev::sim::Dice;
-use ext4_format::Ino;
-use fs_core::error::{Error, Posix};
-use fs_core::ops::RenameFlags;
-use fs_core::types::Caller;
+use fs_core::{Dir, Error, Node as File, Posix, RenameFlags};
 
 use crate::rig::Rig;
 
@@ -185,53 +182,41 @@ struct Pair {
 }
 
 impl Pair {
-    /// The inode of a directory of the model, found from the root.
-    fn ino(&self, dir: Id) -> Ino {
+    /// A directory of the model, found from the root.
+    fn dir(&self, dir: Id) -> Dir {
         if dir == 0 {
-            return Ino::ROOT;
+            return self.rig.root();
         }
         let parent = self.model.nodes[&dir].parent;
         let (name, _) = self.model.names(parent).iter().find(|(_, id)| **id == dir).unwrap();
-        self.look(self.ino(parent), name).unwrap()
-    }
-
-    fn look(&self, dir: Ino, name: &[u8]) -> Option<Ino> {
-        let entry = self.rig.fs().lookup(dir, name).ok()?;
-        self.rig.fs().forget(entry.ino, 1);
-        Some(entry.ino)
+        self.dir(parent).lookup(name).and_then(File::into_dir).unwrap()
     }
 
     fn step(&mut self, dice: &mut Dice) {
         let dirs = self.model.directories();
         let (a, b) = (*dice.pick(&dirs), *dice.pick(&dirs));
         let (name, other) = (name(dice), name(dice));
-        let (ino_a, ino_b) = (self.ino(a), self.ino(b));
-        let fs = self.rig.fs().clone();
-        let root = Caller::root();
-        let forget = |entry: fs_core::types::Entry| fs.forget(entry.ino, 1);
+        let (in_a, in_b) = (self.dir(a), self.dir(b));
         let (got, want) = match dice.below(12) {
-            0..=2 => (
-                fs.mknod(&root, ino_a, &name, 0o100_644, (0, 0)).map(forget),
-                self.model.make(a, &name, Kind::File),
-            ),
+            0..=2 => (in_a.create(&name, 0o644).map(drop), self.model.make(a, &name, Kind::File)),
             3 if dirs.len() < 40 => {
                 let kind = Kind::Dir(BTreeMap::new());
-                (fs.mkdir(&root, ino_a, &name, 0o755).map(forget), self.model.make(a, &name, kind))
+                (in_a.create_dir(&name, 0o755).map(drop), self.model.make(a, &name, kind))
             }
             4 => {
                 let target = vec![b't'; 1 + dice.below(200) as usize];
-                let made = fs.symlink(&root, ino_a, &name, &target).map(forget);
+                let made = in_a.symlink(&name, &target).map(drop);
                 (made, self.model.make(a, &name, Kind::Link(target)))
             }
             5 => match self.model.names(b).get(&other).copied() {
                 Some(id) => {
-                    let ino = self.look(ino_b, &other).expect("the model has it");
-                    (fs.link(&root, ino, ino_a, &name).map(forget), self.model.link(id, a, &name))
+                    let file = in_b.lookup(&other).expect("the model has it");
+                    (in_a.link(&name, &file), self.model.link(id, a, &name))
                 }
                 None => return,
             },
-            6 | 7 => (fs.unlink(ino_a, &name), self.model.remove(a, &name, false)),
-            8 => (fs.rmdir(ino_a, &name), self.model.remove(a, &name, true)),
+            6 | 7 => (in_a.unlink(&name).map(drop), self.model.remove(a, &name, false)),
+            8 => (in_a.rmdir(&name).map(drop), self.model.remove(a, &name, true)),
             _ => {
                 let mut flags = RenameFlags::default();
                 match dice.below(5) {
@@ -239,8 +224,7 @@ impl Pair {
                     1 => flags.exchange = true,
                     _ => {}
                 }
-                let from = (ino_a, &name[..]);
-                let got = fs.rename(&root, from, (ino_b, &other), flags);
+                let got = in_a.rename(&name, &in_b, &other, flags).map(drop);
                 (got, self.model.rename((a, &name), (b, &other), flags))
             }
         };
@@ -254,16 +238,16 @@ impl Pair {
     /// Compares the trees, links and targets included.
     fn compare(&self) {
         for dir in self.model.directories() {
-            let ino = self.ino(dir);
-            assert_eq!(self.rig.fs().getattr(ino).unwrap().links, self.model.nodes[&dir].links, "{dir}");
-            let names: BTreeSet<Vec<u8>> = self.rig.list(ino, 50).into_iter().collect();
+            let found = self.dir(dir);
+            assert_eq!(found.attributes().unwrap().links, self.model.nodes[&dir].links, "{dir}");
+            let names: BTreeSet<Vec<u8>> = self.rig.list(&found, 50).into_iter().collect();
             assert!(names.iter().eq(self.model.names(dir).keys()), "{dir}");
             for (name, id) in self.model.names(dir) {
-                let ino = self.look(ino, name).expect("listed");
+                let file = found.lookup(name).expect("listed");
                 let node = &self.model.nodes[id];
-                assert_eq!(self.rig.fs().getattr(ino).unwrap().links, node.links);
+                assert_eq!(file.attributes().unwrap().links, node.links);
                 if let Kind::Link(target) = &node.kind {
-                    assert_eq!(&self.rig.fs().readlink(ino).unwrap(), target);
+                    assert_eq!(&file.read_link().unwrap(), target);
                 }
             }
         }
@@ -287,7 +271,7 @@ fn random_operations_agree_with_the_model() {
         (5, &["-t", "ext4", "-O", "^filetype,^orphan_file", "-b", "2048"]),
     ] {
         let Some(rig) = Rig::new(32, kind) else { return };
-        rig.fs().rmdir(Ino::ROOT, b"lost+found").unwrap();
+        rig.root().rmdir(b"lost+found").unwrap();
         let mut pair = Pair { rig, model: Model::new() };
         let mut dice = Dice::new(seed);
         for round in 0..6 {

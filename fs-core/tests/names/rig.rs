@@ -5,10 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 
-use blockdev::{Env, OpenOptions};
-use ext4_format::Ino;
-use fs_core::Filesystem;
-use fs_core::types::{Caller, Entry, MountOptions};
+use fs_core::{Dir, Filesystem, Node, OpenFile};
 use tempfile::TempDir;
 
 pub struct Rig {
@@ -44,17 +41,20 @@ impl Rig {
     }
 
     pub fn mount(&mut self) {
-        let options = OpenOptions::default();
         // A mount namespace made meanwhile keeps the kernel's mount, and its loop device, for a moment.
-        let dev = patiently(|| blockdev::open(self.image(), &options)).expect("the image opens");
-        let fs = Filesystem::mount(Arc::new(dev), MountOptions::default(), Env::system());
+        let fs = patiently(|| Filesystem::open(self.image()));
         self.fs = Some(fs.expect("the volume mounts"));
     }
 
     /// Unmounts and lets e2fsck judge.
     pub fn unmount(&mut self) {
-        self.fs.take().expect("mounted").unmount().expect("a clean unmount");
+        self.end();
         fsck(&self.image());
+    }
+
+    /// Unmounts.
+    pub fn end(&mut self) {
+        self.fs.take().expect("mounted").close().expect("a clean end");
     }
 
     pub fn remount(&mut self) {
@@ -69,26 +69,39 @@ impl Rig {
         self.mount();
     }
 
+    pub fn root(&self) -> Dir {
+        self.fs().root().expect("the root")
+    }
+
+    /// The directory `name` in the root.
+    pub fn dir(&self, name: &str) -> Dir {
+        self.root().lookup(name).and_then(Node::into_dir).unwrap_or_else(|e| panic!("{name}: {e}"))
+    }
+
+    /// The file `name` in the root.
+    pub fn find(&self, name: &str) -> Node {
+        self.root().lookup(name).unwrap_or_else(|e| panic!("{name}: {e}"))
+    }
+
     /// A new regular file.
-    pub fn touch(&self, parent: Ino, name: &str) -> Entry {
-        let made = self.fs().mknod(&Caller::root(), parent, name.as_bytes(), 0o100_644, (0, 0));
-        made.unwrap_or_else(|e| panic!("creating {name}: {e}"))
+    pub fn touch(&self, parent: &Dir, name: &str) -> OpenFile {
+        parent.create(name, 0o644).unwrap_or_else(|e| panic!("creating {name}: {e}"))
     }
 
-    pub fn mkdir(&self, parent: Ino, name: &str) -> Ino {
-        self.fs().mkdir(&Caller::root(), parent, name.as_bytes(), 0o755).expect("mkdir").ino
+    pub fn mkdir(&self, parent: &Dir, name: &str) -> Dir {
+        parent.create_dir(name, 0o755).expect("mkdir")
     }
 
-    pub fn exists(&self, parent: Ino, name: &[u8]) -> bool {
-        self.fs().lookup(parent, name).is_ok()
+    pub fn exists(&self, parent: &Dir, name: &[u8]) -> bool {
+        parent.lookup(name).is_ok()
     }
 
     /// All names but the dots, in reading order, `batch` at a time.
-    pub fn list(&self, ino: Ino, batch: usize) -> Vec<Vec<u8>> {
+    pub fn list(&self, dir: &Dir, batch: usize) -> Vec<Vec<u8>> {
         let mut names = Vec::new();
         let mut cookie = 0;
         loop {
-            let more = self.read_some(ino, &mut cookie, batch);
+            let more = self.read_some(dir, &mut cookie, batch);
             if more.is_empty() {
                 return names;
             }
@@ -97,10 +110,10 @@ impl Rig {
     }
 
     /// Up to `batch` names from `cookie` on.
-    pub fn read_some(&self, ino: Ino, cookie: &mut u64, batch: usize) -> Vec<Vec<u8>> {
+    pub fn read_some(&self, dir: &Dir, cookie: &mut u64, batch: usize) -> Vec<Vec<u8>> {
         let mut names = Vec::new();
         let from = *cookie;
-        let read = self.fs().readdir(ino, from, |item| {
+        let read = dir.list(from, |item| {
             if names.len() == batch {
                 return ControlFlow::Break(());
             }
@@ -111,14 +124,6 @@ impl Rig {
         });
         read.expect("readdir");
         names
-    }
-}
-
-impl Drop for Rig {
-    fn drop(&mut self) {
-        if let Some(fs) = self.fs.take() {
-            let _ = fs.unmount();
-        }
     }
 }
 

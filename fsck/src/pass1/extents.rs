@@ -6,23 +6,27 @@
 
 use std::collections::BTreeMap;
 
-use ext4_format::extent::{Bounds, ENTRY_SIZE, Extent, MAX_DEPTH, Node, NodeMut};
+use ext4_format::extent::{self, Bounds, ENTRY_SIZE, Extent, MAX_DEPTH, Node, NodeMut};
 use ext4_format::inode::flag;
 use ext4_format::{BlockNo, FileBlock, Ino};
 
 use super::inode::{Effects, Subject};
-use crate::ask::Ask;
-use crate::context::Context;
+use super::whole_tree;
+use crate::context::{Context, lock};
 use crate::error::{Error, Result};
 use crate::problem::{Code, Problem};
+use crate::prompt::Ask;
 
 /// Checks the whole tree of an inode.
 pub fn check(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject, effects: &mut Effects) -> Result<()> {
     let ino = s.ino;
-    if mend_max(ask, ino, &mut s.inode.block)? {
+    if whole_tree::check(ctx, ask, s, effects)? {
+        return Ok(());
+    }
+    if repair_max(ask, ino, &mut s.inode.block)? {
         s.dirty = true;
     }
-    mend_depth(ctx, ask, s)?;
+    repair_depth(ctx, ask, s)?;
     let mut root = s.inode.block;
     let bad = match Node::parse(&root) {
         Ok(node) if node.depth() > 0 && node.is_empty() => Some("eh_entries"),
@@ -59,25 +63,26 @@ pub fn check(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject, effects: &mut Ef
     Ok(())
 }
 
-/// A node may say that a few entries less fit than do, as old kernels wrote it; not many less.
-fn mend_max(ask: &mut dyn Ask, ino: Ino, bytes: &mut [u8]) -> Result<bool> {
+/// A node may say that a few entries less fit than do, as old kernels wrote it; not many less, and not more.
+fn repair_max(ask: &mut dyn Ask, ino: Ino, bytes: &mut [u8]) -> Result<bool> {
     const EH_MAX: std::ops::Range<usize> = 4..6;
     let fit = (bytes.len() / ENTRY_SIZE - 1) as u16;
     let stated = u16::from_le_bytes([bytes[EH_MAX.start], bytes[EH_MAX.start + 1]]);
     let magic = bytes[..2] == [0x0a, 0xf3];
-    let wrong = magic && stated + 2 < fit;
+    let entries = u16::from_le_bytes([bytes[2], bytes[3]]);
+    let wrong = magic && entries <= fit && (stated.saturating_add(2) < fit || stated > fit);
     if !wrong || !ask.ask(Problem::of(Code::ExtentMax, ino).values(stated, fit))? {
         return Ok(false);
     }
-    bytes[EH_MAX].copy_from_slice(&fit.to_le_bytes());
+    extent::set_max(bytes, fit);
     Ok(true)
 }
 
 /// A root whose only fault is its depth: one without entries is an empty leaf, and one that makes sense as a
 /// leaf is one.
-fn mend_depth(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject) -> Result<()> {
+fn repair_depth(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject) -> Result<()> {
     let mut leaf = s.inode.block;
-    set_depth(&mut leaf, 0);
+    extent::set_depth(&mut leaf, 0);
     let why = match Node::parse(&s.inode.block) {
         Ok(node) if node.depth() > 0 && node.is_empty() => "no entries",
         Err(corruption) if corruption.field == "eh_depth" && Node::parse(&leaf).is_ok() => "more than five",
@@ -140,10 +145,6 @@ impl Walk<'_> {
                 Some(problem(Code::ExtentHugeBlock))
             } else if self.is_dir && extent.end() > 1 << 30 {
                 Some(problem(Code::DirectoryTooBig))
-            } else if self.ctx.geometry.cluster_ratio > 1
-                && (self.is_askew(&extent) || self.tears_cluster(&extent))
-            {
-                Some(problem(Code::ExtentCollision))
             } else if !self.ctx.spend_data(extent.len.into()) {
                 Some(problem(Code::ExtentInvalid).named("files claim more than the volume has"))
             } else {
@@ -156,6 +157,11 @@ impl Walk<'_> {
                     at += 1;
                 }
                 continue;
+            }
+            let torn = self.ctx.geometry.cluster_ratio > 1
+                && (self.is_askew(&extent) || self.tears_cluster(&extent));
+            if torn && self.ask.ask(problem(Code::ExtentCollision))? {
+                lock(&self.ctx.found.to_realign).insert(self.ino);
             }
             let (first, extent) =
                 if self.is_dir && first > self.next && self.ask.ask(problem(Code::ExtentDirHole))? {
@@ -174,7 +180,9 @@ impl Walk<'_> {
             }
             self.effects.data(first, extent.start, extent.len.into(), extent.unwritten);
             self.next = extent.end();
-            self.place(&extent);
+            if !torn {
+                self.place(&extent);
+            }
             at += 1;
         }
         Ok(changed)
@@ -260,7 +268,7 @@ impl Walk<'_> {
             Err(error) => return Err(error),
         };
         let sum_holds = ctx.csum.verify_extent_block(&bytes, ino, self.generation).is_ok();
-        let mended = mend_max(self.ask, ino, &mut bytes)?;
+        let repaired = repair_max(self.ask, ino, &mut bytes)?;
         let wrong = match Node::parse(&bytes) {
             Err(corruption) => Some(corruption.field),
             Ok(_) if depth > MAX_DEPTH => Some("eh_depth"),
@@ -274,12 +282,12 @@ impl Walk<'_> {
             let problem = Problem::of(Code::ExtentNode, ino).at(block).named("checksum and contents");
             return Ok(decide(self.ask.ask(problem)?));
         }
-        let mut changed = mended;
+        let mut changed = repaired;
         let stated = Node::parse(&bytes).map_or(0, |node| node.depth());
         if stated + 1 != depth {
             // A node whose entries make sense where it hangs only has a wrong number.
             let mut right = bytes.clone();
-            set_depth(&mut right, depth - 1);
+            extent::set_depth(&mut right, depth - 1);
             let problem = Problem::of(Code::ExtentNodeDepth, ino).at(block).values(stated, depth - 1);
             if !self.sane(&right) || !self.ask.ask(problem)? {
                 return Ok(decide(
@@ -290,6 +298,8 @@ impl Walk<'_> {
             changed = true;
         }
         self.effects.claims.push((block.0, 1));
+        self.effects.nodes += 1;
+        self.effects.depth = self.effects.depth.max(depth);
         changed |= self.node(&mut bytes, end)?;
         if !sum_holds && !changed {
             changed = self.ask.ask(Problem::of(Code::ExtentNodeChecksum, ino).at(block))?;
@@ -330,7 +340,8 @@ enum Child {
     Leave,
 }
 
-fn set_depth(bytes: &mut [u8], depth: u16) {
+/// Writes the depth of a node.
+pub(super) fn set_depth(bytes: &mut [u8], depth: u16) {
     const EH_DEPTH: std::ops::Range<usize> = 6..8;
     bytes[EH_DEPTH].copy_from_slice(&depth.to_le_bytes());
 }
@@ -358,12 +369,11 @@ pub fn list(ctx: &Context, inode: &ext4_format::inode::Inode) -> Vec<Extent> {
             },
         );
     } else {
-        let device = 1..ctx.geometry.blocks_count;
+        let volume = 1..ctx.geometry.blocks_count;
         let _ = ext4_format::indirect::walk::<_, Walked>(
             &inode.block,
             ctx.geometry.block_size,
-            device,
-            ctx.geometry.blocks_count,
+            volume,
             &mut |block| {
                 if ctx.spend_tree() { ctx.disk.read(block).map_err(|_| Walked) } else { Err(Walked) }
             },

@@ -6,10 +6,10 @@ use ext4_format::indirect::{DIRECT, pointer, set_pointer, span};
 use ext4_format::{BlockNo, Ino};
 
 use super::inode::{Effects, Subject};
-use crate::ask::Ask;
 use crate::context::Context;
 use crate::error::Result;
 use crate::problem::{Code, Problem};
+use crate::prompt::Ask;
 
 /// Blocks of a hole that is filled in a directory.
 const MAX_HOLE: u64 = 64;
@@ -42,7 +42,18 @@ struct Walk<'a> {
     effects: &'a mut Effects,
 }
 
+/// Pointers off the volume in a block that may still be one of pointers.
+const STRAYS: usize = 12;
+
 impl Walk<'_> {
+    /// Whether a block holds something else than pointers: most of them would lead off the volume. To clear
+    /// them one by one would write into another file's data.
+    fn is_foreign(&self, bytes: &[u8]) -> bool {
+        let pointers = (0..self.ctx.geometry.block_size / 4).filter_map(|slot| pointer(bytes, slot));
+        let (good, strays): (Vec<_>, Vec<_>) = pointers.partition(|child| self.ctx.on_volume(*child, 1));
+        strays.len() > STRAYS && strays.len() > good.len()
+    }
+
     /// Checks what a pointer leads to; true when the pointer must go.
     fn subtree(&mut self, block: BlockNo, first: u64, levels: usize) -> Result<bool> {
         let ctx = self.ctx;
@@ -69,6 +80,9 @@ impl Walk<'_> {
         let Ok(mut bytes) = ctx.disk.read(block) else {
             return self.ask.ask(Problem::of(Code::IndirectPointer, self.ino).at(block));
         };
+        if self.is_foreign(&bytes) {
+            return self.ask.ask(Problem::of(Code::IndirectPointer, self.ino).at(block));
+        }
         self.effects.claims.push((block.0, 1));
         // The pieces of a file are told by its data; the block that maps them may stand between.
         if self.effects.expected_next == block.0 {

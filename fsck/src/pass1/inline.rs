@@ -8,10 +8,13 @@ use ext4_format::xattr::{self, Attributes, Home, INDEX_SYSTEM, OwnedValue, Value
 
 use super::inode::Subject;
 use super::xattr::value_hash;
-use crate::ask::Ask;
 use crate::context::Context;
 use crate::error::Result;
 use crate::problem::{Code, Problem};
+use crate::prompt::Ask;
+
+/// Byte of `i_block` in the record.
+pub const I_BLOCK: usize = 0x28;
 
 /// Bytes of the smallest record of a directory.
 pub const LEAST_RECORD: usize = 12;
@@ -26,6 +29,14 @@ pub fn rest(ctx: &Context, record: &[u8], inode: &Inode) -> Option<Range<usize>>
     }
     let start = value.as_ptr().addr() - record.as_ptr().addr();
     Some(start..start + value.len())
+}
+
+/// The parts of the record in which the entries of an inline directory lie: behind the number of its parent in
+/// `i_block`, and the rest.
+pub fn areas(ctx: &Context, record: &[u8], inode: &Inode) -> impl Iterator<Item = Range<usize>> + use<> {
+    let first = I_BLOCK + size_of::<u32>()..I_BLOCK + BLOCK_AREA;
+    let rest = rest(ctx, record, inode).unwrap_or_default();
+    [first, rest].into_iter().filter(|area| area.len() >= LEAST_RECORD)
 }
 
 /// The part of an area in which records of a directory can lie: they end at multiples of four bytes.

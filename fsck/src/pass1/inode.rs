@@ -4,20 +4,23 @@
 //! uses goes into [`Effects`], which the caller joins to the common picture only when the whole inode has
 //! been judged.
 
+use std::mem::take;
 use std::sync::atomic::Ordering::Relaxed;
 
 use ext4_format::dirent::{DirBlock, DirFormat};
-use ext4_format::extent::Node;
-use ext4_format::features::{Compat, Incompat, RoCompat};
-use ext4_format::inode::{BASE_SIZE, BLOCK_AREA, FULL_EXTRA_ISIZE, FileType, Inode, MAX_FAST_SYMLINK, flag};
-use ext4_format::{BlockNo, Ino};
+use ext4_format::extent::{Extent, Node, NodeMut};
+use ext4_format::features::{Incompat, RoCompat};
+use ext4_format::inode::{
+    BASE_SIZE, BLOCK_AREA, FULL_EXTRA_ISIZE, FileType, Inode, MAX_FAST_SYMLINK, RawInode, Time, flag,
+};
+use ext4_format::{BlockNo, FileBlock, Ino};
 
-use super::{extents, indirect, inline, special, xattr};
-use crate::ask::Ask;
+use super::{extents, flags, indirect, inline, special, xattr};
 use crate::context::{Context, lock};
 use crate::error::Result;
 use crate::map::Use;
 use crate::problem::{Code, Problem};
+use crate::prompt::Ask;
 
 /// What one inode uses.
 #[derive(Debug, Default)]
@@ -34,6 +37,10 @@ pub struct Effects {
     pub ea_refs: Vec<Ino>,
     /// Blocks that attribute values in inodes of their own add to its count.
     pub ea_blocks: u64,
+    /// Nodes of its extent tree below the root.
+    pub nodes: u64,
+    /// Levels of its extent tree below the root.
+    pub depth: u16,
     /// Last file block that is mapped.
     pub last: Option<u64>,
     /// Last file block that is mapped and written.
@@ -116,10 +123,6 @@ impl Subject {
             ctx.encode(&self.inode, &mut self.record);
         }
     }
-
-    fn word(&self, at: usize) -> u32 {
-        u32::from_le_bytes(std::array::from_fn(|i| self.record[at + i]))
-    }
 }
 
 /// Checks one inode and fills `effects`. The record is rewritten when something was repaired.
@@ -166,10 +169,13 @@ fn examine(
     let ino = s.ino;
     let reserved = ino.get() < ctx.first_ino();
     // So small a time is a link of an orphan list that was torn.
-    let low = s.inode.dtime != 0 && s.inode.dtime < ctx.geometry.inodes_count;
+    let low = s.inode.dtime != 0 && s.inode.dtime < ctx.geometry.inodes_count && clock_was_set(ctx);
     if low && ask.ask(Problem::of(Code::DeletedLowDtime, ino))? {
         s.inode.dtime = if s.inode.links > 0 { 0 } else { ctx.options.now() };
         s.dirty = true;
+    }
+    if s.inode.links == 0 && lock(&ctx.found.orphans).contains(&ino) {
+        return unprocessed_orphan(ctx, ask, s, effects);
     }
     if s.inode.links == 0 && !reserved {
         if s.inode.dtime == 0 && s.inode.mode != 0 && ask.ask(Problem::of(Code::DeletedNoDtime, ino))? {
@@ -201,7 +207,8 @@ fn examine(
         return Ok(());
     };
     check_fields(ctx, ask, s)?;
-    check_flags(ctx, ask, s, kind)?;
+    flags::check(ctx, ask, s, kind)?;
+    check_times(ask, s)?;
     xattr::check(ctx, ask, s, effects)?;
     effects.what = Some(Use::File(kind.dirent_code()));
     effects.links = s.inode.links;
@@ -224,6 +231,29 @@ fn examine(
         return Ok(());
     }
     check_sizes(ctx, ask, s, effects)
+}
+
+/// A file without a name that is still open, or was when the machine crashed: what it uses is in use.
+fn unprocessed_orphan(
+    ctx: &Context,
+    ask: &mut dyn Ask,
+    s: &mut Subject,
+    effects: &mut Effects,
+) -> Result<()> {
+    xattr::check(ctx, ask, s, effects)?;
+    if s.inode.maps_blocks(&ctx.layout) {
+        map_blocks(ctx, ask, s, effects)?;
+    }
+    effects.what = Some(Use::Internal);
+    Ok(())
+}
+
+/// Whether the machines that used the volume knew the time: else a small time may be a true one.
+fn clock_was_set(ctx: &Context) -> bool {
+    let raw = ctx.sb.raw();
+    // A time of zero is one that was never stamped.
+    let stamps = [raw.wtime, raw.mtime, raw.mkfs_time];
+    stamps.iter().all(|time| time.get() == 0 || time.get() >= ctx.geometry.inodes_count)
 }
 
 /// A device, pipe or socket whose block map leads to a directory that names this inode `.` is that directory.
@@ -283,68 +313,26 @@ fn check_extra_isize(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject) -> Resul
 fn check_fields(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject) -> Result<()> {
     let is_dir_or_special = s.inode.file_type() != Some(FileType::Regular);
     let large_dir = ctx.layout.large_dir && s.inode.is_dir();
-    let mut zero = |s: &mut Subject, code, at: usize, width: usize| -> Result<()> {
-        let value = if width == 4 { s.word(at) } else { s.word(at) & 0xffff };
+    // `take` leaves 0 in a field of the record and gives what stood there.
+    let mut zero = |s: &mut Subject, code, take: fn(&mut RawInode) -> u32| -> Result<()> {
+        let value = RawInode::of(&s.record).map_or(0, |raw| take(&mut raw.clone()));
         if value != 0 && ask.ask(Problem::of(code, s.ino).values(value, 0_u32))? {
             s.store(ctx);
-            s.record[at..at + width].fill(0);
+            RawInode::of_mut(&mut s.record).map(take);
             s.inode = Inode::decode_damaged(&s.record, &ctx.layout);
             s.dirty = true;
         }
         Ok(())
     };
-    zero(s, Code::InodeFaddr, 0x70, 4)?;
+    zero(s, Code::InodeFaddr, |raw| take(&mut raw.obsolete_faddr).get())?;
     if is_dir_or_special && !large_dir && s.inode.file_type() == Some(FileType::Directory) {
-        zero(s, Code::SizeHighBits, 0x6c, 4)?;
+        zero(s, Code::SizeHighBits, |raw| take(&mut raw.size_hi).get())?;
     }
     if !ctx.sb.incompat().has(Incompat::BIT64) {
-        zero(s, Code::FileAclHighBits, 0x76, 2)?;
+        zero(s, Code::FileAclHighBits, |raw| take(&mut raw.file_acl_hi).get().into())?;
     }
     if !ctx.layout.huge_file {
-        zero(s, Code::BlocksHighBits, 0x74, 2)?;
-    }
-    Ok(())
-}
-
-/// Flags against the kind of file and the volume's features.
-pub fn check_flags(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject, kind: FileType) -> Result<()> {
-    let incompat = ctx.sb.incompat();
-    let mut drop = |s: &mut Subject, wrong: bool, code, bits: u32| -> Result<()> {
-        if wrong && s.inode.flags & bits != 0 && ask.ask(Problem::of(code, s.ino))? {
-            s.inode.flags &= !bits;
-            s.record[0x20..0x24].copy_from_slice(&s.inode.flags.to_le_bytes());
-            s.dirty = true;
-        }
-        Ok(())
-    };
-    let (dir, file) = (kind == FileType::Directory, kind == FileType::Regular);
-    drop(s, !ctx.sb.compat().has(Compat::IMAGIC_INODES), Code::FlagImagic, flag::IMAGIC)?;
-    drop(s, !dir, Code::FlagIndexFile, flag::INDEX)?;
-    drop(s, !ctx.sb.compat().has(Compat::DIR_INDEX), Code::FlagIndexFeature, flag::INDEX)?;
-    drop(s, !incompat.has(Incompat::INLINE_DATA), Code::FlagInlineFeature, flag::INLINE_DATA)?;
-    drop(s, !incompat.has(Incompat::ENCRYPT), Code::FlagEncrypt, flag::ENCRYPT)?;
-    drop(s, !dir || !incompat.has(Incompat::CASEFOLD), Code::FlagCasefold, flag::CASEFOLD)?;
-    drop(s, !file || !incompat.has(Incompat::EA_INODE), Code::FlagEaInode, flag::EA_INODE)?;
-    drop(s, !ctx.sb.ro_compat().has(RoCompat::HUGE_FILE), Code::FlagHugeFile, flag::HUGE_FILE)?;
-    if s.inode.has(flag::INLINE_DATA) {
-        drop(s, true, Code::FlagInlineAndExtents, flag::EXTENTS)?;
-    }
-    let looks_like_tree =
-        s.inode.block[..2] == [0x0a, 0xf3] && u16::from_le_bytes([s.inode.block[4], s.inode.block[5]]) == 4;
-    if s.inode.has(flag::EXTENTS) && !incompat.has(Incompat::EXTENTS) {
-        if looks_like_tree && ask.ask(Problem::of(Code::FlagExtentsFeature, s.ino))? {
-            ctx.edit_super(|raw| {
-                raw.feature_incompat.set(raw.feature_incompat.get() | Incompat::EXTENTS.0);
-            });
-        }
-    } else if !s.inode.has(flag::EXTENTS | flag::INLINE_DATA)
-        && looks_like_tree
-        && incompat.has(Incompat::EXTENTS)
-        && (dir || file)
-        && ask.ask(Problem::of(Code::FlagExtentsMissing, s.ino))?
-    {
-        s.inode.flags |= flag::EXTENTS;
-        s.dirty = true;
+        zero(s, Code::BlocksHighBits, |raw| take(&mut raw.blocks_hi).get().into())?;
     }
     Ok(())
 }
@@ -356,7 +344,7 @@ fn map_blocks(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject, effects: &mut E
     }
     indirect::check(ctx, ask, s, effects)?;
     if ctx.geometry.cluster_ratio > 1 && ask.ask(Problem::of(Code::BigallocBlockMap, s.ino))? {
-        lock(&ctx.found.to_extents).push(s.ino);
+        lock(&ctx.found.to_extents).push((s.ino, None));
     }
     Ok(())
 }
@@ -364,22 +352,24 @@ fn map_blocks(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject, effects: &mut E
 fn check_symlink(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject, effects: &mut Effects) -> Result<()> {
     let encrypted = s.inode.has(flag::ENCRYPT);
     let size = s.inode.size;
-    // An encrypted target starts with its own length in 16 bits.
     let fits = |target: &[u8]| {
         if encrypted {
-            let len = target.first_chunk().map_or(0, |len| u64::from(u16::from_le_bytes(*len)) + 2);
-            return len == size;
+            return encrypted_len(target) == Some(size);
         }
         let len = target.iter().position(|&b| b == 0).unwrap_or(target.len());
         len < target.len() && len as u64 == size
     };
     let good = if s.inode.has(flag::INLINE_DATA) {
         inline::check(ctx, ask, s)?;
-        true
+        let rest = inline::rest(ctx, &s.record, &s.inode).unwrap_or_default();
+        let mut target = [&s.inode.block[..], &s.record[rest]].concat();
+        target.push(0);
+        // The size may just have been cut to what is there.
+        s.inode.size != size || fits(&target)
     } else if size == 0 || s.inode.has(flag::INDEX) {
         false
     } else if s.inode.is_fast_symlink(&ctx.layout) && !s.inode.has(flag::EXTENTS) {
-        size <= MAX_FAST_SYMLINK as u64 && (encrypted || fits(&s.inode.block[..BLOCK_AREA]))
+        size <= MAX_FAST_SYMLINK as u64 && fits(&s.inode.block[..BLOCK_AREA])
     } else if !encrypted && size <= MAX_FAST_SYMLINK as u64 {
         // So short a target is never given a block.
         false
@@ -388,20 +378,70 @@ fn check_symlink(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject, effects: &mu
     } else {
         let before = effects.claims.len();
         map_blocks(ctx, ask, s, effects)?;
-        let data: Vec<_> = effects.claims[before..].to_vec();
-        match (effects.last, data.last()) {
-            (Some(0), Some(&(block, 1))) => match ctx.disk.read(BlockNo(block)) {
-                Ok(mut bytes) => {
-                    bytes.push(0);
-                    fits(&bytes)
+        let held = |block: BlockNo| {
+            ctx.disk.read(block).is_ok_and(|mut bytes| {
+                bytes.push(0);
+                fits(&bytes)
+            })
+        };
+        let first = extents::list(ctx, &s.inode).first().filter(|extent| extent.first.0 == 0).copied();
+        match first {
+            Some(extent) if ctx.on_volume(extent.start, 1) && held(extent.start) => {
+                let one = effects.last == Some(0) && effects.claims.len() == before + 1;
+                if !one && ask.ask(Problem::of(Code::SymlinkTooBig, s.ino))? {
+                    keep_first_block(s, extent.start);
+                    effects.claims.truncate(before);
+                    (effects.last, effects.last_written, effects.breaks) = (None, None, 0);
+                    effects.data(0, extent.start, 1, false);
+                    true
+                } else {
+                    one
                 }
-                Err(_) => false,
-            },
+            }
             _ => false,
         }
     };
     if s.inode.mode != 0 && !good && ask.ask(Problem::of(Code::SymlinkDamaged, s.ino))? {
         s.clear(ctx);
+    }
+    Ok(())
+}
+
+/// Makes an inode map one block, and no other.
+fn keep_first_block(s: &mut Subject, block: BlockNo) {
+    s.inode.block = [0; BLOCK_AREA];
+    if s.inode.has(flag::EXTENTS) {
+        let one = Extent { first: FileBlock(0), len: 1, start: block, unwritten: false };
+        let _ = NodeMut::init(&mut s.inode.block, 0).insert(0, one);
+    } else {
+        ext4_format::indirect::set_pointer(&mut s.inode.block, 0, Some(block));
+    }
+    s.dirty = true;
+}
+
+/// The size of an encrypted target that starts here: its own length stands in front of it, in 16 bits.
+#[must_use]
+pub fn encrypted_len(target: &[u8]) -> Option<u64> {
+    let len = target.first_chunk().map(|len| usize::from(u16::from_le_bytes(*len)))?;
+    (len > 0 && len + 2 <= target.len()).then_some(len as u64 + 2)
+}
+
+/// Times before 1970 that an old kernel gave the epoch bits of the last epoch.
+fn check_times(ask: &mut dyn Ask, s: &mut Subject) -> Result<()> {
+    const LAST_EPOCH: i64 = 3 << 32;
+    let late = |time: &Time| time.sec < LAST_EPOCH && time.sec >= LAST_EPOCH + Time::MIN_SEC;
+    let created = s.inode.crtime.unwrap_or_default();
+    let any = [s.inode.atime, s.inode.mtime, s.inode.ctime, created].iter().any(late);
+    // The times of an attribute's value are other things.
+    if !any || s.inode.has(flag::EA_INODE) {
+        return Ok(());
+    }
+    if ask.ask(Problem::of(Code::TimeEpoch, s.ino))? {
+        let times = [&mut s.inode.atime, &mut s.inode.mtime, &mut s.inode.ctime];
+        for time in times.into_iter().chain(&mut s.inode.crtime).filter(|time| late(time)) {
+            time.sec -= LAST_EPOCH;
+        }
+        s.dirty = true;
     }
     Ok(())
 }
@@ -421,8 +461,8 @@ fn check_special_file(ask: &mut dyn Ask, s: &mut Subject) -> Result<()> {
             s.dirty = true;
         }
     }
-    let raw_size = u64::from(s.word(4)) | u64::from(s.word(0x6c)) << 32;
-    if raw_size != 0 && ask.ask(Problem::of(Code::SpecialFile, s.ino))? {
+    let sized = RawInode::of(&s.record).is_some_and(|raw| raw.size_lo.get() | raw.size_hi.get() != 0);
+    if sized && ask.ask(Problem::of(Code::SpecialFile, s.ino))? {
         s.inode.size = 0;
         s.dirty = true;
     }
@@ -476,7 +516,7 @@ fn check_sizes(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject, effects: &mut 
         let right = if s.inode.size < least {
             Some((effects.last_written.unwrap_or(0) + 1) * block)
         } else if s.inode.size > largest {
-            Some(largest)
+            Some(effects.last.map_or(0, |last| (last + 1) * block))
         } else {
             None
         };

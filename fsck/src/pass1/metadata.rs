@@ -1,11 +1,23 @@
 //! The volume's own blocks: superblocks, descriptors, bitmaps and inode tables, claimed before any file's.
 
+use std::ops::Range;
+
 use ext4_format::BlockNo;
 
-use crate::context::{Context, NOWHERE};
+use crate::context::{Context, UNALLOCATED};
 
 /// Claims the metadata of every group.
 pub fn claim(ctx: &mut Context) {
+    let ranges = ranges(ctx);
+    for range in &ranges {
+        ctx.found.blocks.claim(BlockNo(range.start), range.end - range.start, |_| ());
+    }
+    ctx.metadata = ranges;
+}
+
+/// The metadata of every group, as sorted, disjoint ranges of blocks.
+#[must_use]
+pub fn ranges(ctx: &Context) -> Vec<Range<u64>> {
     let mut ranges: Vec<(u64, u64)> = Vec::new();
     let table = u64::from(ctx.geometry.inode_table_blocks());
     for group in ctx.geometry.groups() {
@@ -17,7 +29,7 @@ pub fn claim(ctx: &mut Context) {
         }
         let desc = &ctx.descs[group.0 as usize];
         for (place, len) in [(desc.block_bitmap, 1), (desc.inode_bitmap, 1), (desc.inode_table, table)] {
-            if place != NOWHERE {
+            if place != UNALLOCATED {
                 ranges.push((place.0, place.0 + len));
             }
         }
@@ -33,15 +45,12 @@ pub fn claim(ctx: &mut Context) {
         range.0 < range.1
     });
     ranges.sort_unstable();
-    let mut joined: Vec<std::ops::Range<u64>> = Vec::new();
+    let mut joined: Vec<Range<u64>> = Vec::new();
     for (start, end) in ranges {
         match joined.last_mut() {
             Some(last) if start <= last.end => last.end = last.end.max(end),
             _ => joined.push(start..end),
         }
     }
-    for range in &joined {
-        ctx.found.blocks.claim(BlockNo(range.start), range.end - range.start, |_| ());
-    }
-    ctx.metadata = joined;
+    joined
 }

@@ -1,50 +1,59 @@
 //! Pass 1: every inode and every block it uses.
 //!
-//! Groups are scanned in parallel by the prober; an inode that needs a question is put on a list and looked
-//! at again, alone and in order, by the judge. Inodes with trees of blocks come after the scan, in parallel
+//! Groups are scanned in parallel as a dry run; an inode that needs a question is put on a list and looked
+//! at again, alone and in order, by the prompter. Inodes with trees of blocks come after the scan, in parallel
 //! too and sorted by place, so that one group full of large files does not keep one core busy alone. The
 //! device hears of the tables and trees that come next while those before them are looked at.
 
+mod bad_blocks;
 mod extents;
+mod flags;
 mod indirect;
 pub mod inline;
 mod inode;
 mod metadata;
 mod special;
+mod whole_tree;
 mod xattr;
 
 use std::sync::Mutex;
 use std::sync::atomic::Ordering::Relaxed;
 
+use ext4_format::extent::Node;
 use ext4_format::features::RoCompat;
+use ext4_format::indirect::{DIRECT, pointer};
+use ext4_format::inode::{FileType, RawInode, flag};
 use ext4_format::{BlockNo, GroupNo, Ino};
 
 pub use extents::list as extents_of;
 pub use inode::Effects;
-pub use metadata::claim as claim_metadata;
+pub use metadata::{claim as claim_metadata, ranges as metadata_ranges};
+pub use xattr::{ea_references, set_ea_references, value_hash};
 
-use crate::ask::{Ask, Judge, Probe};
-use crate::context::{Context, Dir, NOWHERE, SharedBlock, lock};
+use crate::alloc;
+use crate::context::{Context, Dir, SharedBlock, UNALLOCATED, lock};
 use crate::error::{Error, Result};
+use crate::map::Use;
 use crate::parallel;
 use crate::problem::{Code, Problem};
+use crate::prompt::{Ask, DryRun, Prompter};
 
 /// Inodes whose trees are asked for together.
 const TREES_TOGETHER: usize = 8;
 
 /// Runs the pass.
-pub fn run(ctx: &mut Context, judge: &mut Judge<'_>) -> Result<()> {
+pub fn run(ctx: &mut Context, prompter: &mut Prompter<'_>) -> Result<()> {
     metadata::claim(ctx);
     let ctx = &*ctx;
     let suspects: Mutex<Vec<Ino>> = Mutex::default();
     let trees: Mutex<Vec<(u64, Ino)>> = Mutex::default();
     let groups = u64::from(ctx.geometry.group_count);
     let threads = ctx.options.thread_count();
-    judge.progress(1, 0, groups)?;
+    prompter.progress(1, 0, groups)?;
     parallel::for_each(
         threads,
         groups,
-        &mut |done| judge.progress(1, done, groups),
+        &mut |done| prompter.progress(1, done, groups),
         || (),
         |(), group| {
             announce_table(ctx, GroupNo((group as u32).saturating_add(threads as u32)));
@@ -70,16 +79,17 @@ pub fn run(ctx: &mut Context, judge: &mut Judge<'_>) -> Result<()> {
     )?;
     let mut suspects = suspects.into_inner().unwrap_or_default();
     suspects.sort_unstable();
-    judge.learn_paths(ctx, suspects.iter().copied());
+    suspects.iter().try_for_each(|ino| whole_tree::save(ctx, *ino))?;
+    prompter.learn_paths(ctx, suspects.iter().copied());
     for ino in suspects {
         let mut effects = Effects::default();
-        inode::check(ctx, judge, ino, ctx.read_record(ino)?, &mut effects)?;
+        inode::check(ctx, prompter, ino, ctx.read_record(ino)?, &mut effects)?;
         apply(ctx, ino, &effects);
     }
     ctx.found.judged.store(true, Relaxed);
-    special::check_numbers(ctx, judge)?;
-    xattr::check_counts(ctx, judge)?;
-    if ctx.found.large_file.load(Relaxed) && judge.ask(Problem::new(Code::LargeFileFeature))? {
+    special::check_numbers(ctx, prompter)?;
+    xattr::check_counts(ctx, prompter)?;
+    if ctx.found.large_file.load(Relaxed) && prompter.ask(Problem::new(Code::LargeFileFeature))? {
         ctx.edit_super(|raw| {
             raw.feature_ro_compat.set(raw.feature_ro_compat.get() | RoCompat::LARGE_FILE.0);
         });
@@ -95,8 +105,16 @@ pub fn effects_of(ctx: &Context, ino: Ino) -> Result<Effects> {
             Ok(false)
         }
     }
+    effects_with(ctx, &mut Never, ino, ctx.read_record(ino)?)
+}
+
+/// Effects of an inode with this record, with questions answered by the caller.
+///
+/// # Errors
+/// The caller's, or the device's.
+pub fn effects_with(ctx: &Context, ask: &mut dyn Ask, ino: Ino, record: Vec<u8>) -> Result<Effects> {
     let mut effects = Effects::default();
-    inode::check(ctx, &mut Never, ino, ctx.read_record(ino)?, &mut effects)?;
+    inode::check(ctx, ask, ino, record, &mut effects)?;
     Ok(effects)
 }
 
@@ -107,7 +125,7 @@ fn scan_group(
     trees: &Mutex<Vec<(u64, Ino)>>,
 ) -> Result<()> {
     let desc = &ctx.descs[group.0 as usize];
-    if desc.inode_table == NOWHERE {
+    if desc.inode_table == UNALLOCATED {
         return Ok(());
     }
     let used = ctx.inodes_to_scan(group);
@@ -122,6 +140,9 @@ fn scan_group(
         ctx.disk.read_bytes(start + u64::from(index) * size as u64, bytes)?;
         for (at, record) in bytes.chunks_exact(size).enumerate() {
             let Some(ino) = ctx.geometry.inode_at(group, index + at as u32) else { break };
+            if is_blank(record) && ino.get() >= ctx.first_ino() {
+                continue;
+            }
             match tree_blocks(record).next() {
                 Some(block) => lock(trees).push((block, ino)),
                 None => probe(ctx, ino, record.to_vec(), suspects)?,
@@ -132,9 +153,15 @@ fn scan_group(
     Ok(())
 }
 
+/// Whether a record was never written. Most of a young volume's are not, so it is asked by long words.
+fn is_blank(record: &[u8]) -> bool {
+    let (words, rest) = record.as_chunks::<16>();
+    words.iter().all(|word| u128::from_ne_bytes(*word) == 0) && rest.iter().all(|&byte| byte == 0)
+}
+
 /// Asks for the inode table of a group that comes soon.
 fn announce_table(ctx: &Context, group: GroupNo) {
-    if let Some(desc) = ctx.descs.get(group.0 as usize).filter(|desc| desc.inode_table != NOWHERE) {
+    if let Some(desc) = ctx.descs.get(group.0 as usize).filter(|desc| desc.inode_table != UNALLOCATED) {
         let bytes = u64::from(ctx.inodes_to_scan(group)) * ctx.geometry.inode_size as u64;
         ctx.disk.will_need(desc.inode_table, bytes.div_ceil(ctx.geometry.block_size.into()));
     }
@@ -143,26 +170,26 @@ fn announce_table(ctx: &Context, group: GroupNo) {
 /// The blocks that the record itself names of the tree of an inode that needs more than its record to be
 /// checked.
 fn tree_blocks(record: &[u8]) -> impl Iterator<Item = u64> {
-    let word = |at: usize| u32::from_le_bytes(std::array::from_fn(|i| record[at + i]));
-    let (mode, flags) = (word(0) & 0xf000, word(0x20));
-    let links = word(0x18) >> 16;
-    let depth = word(0x2c) >> 16;
-    let places: &[usize] = if links == 0 || !(mode == 0x8000 || mode == 0x4000) {
-        &[]
-    } else if flags & ext4_format::inode::flag::EXTENTS == 0 {
-        &[48, 52, 56]
-    } else if depth > 0 {
-        let entries = (word(0x28) >> 16) as usize;
-        &[16, 28, 40, 52][..entries.clamp(1, 4)]
-    } else {
-        &[]
+    let raw = RawInode::of(record).filter(|raw| {
+        let kind = FileType::from_mode(raw.mode.get());
+        raw.links.get() != 0 && matches!(kind, Some(FileType::Regular | FileType::Directory))
+    });
+    let (extents, mapped): (Option<Node>, Option<&RawInode>) = match raw {
+        Some(raw) if raw.flags.get() & flag::EXTENTS != 0 => (Node::parse(&raw.block).ok(), None),
+        raw => (None, raw),
     };
-    places.iter().map(move |at| u64::from(word(0x28 + at))).filter(|&block| block != 0)
+    let children = extents
+        .into_iter()
+        .flat_map(|node| (0..node.len()).filter_map(move |at| Some(node.index(at)?.child)));
+    let roots = DIRECT..DIRECT + 3;
+    let roots =
+        mapped.into_iter().flat_map(move |raw| roots.clone().filter_map(|slot| pointer(&raw.block, slot)));
+    children.chain(roots).map(|block| block.0).filter(|&block| block != 0)
 }
 
 fn probe(ctx: &Context, ino: Ino, record: Vec<u8>, suspects: &Mutex<Vec<Ino>>) -> Result<()> {
     let mut effects = Effects::default();
-    match inode::check(ctx, &mut Probe, ino, record, &mut effects) {
+    match inode::check(ctx, &mut DryRun, ino, record, &mut effects) {
         Ok(()) => apply(ctx, ino, &effects),
         Err(Error::Suspect) => lock(suspects).push(ino),
         Err(error) => return Err(error),
@@ -170,13 +197,26 @@ fn probe(ctx: &Context, ino: Ino, record: Vec<u8>, suspects: &Mutex<Vec<Ino>>) -
     Ok(())
 }
 
+/// Whether the extents of an inode would fit into a lower tree, or into half as many nodes.
+fn is_wide(ctx: &Context, effects: &Effects) -> bool {
+    let extents = (effects.claims.len() as u64).saturating_sub(effects.nodes);
+    let (depth, nodes) = alloc::tree_shape(ctx, extents);
+    depth < effects.depth || effects.nodes > 1 && effects.nodes >= 2 * nodes
+}
+
 /// Joins what one inode uses to the picture of the whole.
 fn apply(ctx: &Context, ino: Ino, effects: &Effects) {
     let found = &ctx.found;
     let Some(what) = effects.what else { return };
     found.inodes.set(ino, what, effects.links);
+    if what == Use::Attribute {
+        lock(&found.attributes).push(ino);
+    }
     if what.is_dir() {
         lock(&found.dirs).insert(ino.get(), Dir::default());
+    }
+    if ctx.options.optimize_extents && effects.nodes > 0 && is_wide(ctx, effects) {
+        lock(&found.wide_trees).push(ino);
     }
     if effects.breaks > 0 {
         found.fragmented.fetch_add(1, Relaxed);

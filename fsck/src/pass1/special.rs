@@ -6,13 +6,13 @@ use ext4_format::indirect::pointer;
 use ext4_format::inode::{FileType, flag};
 use ext4_format::{BlockNo, Ino};
 
-use super::inode::{Effects, Subject, check_flags, largest_size};
-use super::{extents, indirect, xattr};
-use crate::ask::{Ask, Probe};
+use super::inode::{Effects, Subject, largest_size};
+use super::{bad_blocks, extents, flags, indirect, xattr};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::map::Use;
 use crate::problem::{Code, Problem};
+use crate::prompt::{Ask, DryRun};
 
 /// A record of zeros: free, or a reserved inode that is not used.
 pub fn check_empty(ctx: &Context, ask: &mut dyn Ask, ino: Ino, effects: &mut Effects) -> Result<()> {
@@ -43,26 +43,7 @@ pub fn check(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject, effects: &mut Ef
         return Ok(true);
     }
     if ino == Ino::BAD_BLOCKS {
-        effects.what = Some(Use::Internal);
-        let inode = &s.inode;
-        let wrong = inode.mode != 0
-            || inode.uid != 0
-            || inode.gid != 0
-            || inode.links != 0
-            || inode.file_acl.0 != 0
-            || inode.flags != 0;
-        let mut seen = Effects::default();
-        // A list of bad blocks that is itself bad is worth nothing: it goes as a whole.
-        let sound = match indirect::check(ctx, &mut Probe, s, &mut seen) {
-            Ok(()) => !wrong && s.inode.blocks == seen.clusters(ctx) * ctx.cluster_sectors(),
-            Err(Error::Suspect) => false,
-            Err(error) => return Err(error),
-        };
-        if sound {
-            effects.claims = seen.claims;
-        } else if ask.ask(Problem::of(Code::BadBlocksInode, ino))? {
-            s.clear(ctx);
-        }
+        bad_blocks::check(ctx, ask, s, effects)?;
         return Ok(true);
     }
     if ino == Ino::RESIZE {
@@ -77,7 +58,13 @@ pub fn check(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject, effects: &mut Ef
             s.inode.mode = FileType::Regular.mode_bits() | 0o600;
             s.dirty = true;
         }
-        return internal(ctx, ask, s, effects);
+        internal(ctx, ask, s, effects)?;
+        if ino.get() >= ctx.first_ino() {
+            // A journal that was made on a mounted volume is a file with a name, mostly `/.journal`.
+            effects.what = Some(Use::File(FileType::Regular.dirent_code()));
+            effects.links = s.inode.links;
+        }
+        return Ok(true);
     }
     if ctx.sb.orphan_file() == Some(ino) {
         return internal(ctx, ask, s, effects);
@@ -166,7 +153,7 @@ fn reserved(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject, effects: &mut Eff
     // Nobody reads what such an inode maps: if that makes no sense, all of it goes. Without a mode it maps
     // nothing.
     let mut seen = Effects::default();
-    let mapped = if s.inode.mode != 0 { internal(ctx, &mut Probe, s, &mut seen) } else { Ok(true) };
+    let mapped = if s.inode.mode != 0 { internal(ctx, &mut DryRun, s, &mut seen) } else { Ok(true) };
     let sound = match mapped {
         Ok(_) => {
             let mapless = s.inode.mode != 0 && !wrong || s.inode.blocks == 0;
@@ -193,7 +180,7 @@ fn reserved(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject, effects: &mut Eff
 /// A regular file that belongs to the volume itself: it needs no name.
 fn internal(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject, effects: &mut Effects) -> Result<bool> {
     if s.inode.file_type() == Some(FileType::Regular) {
-        check_flags(ctx, ask, s, FileType::Regular)?;
+        flags::check(ctx, ask, s, FileType::Regular)?;
     }
     if s.inode.file_acl.0 != 0 {
         xattr::check(ctx, ask, s, effects)?;
@@ -202,10 +189,14 @@ fn internal(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject, effects: &mut Eff
     effects.what = Some(Use::Internal);
     // The journal and the orphan file are used to their last block.
     let whole = ctx.sb.journal_ino() == Some(s.ino) || ctx.sb.orphan_file() == Some(s.ino);
-    let size = effects.last.map_or(0, |last| last + 1) * u64::from(ctx.geometry.block_size);
+    let block = u64::from(ctx.geometry.block_size);
+    let size = effects.last.map_or(0, |last| last + 1) * block;
+    // Old tools mapped one block behind the end of a journal.
+    let longer = ctx.sb.journal_ino() == Some(s.ino) && s.inode.size + block == size;
     if whole
         && !s.cleared
         && s.inode.size != size
+        && !longer
         && ask.ask(Problem::of(Code::InodeSize, s.ino).values(s.inode.size, size))?
     {
         s.inode.size = size;
@@ -251,6 +242,10 @@ fn check_resize(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject, effects: &mut
         return Ok(());
     }
     if ctx.geometry.reserved_gdt_blocks == 0 && s.inode.blocks == 0 && s.inode.block == [0; 60] {
+        return Ok(());
+    }
+    if ctx.needs_relocation.iter().any(|piece| piece.code == Code::InodeTablePlace) {
+        // A table may lie where the inode's blocks would be written: the next round looks at it.
         return Ok(());
     }
     if let Some(why) = resize_damage(ctx, s)? {

@@ -5,17 +5,19 @@ use std::sync::OnceLock;
 
 use ext4_format::casefold;
 use ext4_format::dirent::{self, DirBlock, DirBlockMut, DirEntry, DirFormat, NewEntry};
-use ext4_format::inode::{BLOCK_AREA, FileType, flag};
+use ext4_format::inode::{BLOCK_OFFSET, FileType, flag};
 use ext4_format::{Ino, What};
 
 use super::htree::{Index, Shape};
 use super::{Directory, Place, Said};
-use crate::ask::Ask;
 use crate::context::{Context, lock};
+use crate::encryption;
 use crate::error::Result;
 use crate::map::Use;
 use crate::pass1::inline;
+use crate::pass3;
 use crate::problem::{Code, Problem};
+use crate::prompt::Ask;
 
 /// Checks one block, which the caller has read; it is written back when something was repaired.
 pub fn check(
@@ -63,11 +65,14 @@ pub fn check(
     Ok(())
 }
 
-/// Makes room for the checksum tail: the last record gives up its end, or what does not fit goes.
+/// Makes room for the checksum tail: the last record gives up its end, or what does not fit goes. Where
+/// records are damaged the tail takes the end of the block as it is.
 fn make_tail(bytes: &mut [u8], format: DirFormat) {
-    let kept: Vec<(Vec<u8>, Ino, u8)> = DirBlock::new(bytes, DirFormat { tail: false, ..format })
-        .entries()
-        .map_while(std::result::Result::ok)
+    let all = DirBlock::new(bytes, DirFormat { tail: false, ..format }).entries();
+    let kept: std::result::Result<Vec<_>, _> = all.collect();
+    let Ok(kept) = kept else { return dirent::put_tail(bytes) };
+    let kept: Vec<(Vec<u8>, Ino, u8)> = kept
+        .into_iter()
         .filter_map(|entry| Some((entry.name.to_vec(), entry.ino?, entry.type_code)))
         .collect();
     let mut block = DirBlockMut::init(bytes, format);
@@ -89,6 +94,8 @@ fn check_entries(
     said: &mut Said,
     index: &mut Index,
 ) -> Result<bool> {
+    // A volume that records no types may have lost the feature: what stands there is no part of the length.
+    let (stated, format) = (format, DirFormat { filetype: true, ..format });
     let mut dirty = false;
     let mut at = 0;
     let mut count = 0;
@@ -103,7 +110,7 @@ fn check_entries(
                     return Ok(dirty);
                 }
                 dirty = true;
-                if salvage(bytes, at, format) {
+                if salvage(bytes, at, format, ctx.geometry.inodes_count) {
                     continue;
                 }
                 break;
@@ -129,7 +136,7 @@ fn check_entries(
         if verdict == Verdict::Fine && !(first_block && count < 2) && entry.ino.is_some() {
             index.name(ctx, dir, place, &entry);
         }
-        dirty |= apply(bytes, offset, format, verdict);
+        dirty |= apply(bytes, offset, stated, verdict);
         // A new record may have been put in front of the rest of this one.
         let now = DirBlock::new(bytes, format).entries_from(offset).next();
         at = offset + now.and_then(std::result::Result::ok).map_or(rec_len, |entry| entry.rec_len);
@@ -194,8 +201,8 @@ fn apply(bytes: &mut [u8], offset: usize, format: DirFormat, verdict: Verdict) -
 }
 
 /// Makes a damaged record at `at` a free one that reaches to the next record that makes sense, or to the end.
-/// False when there is no record to go on with.
-fn salvage(bytes: &mut [u8], at: usize, format: DirFormat) -> bool {
+/// False when there is no record to go on with. Inodes go up to `last`.
+fn salvage(bytes: &mut [u8], at: usize, format: DirFormat, last: u32) -> bool {
     let (len, usable) = (bytes.len(), format.usable(bytes.len()));
     let rest = usable - at;
     if rest < 12 {
@@ -209,15 +216,28 @@ fn salvage(bytes: &mut [u8], at: usize, format: DirFormat) -> bool {
         bytes[front + 4..front + 6].copy_from_slice(&rec_len.to_le_bytes());
         return false;
     }
-    let reaches_end = |start: usize| {
-        let mut entries = DirBlock::new(bytes, format).entries_from(start);
-        entries.all(|entry| entry.is_ok())
+    if close_gap(bytes, at, format) || restore_length(bytes, at, format, last) {
+        return true;
+    }
+    // Good records up to the end of the block, or so many that they are none by chance.
+    let goes_on = |start: usize| {
+        let mut good = 0;
+        for entry in DirBlock::new(bytes, format).entries_from(start) {
+            let Ok(entry) = entry else { return false };
+            let named = entry.ino.is_some_and(|ino| ino.get() <= last)
+                && FileType::from_dirent(entry.type_code).is_some()
+                && !entry.name.iter().any(|&byte| byte == 0 || byte == b'/');
+            good += usize::from(named);
+            if good >= CONVINCING && format.filetype {
+                return true;
+            }
+        }
+        true
     };
     // A record whose name makes sense only has a wrong length.
     let kept = kept_size(&bytes[at..usable], format);
-    let next = (at + kept.unwrap_or(12)..usable)
-        .step_by(4)
-        .find(|&start| usable - start >= 12 && reaches_end(start));
+    let next =
+        (at + kept.unwrap_or(12)..usable).step_by(4).find(|&start| usable - start >= 12 && goes_on(start));
     let end = next.unwrap_or(usable);
     let sound =
         |bytes: &[u8]| DirBlock::new(bytes, format).entries_from(at).next().is_some_and(|e| e.is_ok());
@@ -229,6 +249,53 @@ fn salvage(bytes: &mut [u8], at: usize, format: DirFormat) -> bool {
     }
     // An area that ends at an odd place has no room for a record that makes sense: the walk ends here.
     sound(bytes)
+}
+
+/// Records with names and types in a row that are taken for such.
+const CONVINCING: usize = 3;
+
+/// Eight bytes in front of good records are too few for a record, and its name would be the next one's
+/// number: the good ones move down, and the last of them takes what comes free.
+fn close_gap(bytes: &mut [u8], at: usize, format: DirFormat) -> bool {
+    let (len, usable) = (bytes.len(), format.usable(bytes.len()));
+    let stated = dirent::decode_rec_len(u16::from_le_bytes([bytes[at + 4], bytes[at + 5]]), len);
+    let after = at + dirent::HEADER;
+    if stated != dirent::HEADER || after >= usable {
+        return false;
+    }
+    let mut last = after;
+    for entry in DirBlock::new(bytes, format).entries_from(after) {
+        match entry {
+            Ok(entry) => last = entry.at.offset,
+            Err(_) => return false,
+        }
+    }
+    bytes.copy_within(after..usable, at);
+    let last = last - dirent::HEADER;
+    bytes[last + 4..last + 6].copy_from_slice(&dirent::encode_rec_len(usable - last, len).to_le_bytes());
+    true
+}
+
+/// A record with a good length and a name that does not fit into it gets the name that stands there, up to the
+/// first zero.
+fn restore_length(bytes: &mut [u8], at: usize, format: DirFormat, last: u32) -> bool {
+    let (len, usable) = (bytes.len(), format.usable(bytes.len()));
+    let word = |from: usize| u32::from_le_bytes(std::array::from_fn(|i| bytes[from + i]));
+    let rec_len = dirent::decode_rec_len(u16::from_le_bytes([bytes[at + 4], bytes[at + 5]]), len);
+    let fits = rec_len.is_multiple_of(4) && rec_len >= 12 && at + rec_len <= usable;
+    if !fits || !(1..=last).contains(&word(at)) || FileType::from_dirent(bytes[at + 7]).is_none() {
+        return false;
+    }
+    let area = &bytes[at + dirent::HEADER..at + rec_len.min(dirent::HEADER + dirent::MAX_NAME)];
+    let name = area.iter().position(|&byte| byte == 0).map_or(area, |end| &area[..end]);
+    let follows = DirBlock::new(bytes, format).entries_from(at + rec_len).next();
+    if name.is_empty() || name.contains(&b'/') || follows.is_some_and(|next| next.is_err()) {
+        return false;
+    }
+    let name_len = name.len() as u8;
+    let changed = bytes[at + 6] != name_len;
+    bytes[at + 6] = name_len;
+    changed
 }
 
 /// The bytes that a record needs, when it names something by a name that may be one.
@@ -283,15 +350,23 @@ fn check_dots(
             return Ok(Verdict::Target(target));
         }
     }
-    let code = FileType::Directory.dirent_code();
-    if dir.format.filetype && entry.type_code != code {
-        let unset = if entry.type_code == 0 { Code::EntryTypeUnset } else { Code::EntryType };
-        let problem = Problem::of(unset, dir.ino).named(entry.name).values(entry.type_code, code);
-        if ask.ask(problem)? {
+    let code = if dir.format.filetype { FileType::Directory.dirent_code() } else { 0 };
+    if entry.type_code != code {
+        let problem = Problem::of(wrong_type(entry, code), dir.ino).named(entry.name);
+        if ask.ask(problem.values(entry.type_code, code))? {
             return Ok(Verdict::Type(code));
         }
     }
     Ok(Verdict::Fine)
+}
+
+/// In which way the type of an entry is wrong.
+fn wrong_type(entry: &DirEntry<'_>, expected: u8) -> Code {
+    match (entry.type_code, expected) {
+        (0, _) => Code::EntryTypeUnset,
+        (_, 0) => Code::EntryTypeFeature,
+        _ => Code::EntryType,
+    }
 }
 
 /// Any other record.
@@ -308,8 +383,9 @@ fn check_entry(
     if what == Use::Free && beyond_scan(ctx, ask, target)? {
         return Ok(Verdict::Fine);
     }
+    let dots = entry.name == b"." || entry.name == b"..";
     let internal = target.get() < ctx.first_ino() && target != Ino::ROOT;
-    let wrong = if entry.name == b"." || entry.name == b".." {
+    let wrong = if dots {
         Some(Code::EntryDot)
     } else if target.get() > ctx.geometry.inodes_count {
         Some(Code::EntryInode)
@@ -323,8 +399,10 @@ fn check_entry(
         Some(Code::EntryUnused)
     } else if what == Use::Attribute {
         Some(Code::EntryEaInode)
-    } else if what.is_dir() && second_name(ctx, dir, target, said) {
+    } else if what.is_dir() && second_name(ctx, ask, dir, target, said)? {
         Some(Code::EntryDirLink)
+    } else if let Some(policy) = &dir.policy {
+        encryption::fault(ctx, policy, entry.name, target)?
     } else {
         None
     };
@@ -352,7 +430,9 @@ fn check_entry(
     }
     if !said.seen.insert(fingerprint(&ctx.folded(dir.inode.flags, entry.name))) {
         if ask.ask(problem(Code::EntryDuplicate))? {
-            let renamed = unique_name(ctx, dir, entry.name, said);
+            // A new name would be a plain one: what was encrypted gets a name in lost+found.
+            let encrypted = dir.inode.has(flag::ENCRYPT);
+            let renamed = if encrypted { None } else { unique_name(ctx, dir, entry.name, said) };
             if renamed.is_none() {
                 said.names.pop();
                 said.children.remove(&target);
@@ -364,8 +444,7 @@ fn check_entry(
     if let Use::File(code) = what {
         let expected = if dir.format.filetype { code } else { 0 };
         if entry.type_code != expected {
-            let code = if entry.type_code == 0 { Code::EntryTypeUnset } else { Code::EntryType };
-            let wrong = Problem::of(code, dir.ino).named(entry.name);
+            let wrong = Problem::of(wrong_type(entry, expected), dir.ino).named(entry.name);
             if ask.ask(wrong.values(entry.type_code, expected))? {
                 return Ok(Verdict::Type(expected));
             }
@@ -398,7 +477,8 @@ pub fn check_names(
             continue;
         }
         // Whether the new name is taken, too, the next round finds out.
-        let renamed = unique_name(ctx, dir, &name, said);
+        let encrypted = dir.inode.has(flag::ENCRYPT);
+        let renamed = if encrypted { None } else { unique_name(ctx, dir, &name, said) };
         dirty |= apply(&mut bytes, offset, format, renamed.map_or(Verdict::Clear, Verdict::Rename));
     }
     if dirty {
@@ -431,10 +511,24 @@ fn beyond_scan(ctx: &Context, ask: &mut dyn Ask, ino: Ino) -> Result<bool> {
     Ok(true)
 }
 
-/// Whether a directory that is named here already has a name.
-fn second_name(ctx: &Context, dir: &Directory, target: Ino, said: &Said) -> bool {
-    let parent = lock(&ctx.found.dirs).get(&target.get()).map_or(0, |dir| dir.parent);
-    (parent != 0 && parent != dir.ino.get()) || said.children.contains(&target)
+/// Whether a directory that is named here already has a name that it keeps. Of two names, that in the
+/// directory which its `..` names is the right one.
+fn second_name(ctx: &Context, ask: &mut dyn Ask, dir: &Directory, target: Ino, said: &Said) -> Result<bool> {
+    let known = lock(&ctx.found.dirs).get(&target.get()).copied().unwrap_or_default();
+    let Some(other) = Ino::new(known.parent).filter(|other| *other != dir.ino) else {
+        return Ok(said.children.contains(&target));
+    };
+    let right = known.dotdot == dir.ino.get() && !said.children.contains(&target);
+    let problem = Problem::of(Code::EntryDirLink, other).named("?").values(target.get(), 0_u32);
+    if !right || !ask.ask(problem)? {
+        return Ok(true);
+    }
+    pass3::remove_name(ctx, other, target, |_| true)?;
+    ctx.found.inodes.add_names(target, -1);
+    if let Some(known) = lock(&ctx.found.dirs).get_mut(&target.get()) {
+        known.parent = 0;
+    }
+    Ok(false)
 }
 
 /// A number for a name; equal numbers are equal names but for a chance of 2^-64 that a stranger cannot steer.
@@ -471,24 +565,19 @@ pub fn check_inline(
     mut record: Vec<u8>,
     said: &mut Said,
 ) -> Result<()> {
-    const START: usize = 0x28;
-    let parent = u32::from_le_bytes(std::array::from_fn(|i| record[START + i]));
+    let parent = u32::from_le_bytes(std::array::from_fn(|i| record[BLOCK_OFFSET + i]));
     said.dotdot = parent;
     let mut dirty = false;
     if Ino::new(parent).is_none_or(|ino| ino.get() > ctx.geometry.inodes_count)
         && ask.ask(Problem::of(Code::DotDotZero, dir.ino).values(parent, 0_u32))?
     {
         said.dotdot = Ino::ROOT.get();
-        record[START..START + 4].copy_from_slice(&said.dotdot.to_le_bytes());
+        record[BLOCK_OFFSET..BLOCK_OFFSET + 4].copy_from_slice(&said.dotdot.to_le_bytes());
         dirty = true;
     }
-    let rest = inline::rest(ctx, &record, &dir.inode).unwrap_or_default();
     let format = DirFormat { tail: false, ..dir.format };
     let place = Place { file_block: ext4_format::FileBlock(1), block: ext4_format::BlockNo(0) };
-    for area in [START + 4..START + BLOCK_AREA, rest] {
-        if area.len() < inline::LEAST_RECORD {
-            continue;
-        }
+    for area in inline::areas(ctx, &record, &dir.inode) {
         let mut bytes = record[area.clone()].to_vec();
         if check_entries(ctx, ask, dir, place, &mut bytes, format, said, &mut Index::none())? {
             record[area].copy_from_slice(&bytes);

@@ -8,10 +8,10 @@ use ext4_format::htree::{self, DxEntry, Kind, max_levels};
 use ext4_format::inode::flag;
 
 use super::{Directory, Place};
-use crate::ask::Ask;
 use crate::context::{Context, lock};
 use crate::error::Result;
 use crate::problem::{Code, Problem};
+use crate::prompt::Ask;
 
 /// What a block of a directory is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -159,7 +159,7 @@ impl Index {
             return self.give_up(ctx, ask, dir, problem);
         };
         let mut named: HashMap<u32, u32> = HashMap::new();
-        let wrong = self.judge(dir, &root, self.levels, 0, u32::MAX, &mut named).or_else(|| {
+        let wrong = self.prompter(dir, &root, self.levels, 0, u32::MAX, &mut named).or_else(|| {
             let mut all: Vec<u32> = self.leaves.keys().chain(self.nodes.keys()).copied().collect();
             all.sort_unstable();
             all.into_iter().filter(|&at| at != 0).find_map(|at| {
@@ -175,7 +175,7 @@ impl Index {
 
     /// Checks what the entries of one index block lead to. Depth is bounded by `levels`, breadth because each
     /// block may be named once.
-    fn judge(
+    fn prompter(
         &self,
         dir: &Directory,
         entries: &[DxEntry],
@@ -202,7 +202,7 @@ impl Index {
                 let Some(children) = self.nodes.get(&at).filter(|_| at != 0) else {
                     return Some(Problem::of(Code::IndexReference, dir.ino).values(at, 0_u32));
                 };
-                if let Some(problem) = self.judge(dir, children, levels - 1, from, to, named) {
+                if let Some(problem) = self.prompter(dir, children, levels - 1, from, to, named) {
                     return Some(problem);
                 }
                 continue;

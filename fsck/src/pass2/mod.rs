@@ -1,8 +1,8 @@
 //! Pass 2: every directory, its blocks, entries and index.
 //!
 //! A directory is judged as a whole: what its entries say is counted only when nothing is left to ask. The
-//! scan runs over directories in parallel with the prober; what needs a question is looked at again by the
-//! judge.
+//! scan runs over directories in parallel as a dry run; what needs a question is looked at again by the
+//! prompter.
 
 mod block;
 mod htree;
@@ -14,12 +14,13 @@ use ext4_format::inode::{Inode, flag};
 use ext4_format::{BlockNo, FileBlock, Ino};
 
 use crate::alloc;
-use crate::ask::{Ask, Judge, Probe};
 use crate::context::{Context, lock};
+use crate::encryption;
 use crate::error::{Error, Result};
 use crate::parallel;
 use crate::pass1;
 use crate::problem::{Code, Problem};
+use crate::prompt::{Ask, DryRun, Prompter};
 
 /// A directory under check.
 pub struct Directory {
@@ -29,6 +30,8 @@ pub struct Directory {
     pub inode: Inode,
     /// How its blocks look.
     pub format: DirFormat,
+    /// The policy of an encrypted one.
+    pub policy: Option<Vec<u8>>,
 }
 
 /// What the entries of one directory say.
@@ -91,16 +94,16 @@ const DIRS_TOGETHER: usize = 16;
 const READ_AT_ONCE: u32 = 1 << 20;
 
 /// Runs the pass.
-pub fn run(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
+pub fn run(ctx: &Context, prompter: &mut Prompter<'_>) -> Result<()> {
     let dirs: Vec<Ino> = lock(&ctx.found.dirs).keys().filter_map(|&ino| Ino::new(ino)).collect();
     let suspects: Mutex<Vec<Ino>> = Mutex::default();
     let total = dirs.len() as u64;
-    judge.progress(2, 0, total)?;
+    prompter.progress(2, 0, total)?;
     let together: Vec<_> = dirs.chunks(DIRS_TOGETHER).collect();
     parallel::for_each(
         ctx.options.thread_count(),
         together.len() as u64,
-        &mut |done| judge.progress(2, total.min(done * DIRS_TOGETHER as u64), total),
+        &mut |done| prompter.progress(2, total.min(done * DIRS_TOGETHER as u64), total),
         || (),
         |(), at| {
             let inodes = together[at as usize].iter().map(|&ino| Ok((ino, ctx.read_record(ino)?)));
@@ -108,7 +111,7 @@ pub fn run(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
             inodes.iter().for_each(|(_, record)| announce(ctx, record));
             for (ino, record) in inodes {
                 let mut said = Said::default();
-                match check(ctx, &mut Probe, ino, record, &mut said) {
+                match check(ctx, &mut DryRun, ino, record, &mut said) {
                     Ok(()) if count(ctx, ino, &said, true) => {}
                     Ok(()) | Err(Error::Suspect) => lock(&suspects).push(ino),
                     Err(error) => return Err(error),
@@ -119,10 +122,10 @@ pub fn run(ctx: &Context, judge: &mut Judge<'_>) -> Result<()> {
     )?;
     let mut suspects = suspects.into_inner().unwrap_or_default();
     suspects.sort_unstable();
-    judge.learn_paths(ctx, suspects.iter().copied());
+    prompter.learn_paths(ctx, suspects.iter().copied());
     for ino in suspects {
         let mut said = Said::default();
-        check(ctx, judge, ino, ctx.read_record(ino)?, &mut said)?;
+        check(ctx, prompter, ino, ctx.read_record(ino)?, &mut said)?;
         count(ctx, ino, &said, false);
     }
     Ok(())
@@ -178,10 +181,12 @@ fn count(ctx: &Context, ino: Ino, said: &Said, only_if_first: bool) -> bool {
 fn check(ctx: &Context, ask: &mut dyn Ask, ino: Ino, record: Vec<u8>, said: &mut Said) -> Result<()> {
     let inode = Inode::decode_damaged(&record, &ctx.layout);
     let format = DirFormat::new(&ctx.sb, inode.flags);
-    if inode.has(flag::INLINE_DATA) {
-        return block::check_inline(ctx, ask, &Directory { ino, inode, format }, record, said);
+    let policy = if inode.has(flag::ENCRYPT) { encryption::policy(ctx, ino)? } else { None };
+    let inline = inode.has(flag::INLINE_DATA);
+    let dir = Directory { ino, inode, format, policy };
+    if inline {
+        return block::check_inline(ctx, ask, &dir, record, said);
     }
-    let dir = Directory { ino, inode, format };
     let mut index = htree::Index::new(&dir);
     let extents = pass1::extents_of(ctx, &dir.inode);
     let mapped: u64 = extents.iter().map(|extent| u64::from(extent.len)).sum();

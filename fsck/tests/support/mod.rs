@@ -1,5 +1,5 @@
 //! What the checker's tests share: volumes filled by the kernel, a reader that lists what a volume holds, the
-//! map of its metadata, and e2fsck as the other judge.
+//! map of its metadata, and e2fsck as the other prompter.
 
 #![allow(dead_code, reason = "each test binary uses its part")]
 
@@ -18,8 +18,9 @@ use ext4_format::dirent::{DirBlock, DirFormat};
 use ext4_format::extent::{Bounds, Step};
 use ext4_format::geometry::Geometry;
 use ext4_format::group_desc::GroupDesc;
-use ext4_format::inode::{FileType, Inode, InodeLayout, flag};
+use ext4_format::inode::{FileType, Inode, InodeLayout, Time, flag};
 use ext4_format::superblock::SuperBlock;
+use ext4_format::xattr::{self, Home, Value};
 use ext4_format::{BlockNo, Corruption, Ino, extent, htree, indirect};
 use fsck::{Mode, Options, Report};
 
@@ -51,6 +52,28 @@ seq 5000 > big
 chown 7:8 big; chmod 640 big
 "#;
 
+/// Attributes that only a volume with `ea_inode` or large blocks takes; two share their value.
+const HUGE_ATTRIBUTES: &str = r#"
+for i in 1 2; do setfattr -n user.huge -v $(printf 'z%.0s' $(seq 3000)) attr$i 2>/dev/null || :; done
+setfattr -n user.huge -v $(printf 'w%.0s' $(seq 2500)) attr3 2>/dev/null || :
+"#;
+
+/// Directories with encryption policies of both versions, and files of each kind under one of them.
+const FILL_ENCRYPTED: &str = r#"
+set -e
+mkdir secret old
+key() { printf 'k%.0s' $(seq 64); }
+name=$(key | xfs_io -c add_enckey . | sed 's/.* //')
+key | xfs_io -c 'add_enckey -d 0000111122223333' . > /dev/null
+xfs_io -c "set_encpolicy -v 2 $name" secret
+xfs_io -c 'set_encpolicy 0000111122223333' old
+cd secret
+seq 3000 > big; mkdir sub; for i in $(seq 60); do echo $i > sub/a-file-with-a-long-name-$i; done
+ln -s short fast; ln -s $(printf 'x%.0s' $(seq 90)) slow; mknod null c 1 3; mkfifo pipe
+setfattr -n user.small -v value big
+cd ..; ls -i secret | sort -n > ../numbers; sync
+"#;
+
 /// UUID and hash seed of every test volume, so that names fall into the same blocks each time.
 const PINNED: &str = "5eed5eed-5eed-4eed-8eed-5eed5eed5eed";
 
@@ -63,6 +86,11 @@ pub fn filled(options: &str, megabytes: u32) -> Option<Vec<u8>> {
 /// As [`filled`], with fewer files on a volume of a few hundred kilobytes.
 pub fn filled_little(options: &str, size: &str) -> Option<Vec<u8>> {
     made(options, size, FILL_LITTLE)
+}
+
+/// As [`filled_little`], with encrypted files beside the others.
+pub fn encrypted(options: &str, size: &str) -> Option<Vec<u8>> {
+    made(options, size, &format!("{FILL_ENCRYPTED}{FILL_LITTLE}"))
 }
 
 /// As [`filled_little`], filled by mke2fs: for features that the kernel here may not mount. With `folded`,
@@ -89,7 +117,7 @@ fn made(options: &str, size: &str, fill: &str) -> Option<Vec<u8>> {
     let dir = folder.path().display();
     let script = format!(
         "set -e; cd {dir}; truncate -s {size} image; mke2fs -Fq -U {PINNED} -E hash_seed={PINNED} {options} image; mkdir mnt; \
-         mount -o loop image mnt; (cd mnt; {fill}) || status=$?; umount mnt; {GONE}; exit $status"
+         mount -o loop image mnt; (cd mnt; {fill}{HUGE_ATTRIBUTES}) || status=$?; umount mnt; {GONE}; exit $status"
     );
     mounting(&script)?;
     Some(std::fs::read(folder.path().join("image")).unwrap())
@@ -199,6 +227,10 @@ pub struct Held {
     pub size: u64,
     /// A sum over the data, the target or the device number.
     pub sum: u32,
+    /// Access, modification and creation.
+    pub times: [Time; 3],
+    /// Sums over the values of its attributes, by name index and name.
+    pub attributes: BTreeMap<(u8, Vec<u8>), u32>,
 }
 
 /// A volume in memory.
@@ -289,7 +321,6 @@ impl<'a> Volume<'a> {
                 &inode.block,
                 self.geometry.block_size,
                 1..self.geometry.blocks_count,
-                100_000,
                 &mut |b| self.block(b.0).ok_or_else(lost),
                 &mut |step| {
                     match step {
@@ -332,12 +363,33 @@ impl<'a> Volume<'a> {
                     owner: (child.uid, child.gid),
                     size: if child.is_dir() { 0 } else { child.size },
                     sum: self.sum(&child),
+                    times: [child.atime, child.mtime, child.crtime.unwrap_or_default()],
+                    attributes: self.attributes(ino, &child),
                 };
                 if all.insert(name.clone(), (ino, held)).is_none() && child.is_dir() {
                     self.walk(ino, &name, all, depth + 1);
                 }
             }
         }
+    }
+
+    /// The attributes of an inode, in its record and in its block.
+    fn attributes(&self, ino: Ino, inode: &Inode) -> BTreeMap<(u8, Vec<u8>), u32> {
+        let at = self.inode_offset(ino).unwrap_or(0);
+        let record = self.bytes.get(at..at + self.geometry.inode_size).unwrap_or_default();
+        let inside = inode.xattr_range(&self.layout).and_then(|range| record.get(range)).unwrap_or_default();
+        let block = if inode.file_acl.0 == 0 { None } else { self.block(inode.file_acl.0) };
+        [(inside, Home::Inode), (block.unwrap_or_default(), Home::Block)]
+            .into_iter()
+            .flat_map(|(region, home)| xattr::entries(region, home).map_while(Result::ok))
+            .map(|entry| {
+                let sum = match entry.value {
+                    Value::Here(value) => ext4_format::crc::crc32c(0, value),
+                    Value::InInode { ino, .. } => self.inode(ino).map_or(0, |value| self.sum(&value)),
+                };
+                ((entry.index, entry.name.to_vec()), sum)
+            })
+            .collect()
     }
 
     fn sum(&self, inode: &Inode) -> u32 {

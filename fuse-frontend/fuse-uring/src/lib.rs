@@ -8,13 +8,14 @@
 //! **Whose memory.** From REGISTER or COMMIT_AND_FETCH until its completion the entry's memory is the
 //! kernel's; from the completion until the next command it is ours. [`Entry::fetch`] passes the
 //! border one way and [`Entry::commit`] the other, and a [`Message`] borrows the entry in between.
-//! The memory is never freed: a ring that is closed lets go of it at a time of its own, and entries
-//! live as long as their mount.
+//! It is never freed then: a ring that is closed lets go of it at a time of its own, and entries live as long
+//! as their mount. Memory that the kernel has never known goes with its [`Blank`].
 
 mod policy;
 
-use std::alloc::{Layout, alloc_zeroed};
+use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::io;
+use std::mem::ManuallyDrop;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr::NonNull;
 
@@ -55,7 +56,7 @@ struct Vector {
     len: usize,
 }
 
-/// What a request arrives in and its reply leaves from. Lives for ever.
+/// What a request arrives in and its reply leaves from.
 struct Memory {
     vectors: NonNull<[Vector; 2]>,
     header: NonNull<Header>,
@@ -64,8 +65,12 @@ struct Memory {
 }
 
 impl Memory {
+    fn layout(payload_len: usize) -> io::Result<Layout> {
+        Layout::from_size_align(PAGE + payload_len, PAGE).map_err(io::Error::other)
+    }
+
     fn new(payload_len: usize) -> io::Result<Memory> {
-        let whole = Layout::from_size_align(PAGE + payload_len, PAGE).map_err(io::Error::other)?;
+        let whole = Memory::layout(payload_len)?;
         // SAFETY: the layout has a size. The header page comes first, the payload starts a page.
         let base = NonNull::new(unsafe { alloc_zeroed(whole) }).ok_or(io::ErrorKind::OutOfMemory)?;
         // SAFETY: one page in, inside of the allocation.
@@ -79,12 +84,25 @@ impl Memory {
     }
 }
 
+impl Drop for Memory {
+    fn drop(&mut self) {
+        let Ok(whole) = Memory::layout(self.payload_len) else { return };
+        // SAFETY: `new` has made both, with this layout and as a box. Nobody refers to them: an entry, whose
+        // memory the kernel knows, never drops it.
+        unsafe {
+            drop(Box::from_raw(self.vectors.as_ptr()));
+            dealloc(self.header.as_ptr().cast(), whole);
+        }
+    }
+}
+
 /// An entry of one queue, with a ring of its own. It belongs to the thread that registered it.
 pub struct Entry {
     ring: IoUring<Entry128, cqueue::Entry>,
     device: i32,
     queue: u16,
-    memory: Memory,
+    /// The kernel's as well: never dropped.
+    memory: ManuallyDrop<Memory>,
     /// The result of a registration that had completed when it was looked at.
     first: Option<i32>,
     /// Not `Send`: requests are copied in by the thread that registered the entry.
@@ -167,7 +185,7 @@ impl Blank {
     /// Asks for a registration. A refusal is there at once; a good one completes with its first request.
     fn ask(self, device: BorrowedFd<'_>, queue: u16) -> io::Result<Entry> {
         let Blank { ring, memory } = self;
-        let device = device.as_raw_fd();
+        let (device, memory) = (device.as_raw_fd(), ManuallyDrop::new(memory));
         let mut entry = Entry { ring, device, queue, memory, first: None, _thread: std::marker::PhantomData };
         entry.push(REGISTER, 0)?;
         entry.ring.submit()?;
@@ -271,6 +289,18 @@ mod tests {
         let bytes: [u8; 128] = unsafe { std::mem::transmute(set) };
         assert_eq!(bytes[16..24], 0x1234u64.to_ne_bytes());
         assert_eq!(bytes[24..28], 0xabcdu32.to_ne_bytes());
+    }
+
+    #[test]
+    fn memory_that_was_not_registered_goes() {
+        let size = || {
+            let status = std::fs::read_to_string("/proc/self/status").unwrap();
+            let line = status.lines().find_map(|line| line.strip_prefix("VmSize:")).unwrap();
+            line.trim().trim_end_matches(" kB").parse::<u64>().unwrap()
+        };
+        let before = size();
+        (0..512).for_each(|_| drop(Blank::new(1 << 20).unwrap()));
+        assert!(size() < before + (256 << 10), "{before} KiB, then {}", size());
     }
 
     #[test]

@@ -22,9 +22,11 @@ impl Policy {
             Policy::Other => libc::SCHED_OTHER,
             Policy::Idle => libc::SCHED_IDLE,
         };
-        let parameter = libc::sched_param { sched_priority: 0 };
-        // SAFETY: reads the parameter, which outlives the call.
-        match unsafe { libc::sched_setscheduler(thread, policy, &raw const parameter) } {
+        // The kernel's `struct sched_param` is this number alone; musl's has more fields, and its functions of
+        // these names only say ENOSYS.
+        let priority: libc::c_int = 0;
+        // SAFETY: reads the number, which outlives the call.
+        match unsafe { libc::syscall(libc::SYS_sched_setscheduler, thread, policy, &raw const priority) } {
             -1 => Err(io::Error::last_os_error()),
             _ => Ok(()),
         }
@@ -34,7 +36,8 @@ impl Policy {
     #[must_use]
     pub fn of(thread: i32) -> Option<Policy> {
         // SAFETY: takes and returns integers.
-        match unsafe { libc::sched_getscheduler(thread) } {
+        let policy = unsafe { libc::syscall(libc::SYS_sched_getscheduler, thread) };
+        match i32::try_from(policy).ok()? {
             libc::SCHED_OTHER => Some(Policy::Other),
             libc::SCHED_IDLE => Some(Policy::Idle),
             _ => None,

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::Part;
+use super::caller_memory::CallerMemory;
 use super::crew::{Act, Crew};
 use super::dispatch::Kernel;
 use super::notify::Notifier;
@@ -21,6 +22,7 @@ pub struct Backchannel {
     /// it under way.
     file: AtomicU64,
     old_pages: Arc<OldPages>,
+    caller_memory: Arc<CallerMemory>,
 }
 
 impl Backchannel {
@@ -28,7 +30,8 @@ impl Backchannel {
     #[must_use]
     pub fn new(part: &Part, threads: usize, start: Act, rouse: Act) -> Backchannel {
         let (notifier, crew) = (Notifier::new(part.device.clone()), Crew::new(threads, start, rouse));
-        Backchannel { notifier, crew, file: AtomicU64::new(0), old_pages: part.old_pages.clone() }
+        let (old_pages, caller_memory) = (part.old_pages.clone(), part.caller_memory.clone());
+        Backchannel { notifier, crew, file: AtomicU64::new(0), old_pages, caller_memory }
     }
 
     /// Has the kernel send a request, to the queue of the processor that this runs on.
@@ -69,5 +72,11 @@ impl Kernel for Backchannel {
         if let Err(error) = self.notifier.forget_attributes(node) {
             tracing::debug!(node, %error, "the kernel keeps old attributes");
         }
+    }
+
+    fn word_of_caller(&self, thread: u32, address: u64) -> io::Result<u32> {
+        let mut word = Err(io::ErrorKind::WouldBlock.into());
+        self.crew.wait_for_kernel(|| word = self.caller_memory.word(thread, address))?;
+        word
     }
 }

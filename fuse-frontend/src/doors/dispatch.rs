@@ -1,18 +1,19 @@
 //! From a parsed request to the service and back to a reply's bytes; shared by our own doors. Knows
 //! no transport: the door has brought the request, provides the room for the reply, and sends it.
 
+use std::io;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use fs_core::{Attr, DirItem, FileType, SetTime, Time};
+use fs_core::{Attr, DirItem, FileType, SetTime, Shutdown, Time};
 use zerocopy::IntoBytes;
 
 use super::wire::abi::{self, fattr};
 use super::wire::{NewName, Operation, Reply, Request};
 use crate::service::attributes::Change;
 use crate::service::{
-    Answer as Served, FOR_EVER, Opened, Sender, Service, WriteHow, argument_in_memory, changes_attributes,
-    encode_device, is_immutable, node_of, syncs_volume, wants_cached_data,
+    Answer as Served, EXT4_IOC_SHUTDOWN, FOR_EVER, Opened, Sender, Service, WriteHow, changes_attributes,
+    encode_device, is_immutable, native, node_of, shutdown_asked, wants_cached_data,
 };
 
 /// What becomes of a request.
@@ -39,6 +40,12 @@ pub trait Kernel {
 
     /// Has the kernel forget a file's attributes.
     fn forget_attributes(&self, node: u64);
+
+    /// The word at `address` in the memory of the calling thread. Waits for no more than a moment.
+    ///
+    /// # Errors
+    /// EFAULT where nothing is; others when it stays unknown.
+    fn word_of_caller(&self, thread: u32, address: u64) -> io::Result<u32>;
 }
 
 /// Ends the filesystem behind the doors, before DESTROY is answered.
@@ -79,11 +86,12 @@ impl Dispatch {
                     flags: how.flags as i32,
                     handle: how.fh,
                 };
-                return match service.write(sender(request), node, at, data, how) {
+                let written = service.write(sender(request), at, data, how);
+                if how.kill_privileges {
+                    privileges_are_gone(node, kernel);
+                }
+                return match written {
                     Ok(size) => {
-                        if how.kill_privileges {
-                            kernel.forget_attributes(node);
-                        }
                         if service.leaves_old_pages(node, how) {
                             kernel.forget_old_pages(node, at, size.into());
                         }
@@ -155,19 +163,25 @@ impl Dispatch {
             Operation::Link { node: linked, name } => {
                 self.entry(reply, guarded(&service.link(from, *linked, node, name)?, kernel))
             }
-            Operation::Open(how) => reply.structure(&open_out(service.open(from, node, how.flags as i32)?)),
+            Operation::Open(how) => {
+                let opened = service.open(from, node, how.flags as i32);
+                if how.flags as i32 & libc::O_TRUNC != 0 && from.uid != 0 {
+                    privileges_are_gone(node, kernel);
+                }
+                reply.structure(&open_out(opened?))
+            }
             Operation::Read(how) => {
                 let room = reply.room(how.size as usize);
                 let from_cache = how.read_flags & abi::READ_LOCKOWNER == 0;
-                let len = service.read_into(node, how.offset, room, from_cache)?;
+                let len = service.read_into(how.fh, how.offset, room, from_cache)?;
                 reply.filled(len);
                 Ok(())
             }
             Operation::Release(how) => {
-                service.release(node, how.fh);
+                service.release(how.fh);
                 Ok(())
             }
-            Operation::Fsync(how) => service.fsync(node, how.fh, how.fsync_flags & abi::FSYNC_FDATASYNC != 0),
+            Operation::Fsync(how) => service.fsync(how.fh, how.fsync_flags & abi::FSYNC_FDATASYNC != 0),
             Operation::Fsyncdir(how) => service.fsyncdir(node, how.fsync_flags & abi::FSYNC_FDATASYNC != 0),
             Operation::Syncfs => service.syncfs(),
             Operation::Statfs => {
@@ -193,26 +207,32 @@ impl Dispatch {
                 listed(reply.entry(prefix.as_bytes(), &dirent(item), item.name, how.size as usize))
             }),
             Operation::Setxattr { name, value, flags, kill_sgid } => {
-                self.changing_sectors(node, kernel, || {
+                self.changing_xattrs(node, kernel, || {
                     service.setxattr(from, node, name, value, *flags as i32, *kill_sgid)
                 })
             }
             Operation::Getxattr { name, room } => attribute(reply, *room, &service.getxattr(node, name)?),
             Operation::Listxattr { room } => attribute(reply, *room, &service.listxattr(from, node)?),
             Operation::Removexattr(name) => {
-                self.changing_sectors(node, kernel, || service.removexattr(from, node, name))
+                self.changing_xattrs(node, kernel, || service.removexattr(from, node, name))
             }
             Operation::Ioctl { how, input } => {
-                let hidden = argument_in_memory(how.cmd, request.header.pid, how.arg);
-                if wants_cached_data(how.cmd) && service.may_be_dirty_in_kernel(node) {
+                let command = native(how.cmd, how.flags & abi::IOCTL_COMPAT != 0);
+                service.may_ioctl(from, node, command)?;
+                if command == EXT4_IOC_SHUTDOWN {
+                    let asked = shutdown_asked(kernel.word_of_caller(from.thread, how.arg))?;
+                    if asked == Shutdown::Sync {
+                        let dirty = service.all_maybe_dirty_in_kernel();
+                        dirty.into_iter().for_each(|node| kernel.forget_pages(node, 0, 0));
+                    }
+                    service.shut_down(asked)?;
+                    return reply.structure(&abi::IoctlOut::default());
+                }
+                if wants_cached_data(command) && service.may_be_dirty_in_kernel(node) {
                     kernel.forget_pages(node, 0, 0);
                 }
-                if syncs_volume(how.cmd, hidden) {
-                    let dirty = service.all_maybe_dirty_in_kernel();
-                    dirty.into_iter().for_each(|node| kernel.forget_pages(node, 0, 0));
-                }
-                let out = service.ioctl(from, node, how.cmd, input, hidden)?;
-                if changes_attributes(how.cmd) {
+                let out = service.ioctl(from, node, command, input)?;
+                if changes_attributes(command) {
                     kernel.forget_attributes(node);
                 }
                 reply.structure(&abi::IoctlOut::default())?;
@@ -227,16 +247,18 @@ impl Dispatch {
                 reply.structure(&abi::BmapOut { block })
             }
             Operation::Fallocate(how) => {
-                service.fallocate(from, node, how.offset, how.length, how.mode as i32)?;
-                privileges_are_gone(from, node, kernel);
-                Ok(())
+                let done = service.fallocate(from, how.fh, how.offset, how.length, how.mode as i32);
+                if from.uid != 0 {
+                    privileges_are_gone(node, kernel);
+                }
+                done
             }
             Operation::Lseek(how) => {
                 // The kernel asks without having written its dirty pages, which nobody here knows of.
                 if service.may_be_dirty_in_kernel(node) {
                     kernel.forget_pages(node, 0, 0);
                 }
-                let found = service.lseek(node, how.offset as i64, how.whence as i32)?;
+                let found = service.lseek(how.fh, how.offset as i64, how.whence as i32)?;
                 reply.structure(&abi::LseekOut { offset: found as u64 })
             }
             Operation::CopyFileRange(how) => {
@@ -263,16 +285,17 @@ impl Dispatch {
         }
     }
 
-    /// A change of attributes: the kernel does not expect that it may move the file's count of blocks.
-    fn changing_sectors(
+    /// A change of extended attributes: the kernel does not expect that it may move the file's count of
+    /// blocks, nor, where it keeps no access control lists itself, its mode.
+    fn changing_xattrs(
         &self,
         node: u64,
         kernel: &dyn Kernel,
         change: impl FnOnce() -> Served<()>,
     ) -> Served<()> {
-        let before = self.service.sectors(node)?;
+        let before = self.service.aside_of_xattrs(node)?;
         change()?;
-        if self.service.sectors(node)? != before {
+        if self.service.aside_of_xattrs(node)? != before {
             kernel.forget_attributes(node);
         }
         Ok(())
@@ -285,11 +308,12 @@ impl Dispatch {
         most: u64,
         kernel: &dyn Kernel,
     ) -> Served<u64> {
-        let source = (request.header.nodeid, how.off_in);
-        let target = (how.nodeid_out, how.off_out);
-        let copied = self.service.copy_file_range(sender(request), source, target, how.len.min(most))?;
-        privileges_are_gone(sender(request), how.nodeid_out, kernel);
-        Ok(copied)
+        let (source, target) = ((how.fh_in, how.off_in), (how.fh_out, how.off_out));
+        let copied = self.service.copy_file_range(sender(request), source, target, how.len.min(most));
+        if request.header.uid != 0 {
+            privileges_are_gone(how.nodeid_out, kernel);
+        }
+        copied
     }
 
     fn entry_out(&self, attr: &Attr) -> abi::EntryOut {
@@ -355,12 +379,10 @@ impl Dispatch {
     }
 }
 
-/// Whoever is not root takes set-id bits off a file that he changes. The kernel leaves that to us and goes on
-/// with the mode that it knows, in execve(2) too.
-fn privileges_are_gone(from: Sender, node: u64, kernel: &dyn Kernel) {
-    if from.uid != 0 {
-        kernel.forget_attributes(node);
-    }
+/// Whoever is not root takes set-id bits off a file that he changes, and has done so when the change itself fails.
+/// The kernel leaves that to us and goes on with the mode that it knows, in execve(2) too.
+fn privileges_are_gone(node: u64, kernel: &dyn Kernel) {
+    kernel.forget_attributes(node);
 }
 
 /// `attr`, about to be sent. If the file is immutable the kernel forgets them before it hears them: so it
@@ -373,7 +395,7 @@ fn guarded<'a>(attr: &'a Attr, kernel: &dyn Kernel) -> &'a Attr {
 }
 
 fn sender(request: &Request<'_>) -> Sender {
-    Sender { uid: request.header.uid, gid: request.header.gid }
+    Sender { uid: request.header.uid, gid: request.header.gid, thread: request.header.pid }
 }
 
 fn change(how: &abi::SetattrIn) -> Change {

@@ -20,7 +20,8 @@ use super::old_pages::{OldPages, Range};
 use super::reserve::Reserve;
 use crate::service::attributes::Change;
 use crate::service::{
-    Answer, FOR_EVER, Sender, Service, WriteHow, changes_attributes, encode_device, is_immutable, node_of,
+    Answer, FOR_EVER, Sender, Service, WriteHow, changes_attributes, encode_device, is_immutable, native,
+    node_of,
 };
 
 /// Largest request, in bytes.
@@ -60,7 +61,7 @@ fn drop_pages(notifier: &OnceLock<Notifier>, Range { node, offset, len }: Range)
 }
 
 fn sender(req: &Request) -> Sender {
-    Sender { uid: req.uid(), gid: req.gid() }
+    Sender { uid: req.uid(), gid: req.gid(), thread: req.pid() }
 }
 
 fn errno(code: i32) -> Errno {
@@ -165,18 +166,19 @@ impl Door {
         }
     }
 
-    /// A change of attributes: the kernel does not expect that it may move the file's count of blocks.
-    fn changing_sectors(&self, ino: INodeNo, change: impl FnOnce() -> Answer<()>) -> Answer<()> {
-        let before = self.service.sectors(ino.0)?;
+    /// A change of extended attributes: the kernel does not expect that it may move the file's count of
+    /// blocks, nor, where it keeps no access control lists itself, its mode.
+    fn changing_xattrs(&self, ino: INodeNo, change: impl FnOnce() -> Answer<()>) -> Answer<()> {
+        let before = self.service.aside_of_xattrs(ino.0)?;
         change()?;
-        if self.service.sectors(ino.0)? != before {
+        if self.service.aside_of_xattrs(ino.0)? != before {
             self.forget_attributes(ino);
         }
         Ok(())
     }
 
-    /// Set-id bits go when somebody else than root changes a file; the kernel leaves that to us and does not
-    /// look again.
+    /// Set-id bits go when somebody else than root changes a file, also when the change itself fails; the kernel
+    /// leaves that to us and does not look again.
     fn privileges_are_gone(&self, req: &Request, ino: INodeNo) {
         if req.uid() != 0 {
             self.forget_attributes(ino);
@@ -244,14 +246,15 @@ impl fuser::Filesystem for Door {
             InitFlags::FUSE_WRITEBACK_CACHE,
             InitFlags::FUSE_PARALLEL_DIROPS,
             InitFlags::FUSE_HANDLE_KILLPRIV_V2,
-            InitFlags::FUSE_POSIX_ACL,
             InitFlags::FUSE_MAX_PAGES,
             InitFlags::FUSE_CACHE_SYMLINKS,
             InitFlags::FUSE_NO_OPENDIR_SUPPORT,
             InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
         ];
         let async_dio = self.async_dio.then_some(InitFlags::FUSE_ASYNC_DIO);
-        for flag in wanted.into_iter().chain(async_dio) {
+        // With these the kernel checks permissions, whatever the mount says.
+        let acl = (!self.service.has_fake_root()).then_some(InitFlags::FUSE_POSIX_ACL);
+        for flag in wanted.into_iter().chain(async_dio).chain(acl) {
             if config.add_capabilities(flag).is_err() {
                 tracing::debug!(?flag, "the kernel does not offer this");
             }
@@ -380,7 +383,11 @@ impl fuser::Filesystem for Door {
     }
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: fuser::ReplyOpen) {
-        match self.service.open(sender(req), ino.0, flags.0) {
+        let opened = self.service.open(sender(req), ino.0, flags.0);
+        if flags.0 & libc::O_TRUNC != 0 {
+            self.privileges_are_gone(req, ino);
+        }
+        match opened {
             Ok(opened) => reply.opened(FileHandle(opened.handle), opened_flags(opened.direct)),
             Err(code) => reply.error(errno(code)),
         }
@@ -416,8 +423,8 @@ impl fuser::Filesystem for Door {
     fn read(
         &self,
         _req: &Request,
-        ino: INodeNo,
-        _fh: FileHandle,
+        _ino: INodeNo,
+        fh: FileHandle,
         offset: u64,
         size: u32,
         _flags: OpenFlags,
@@ -426,7 +433,7 @@ impl fuser::Filesystem for Door {
     ) {
         // Only read(2) past the page cache has an owner.
         let from_cache = lock_owner.is_none();
-        self.service.read(ino.0, offset, size, from_cache, |answer| match answer {
+        self.service.read(fh.0, offset, size, from_cache, |answer| match answer {
             Ok(bytes) => reply.data(bytes),
             Err(code) => reply.error(errno(code)),
         });
@@ -450,7 +457,7 @@ impl fuser::Filesystem for Door {
             flags: flags.0,
             handle: fh.0,
         };
-        let written = self.service.write(sender(req), ino.0, offset, data, how);
+        let written = self.service.write(sender(req), offset, data, how);
         if how.kill_privileges {
             // The kernel leaves set-id bits to us and goes on with the mode that it knows, in execve(2) too.
             self.forget_attributes(ino);
@@ -484,19 +491,19 @@ impl fuser::Filesystem for Door {
     fn release(
         &self,
         _req: &Request,
-        ino: INodeNo,
+        _ino: INodeNo,
         fh: FileHandle,
         _flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
         _flush: bool,
         reply: fuser::ReplyEmpty,
     ) {
-        self.service.release(ino.0, fh.0);
+        self.service.release(fh.0);
         reply.ok();
     }
 
-    fn fsync(&self, _req: &Request, ino: INodeNo, fh: FileHandle, datasync: bool, reply: fuser::ReplyEmpty) {
-        reply_empty(reply, self.service.fsync(ino.0, fh.0, datasync));
+    fn fsync(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, datasync: bool, reply: fuser::ReplyEmpty) {
+        reply_empty(reply, self.service.fsync(fh.0, datasync));
     }
 
     fn opendir(&self, _req: &Request, _ino: INodeNo, _flags: OpenFlags, reply: fuser::ReplyOpen) {
@@ -593,7 +600,7 @@ impl fuser::Filesystem for Door {
         reply: fuser::ReplyEmpty,
     ) {
         let set = || self.service.setxattr(sender(req), ino.0, name.as_bytes(), value, flags, None);
-        reply_empty(reply, self.changing_sectors(ino, set));
+        reply_empty(reply, self.changing_xattrs(ino, set));
     }
 
     fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: fuser::ReplyXattr) {
@@ -606,20 +613,20 @@ impl fuser::Filesystem for Door {
 
     fn removexattr(&self, req: &Request, ino: INodeNo, name: &OsStr, reply: fuser::ReplyEmpty) {
         let remove = || self.service.removexattr(sender(req), ino.0, name.as_bytes());
-        reply_empty(reply, self.changing_sectors(ino, remove));
+        reply_empty(reply, self.changing_xattrs(ino, remove));
     }
 
     fn fallocate(
         &self,
         req: &Request,
         ino: INodeNo,
-        _fh: FileHandle,
+        fh: FileHandle,
         offset: u64,
         length: u64,
         mode: i32,
         reply: fuser::ReplyEmpty,
     ) {
-        let done = self.service.fallocate(sender(req), ino.0, offset, length, mode);
+        let done = self.service.fallocate(sender(req), fh.0, offset, length, mode);
         self.privileges_are_gone(req, ino);
         reply_empty(reply, done);
     }
@@ -629,13 +636,14 @@ impl fuser::Filesystem for Door {
         req: &Request,
         ino: INodeNo,
         _fh: FileHandle,
-        _flags: fuser::IoctlFlags,
+        flags: fuser::IoctlFlags,
         cmd: u32,
         in_data: &[u8],
         out_size: u32,
         reply: fuser::ReplyIoctl,
     ) {
-        let answer = self.service.ioctl(sender(req), ino.0, cmd, in_data, None);
+        let cmd = native(cmd, flags.contains(fuser::IoctlFlags::FUSE_IOCTL_COMPAT));
+        let answer = self.service.ioctl(sender(req), ino.0, cmd, in_data);
         if answer.is_ok() && changes_attributes(cmd) {
             self.forget_attributes(ino);
         }
@@ -649,13 +657,13 @@ impl fuser::Filesystem for Door {
         &self,
         _req: &Request,
         ino: INodeNo,
-        _fh: FileHandle,
+        fh: FileHandle,
         offset: i64,
         whence: i32,
         reply: fuser::ReplyLseek,
     ) {
         let service = self.service.clone();
-        let answer = move || match service.lseek(ino.0, offset, whence) {
+        let answer = move || match service.lseek(fh.0, offset, whence) {
             Ok(offset) => reply.offset(offset),
             Err(code) => reply.error(errno(code)),
         };
@@ -679,11 +687,11 @@ impl fuser::Filesystem for Door {
     fn copy_file_range(
         &self,
         req: &Request,
-        ino_in: INodeNo,
-        _fh_in: FileHandle,
+        _ino_in: INodeNo,
+        fh_in: FileHandle,
         offset_in: u64,
         ino_out: INodeNo,
-        _fh_out: FileHandle,
+        fh_out: FileHandle,
         offset_out: u64,
         len: u64,
         _flags: fuser::CopyFileRangeFlags,
@@ -692,7 +700,7 @@ impl fuser::Filesystem for Door {
         // The reply counts in 32 bits.
         let len = len.min(u64::from(u32::MAX) & !0xffff);
         let copied =
-            self.service.copy_file_range(sender(req), (ino_in.0, offset_in), (ino_out.0, offset_out), len);
+            self.service.copy_file_range(sender(req), (fh_in.0, offset_in), (fh_out.0, offset_out), len);
         self.privileges_are_gone(req, ino_out);
         match copied {
             Ok(n) => reply.written(n as u32),

@@ -39,10 +39,12 @@ const WANTED: u64 = init::ASYNC_READ
     | init::SECURITY_CTX
     | init::DIRECT_IO_ALLOW_MMAP;
 
-/// The capabilities that are asked for.
+/// The capabilities that are asked for. With access control lists the kernel checks permissions, whatever the
+/// mount says: not with `fake_root`.
 #[must_use]
-pub fn wanted(async_dio: bool) -> u64 {
-    if async_dio { WANTED } else { WANTED & !init::ASYNC_DIO }
+pub fn wanted(async_dio: bool, fake_root: bool) -> u64 {
+    let without = if async_dio { 0 } else { init::ASYNC_DIO } | if fake_root { init::POSIX_ACL } else { 0 };
+    WANTED & !without
 }
 
 /// Answers INIT on a fresh connection; gives those of the `wanted` capabilities that the kernel has.

@@ -7,6 +7,7 @@
 
 mod aside;
 mod backchannel;
+pub mod caller_memory;
 mod crew;
 pub mod dev;
 pub mod dispatch;
@@ -26,6 +27,7 @@ use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
+use self::caller_memory::CallerMemory;
 use self::dispatch::{Answer, Dispatch};
 use self::old_pages::OldPages;
 use self::reserve::Reserve;
@@ -49,6 +51,8 @@ pub struct Part {
     pub reserve: Arc<Reserve>,
     /// What becomes of pages that the kernel read before a direct write.
     pub old_pages: Arc<OldPages>,
+    /// Reads what a request leaves in its caller's memory.
+    pub caller_memory: Arc<CallerMemory>,
     /// Hears how serving ended, once nothing is being answered any more (or when that failed).
     pub on_end: Arc<dyn Fn(Ended) + Send + Sync>,
 }
@@ -79,7 +83,10 @@ pub fn serve(part: Part, rings: Option<Rings>, threads: usize) -> io::Result<Tra
     {
         return Ok(Transport::Ring);
     }
+    let reserve = part.reserve.clone();
     dev::serve(part, threads, None)?;
+    // Those that rings were to have.
+    reserve.dismiss();
     Ok(Transport::Dev)
 }
 

@@ -4,10 +4,12 @@
 //! Type `fuseblk` names a block device that the kernel then claims for the mount: umount(2) waits
 //! for the answer to DESTROY, and sync(2) reaches us.
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -28,14 +30,16 @@ pub struct Wish {
     pub flags: MountFlags,
     /// Let users other than the one who mounts in.
     pub allow_other: bool,
+    /// Have the kernel check permissions by mode and owner; else everybody who gets in may do everything.
+    pub default_permissions: bool,
 }
 
 /// A mount. Dropped, it takes itself out of the tree, unless somebody has done that before.
 pub struct Mount {
     device: File,
     dir: PathBuf,
-    /// `major:minor` of the mount, by which it is told from another one in its place.
-    number: Option<String>,
+    /// Device number of the mount, by which it is told from another one in its place.
+    number: Option<(u32, u32)>,
     flags: MountFlags,
 }
 
@@ -68,11 +72,10 @@ impl Mount {
         let device = File::options().read(true).write(true).open("/dev/fuse")?;
         let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
         let kind = dir.metadata()?.mode() & libc::S_IFMT;
+        let checks = if wish.default_permissions { ",default_permissions" } else { "" };
         let others = if wish.allow_other { ",allow_other" } else { "" };
         let fd = device.as_raw_fd();
-        let data = format!(
-            "fd={fd},rootmode={kind:o},user_id={uid},group_id={gid},default_permissions{others}{more}\0"
-        );
+        let data = format!("fd={fd},rootmode={kind:o},user_id={uid},group_id={gid}{checks}{others}{more}\0");
         let data = std::ffi::CStr::from_bytes_with_nul(data.as_bytes()).map_err(io::Error::other)?;
         mount(&wish.source, dir, fs_type, wish.flags, data)?;
         Ok(Mount::of(device, dir, wish.flags))
@@ -155,11 +158,22 @@ fn receive(socket: &UnixStream) -> io::Result<Option<OwnedFd>> {
 }
 
 /// The wish in fusermount3's words.
-fn words(wish: &Wish) -> String {
-    let source = wish.source.to_string_lossy().replace('\\', "\\\\").replace(',', "\\,");
-    let mut words = vec![format!("fsname={source}"), "subtype=rext4".into(), "default_permissions".into()];
+fn words(wish: &Wish) -> OsString {
+    let mut words = b"fsname=".to_vec();
+    for &byte in wish.source.as_os_str().as_bytes() {
+        words.extend((byte == b'\\' || byte == b',').then_some(b'\\'));
+        words.push(byte);
+    }
+    let mut add = |word: &str| {
+        words.push(b',');
+        words.extend(word.as_bytes());
+    };
+    add("subtype=rext4");
+    if wish.default_permissions {
+        add("default_permissions");
+    }
     if wish.allow_other {
-        words.push("allow_other".into());
+        add("allow_other");
     }
     let flags = [
         (MountFlags::RDONLY, "ro"),
@@ -170,18 +184,24 @@ fn words(wish: &Wish) -> String {
         (MountFlags::DIRSYNC, "dirsync"),
         (MountFlags::NOATIME, "noatime"),
     ];
-    words.extend(flags.iter().filter(|(flag, _)| wish.flags.contains(*flag)).map(|(_, word)| (*word).into()));
-    words.join(",")
+    flags.iter().filter(|(flag, _)| wish.flags.contains(*flag)).for_each(|(_, word)| add(word));
+    OsString::from_vec(words)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::ffi::OsStr;
+
     use super::*;
 
     #[test]
-    fn a_comma_in_a_path_is_no_separator() {
+    fn a_path_of_any_bytes_is_passed_on() {
         let flags = MountFlags::NODEV | MountFlags::RDONLY;
-        let wish = Wish { source: "/a,b".into(), flags, allow_other: true };
-        assert_eq!(words(&wish), "fsname=/a\\,b,subtype=rext4,default_permissions,allow_other,ro,nodev");
+        let source = OsStr::from_bytes(b"/a,b\\\xff").into();
+        let mut wish = Wish { source, flags, allow_other: true, default_permissions: true };
+        let wanted = b"fsname=/a\\,b\\\\\xff,subtype=rext4,default_permissions,allow_other,ro,nodev";
+        assert_eq!(words(&wish), OsStr::from_bytes(wanted));
+        (wish.allow_other, wish.default_permissions) = (false, false);
+        assert_eq!(words(&wish), OsStr::from_bytes(b"fsname=/a\\,b\\\\\xff,subtype=rext4,ro,nodev"));
     }
 }

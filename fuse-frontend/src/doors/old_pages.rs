@@ -3,7 +3,7 @@
 //! They are dropped before the write is answered. Dropping waits for READs of the same pages; and READs and
 //! asynchronous direct writes are background requests alike, of which the kernel has no more than
 //! [`MAX_BACKGROUND`] under way: if all of these were writes that wait, no READ would come any more. So only
-//! [`MOST`] answers wait at a time. The others are given at once, and a thread of its own drops their pages.
+//! `MOST` answers wait at a time. The others are given at once, and a thread of its own drops their pages.
 
 use std::io;
 use std::sync::Arc;

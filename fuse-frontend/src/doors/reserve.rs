@@ -48,6 +48,14 @@ impl Reserve {
             Err(_) => spawn(named),
         }
     }
+
+    /// Ends those that still wait.
+    pub fn dismiss(&self) {
+        for _ in 0..self.idle.swap(0, Ordering::AcqRel) {
+            // Without a thread that listens there is none to end.
+            let _ = self.jobs.send(Box::new(|| ()));
+        }
+    }
 }
 
 fn spawn(job: impl FnOnce() + Send + 'static) -> io::Result<()> {
@@ -64,6 +72,16 @@ fn wait_for_one(queue: &Mutex<Receiver<Job>>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_is_dismissed_ends_and_another_is_started_when_needed() {
+        let reserve = Reserve::new(3).unwrap();
+        let (tell, told) = channel();
+        reserve.dismiss();
+        reserve.run("rext4-test", move || tell.send(()).unwrap()).unwrap();
+        assert_eq!(told.recv(), Ok(()));
+        assert_eq!(reserve.idle.load(Ordering::Acquire), 0);
+    }
 
     #[test]
     fn more_jobs_than_threads_run_side_by_side() {

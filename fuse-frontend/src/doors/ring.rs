@@ -3,7 +3,7 @@
 //! The kernel has one queue for each possible processor, and a request goes to the queue of its
 //! caller's. Each thread here has a ring with one entry: a request waits for a thread that is free,
 //! never behind one that is busy. FORGET and INTERRUPT still come over /dev/fuse, where one thread
-//! of the [`dev`](super::dev) door takes them.
+//! of the `dev` door takes them.
 //!
 //! Once INIT has told it of rings, the kernel holds every request back until each queue has an entry. So
 //! what can be wanting is had before ([`Rings::prepare`]); and if a queue is refused all the same, the
@@ -37,6 +37,10 @@ const SCRATCH: usize = (64 << 10) + 4096;
 
 /// The switch of the kernel's module.
 const SWITCH: &str = "/sys/module/fuse/parameters/enable_uring";
+/// The list of processors that the machine could ever have.
+const POSSIBLE: &str = "/sys/devices/system/cpu/possible";
+/// A table with a column for each processor that the machine could ever have.
+const SOFTIRQS: &str = "/proc/softirqs";
 
 /// How the threads are laid out.
 #[derive(Clone, Copy, Debug)]
@@ -77,8 +81,7 @@ impl Rings {
     /// # Errors
     /// The reason why there can be none.
     pub fn prepare(layout: Layout) -> io::Result<Rings> {
-        let switch = std::fs::read_to_string(SWITCH);
-        if switch.map_err(|error| io::Error::new(error.kind(), format!("{SWITCH}: {error}")))?.trim() != "Y" {
+        if read(SWITCH)?.trim() != "Y" {
             return Err(io::Error::new(io::ErrorKind::Unsupported, format!("{SWITCH} is off")));
         }
         fuse_uring::probe()?;
@@ -108,14 +111,15 @@ impl Rings {
         let queue = |(number, blanks)| Queue::new(&shared, number as u16, layout, aside.clone(), blanks);
         let all: Vec<Arc<Queue>> = blanks.into_iter().enumerate().map(queue).collect();
         let grow = |queue: &Arc<Queue>| (0..layout.threads).try_for_each(|_| queue.back.crew.grow());
-        if let Err(error) = all.iter().try_for_each(grow) {
+        // The last first: a queue that the kernel does not have is refused before any other has threads.
+        if let Err(error) = all.iter().rev().try_for_each(grow) {
             spare.send_back(part.device.as_fd())?;
             tracing::warn!(%error, "a queue of io_uring was refused");
             return Ok(false);
         }
         let ear = Arc::new(Ear::new(part.device.clone())?);
         let heard = ear.clone();
-        part.dispatch.service().forgets_arrive_by(Box::new(move || heard.has_heard()));
+        part.dispatch.service().forgets_arrive_by(move || heard.has_heard());
         dev::serve(shared, 1, Some(ear))?;
         Ok(true)
     }
@@ -281,21 +285,41 @@ fn answer(queue: &Queue, header: InHeader, fixed: &[u8], payload: &[u8], out: &m
 
 /// How many queues the kernel has: one for each processor that it could ever have.
 ///
+/// With a queue too few the kernel would hold every request back for ever. Container tools put lists of their
+/// own over the kernel's, so two places have to say the same.
+///
 /// # Errors
-/// Those of reading the kernel's list.
+/// Those of reading the kernel's lists; `InvalidData` when they contradict each other.
 pub fn possible_processors() -> io::Result<usize> {
-    let list = std::fs::read_to_string("/sys/devices/system/cpu/possible")?;
-    count(list.trim()).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "the list of processors"))
+    agreed(&read(POSSIBLE)?, &read(SOFTIRQS)?)
+}
+
+fn read(file: &str) -> io::Result<String> {
+    std::fs::read_to_string(file).map_err(|error| io::Error::new(error.kind(), format!("{file}: {error}")))
+}
+
+fn agreed(list: &str, table: &str) -> io::Result<usize> {
+    let columns = table.lines().next().unwrap_or_default().split_whitespace().count();
+    match count(list.trim()) {
+        Some(listed) if listed == columns && listed > 0 => Ok(listed),
+        listed => {
+            let listed = listed.map_or_else(|| "no number".into(), |listed| listed.to_string());
+            let said = format!("{POSSIBLE} says {listed} of processors, {SOFTIRQS} {columns}");
+            Err(io::Error::new(io::ErrorKind::InvalidData, said))
+        }
+    }
 }
 
 /// The number of processors in a list like `0-3,8`.
 fn count(list: &str) -> Option<usize> {
-    list.split(',')
-        .map(|part| match part.split_once('-') {
-            Some((first, last)) => Some(last.parse::<usize>().ok()?.checked_sub(first.parse().ok()?)? + 1),
-            None => part.parse::<usize>().ok().map(|_| 1),
-        })
-        .sum()
+    let number = |digits: &str| digits.parse::<usize>().ok();
+    list.split(',').try_fold(0usize, |sum, part| {
+        let more = match part.split_once('-') {
+            Some((first, last)) => number(last)?.checked_sub(number(first)?)?.checked_add(1)?,
+            None => number(part).map(|_| 1)?,
+        };
+        sum.checked_add(more)
+    })
 }
 
 #[cfg(test)]
@@ -309,6 +333,19 @@ mod tests {
         assert_eq!(count("0-3,8,10-11"), Some(7));
         assert_eq!(count("3-1"), None);
         assert_eq!(count(""), None);
+        assert_eq!(count(&format!("0-{}", usize::MAX)), None);
+        assert_eq!(count(&format!("1-{},0", usize::MAX)), None);
+    }
+
+    #[test]
+    fn a_list_that_lies_is_not_believed() {
+        let table = "                    CPU0       CPU1       \n          HI:          0          0\n";
+        assert_eq!(agreed("0-1\n", table).unwrap(), 2);
+        for list in ["0\n", "0-511\n", "0-18446744073709551615\n", "", "all"] {
+            assert!(agreed(list, table).is_err(), "{list}");
+        }
+        assert!(agreed("0-1\n", "").is_err());
+        assert!(possible_processors().unwrap() >= 1);
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! Attributes, extended attributes, and those of the volume.
 
-use fs_core::{Attr, Caller, SetAttr, SetXattr, StatFs, Time};
+use fs_core::{Attr, Credentials, SetAttr, SetXattr, StatFs, Time, TimesFrom};
 
-use super::{Answer, Sender, Service, inode_of, is_immutable, refuse};
+use super::{Answer, Sender, Service, is_immutable, node_of, refuse};
 
 const XATTR_CREATE: i32 = 1;
 const XATTR_REPLACE: i32 = 2;
@@ -33,14 +33,17 @@ impl Service {
     /// the end it wants the size, which it keeps itself. This is where a write through its page cache can
     /// still be told that the volume is full ([`Service::write`]), or that the file is immutable.
     pub fn getattr(&self, sender: Sender, node: u64, for_write: bool) -> Answer<Attr> {
-        let too_few = if for_write { self.starved.lock().get(&node).copied() } else { None };
-        if let Some(too_few) = too_few {
-            if self.fs.space_for(&self.caller(sender, 0)) <= too_few {
-                return Err(libc::ENOSPC);
+        let known = self.nodes.get(node)?;
+        if for_write {
+            let mut pages = known.pages.lock();
+            if let Some(too_few) = pages.too_few {
+                if self.fs.available_blocks(&self.caller(sender, 0)) <= too_few {
+                    return Err(libc::ENOSPC);
+                }
+                pages.too_few = None;
             }
-            self.starved.lock().remove(&node);
         }
-        let attr = self.fs.getattr(inode_of(node)?).map_err(refuse)?;
+        let attr = known.node().attributes().map_err(refuse)?;
         if for_write && is_immutable(&attr) { Err(libc::EPERM) } else { Ok(attr) }
     }
 
@@ -50,6 +53,12 @@ impl Service {
         let owner_changes = change.uid.is_some() || change.gid.is_some();
         let caller = self.caller(sender, 0);
         let kills = change.mode.is_none() && (owner_changes || change.size.is_some() && caller.uid != 0);
+        // Times alone, for a handle: a kernel that keeps them hands them in before fsync.
+        let settles = change.names_handle
+            && change.mode.is_none()
+            && !owner_changes
+            && change.size.is_none()
+            && change.atime.is_none();
         let change = SetAttr {
             mode: change.mode.map(|m| m as u16),
             uid: change.uid,
@@ -57,18 +66,15 @@ impl Service {
             size: change.size,
             atime: change.atime,
             mtime: change.mtime,
-            ctime: change.ctime,
-            // Times alone, for a handle: a kernel that keeps them hands them in before fsync.
-            settles_times: change.names_handle
-                && change.ctime.is_some()
-                && change.mode.is_none()
-                && !owner_changes
-                && change.size.is_none()
-                && change.atime.is_none(),
+            times: match change.ctime {
+                None => TimesFrom::Now,
+                Some(time) if settles => TimesFrom::Earlier(time),
+                Some(time) => TimesFrom::Caller(time),
+            },
             kill_privileges: kills.then_some(caller),
             ..SetAttr::default()
         };
-        self.fs.setattr(inode_of(node)?, &change).map_err(refuse)
+        self.nodes.get(node)?.node().set_attributes(&change).map_err(refuse)
     }
 
     /// STATFS.
@@ -98,27 +104,29 @@ impl Service {
             }
             _ => return Err(libc::EINVAL),
         };
-        let (ino, caller) = (inode_of(node)?, self.caller(sender, 0));
+        let (known, caller) = (self.nodes.get(node)?, self.caller(sender, 0));
         let kill_sgid = match kill_sgid {
             Some(said) => said,
             // It does from a file of a group that is not the caller's.
             None => {
                 caller.uid != 0
                     && name == b"system.posix_acl_access"
-                    && self.fs.getattr(ino).map_err(refuse)?.gid != caller.gid
+                    && known.node().attributes().map_err(refuse)?.gid != caller.gid
             }
         };
-        self.fs.setxattr(&caller, ino, name, value, how, kill_sgid).map_err(refuse)
+        known.node().set_xattr_as(&caller, name, value, how, kill_sgid).map_err(refuse)
     }
 
     /// Gives a file that was just made a security label, on the kernel's own behalf.
     pub fn label(&self, made: &Attr, name: &[u8], value: &[u8]) -> Answer<()> {
-        self.fs.setxattr(&Caller::root(), made.ino, name, value, SetXattr::Any, false).map_err(refuse)
+        let known = self.nodes.get(node_of(made.ino))?;
+        known.node().set_xattr_as(&Credentials::root(), name, value, SetXattr::Any, false).map_err(refuse)
     }
 
-    /// Space that a file takes, in 512-byte units.
-    pub fn sectors(&self, node: u64) -> Answer<u64> {
-        self.fs.getattr(inode_of(node)?).map(|attr| attr.sectors).map_err(refuse)
+    /// What a change of extended attributes may change of the attributes that the kernel knows: the space
+    /// that the file takes, and the mode, by an access control list.
+    pub fn aside_of_xattrs(&self, node: u64) -> Answer<(u64, u16)> {
+        self.nodes.get(node)?.node().attributes().map(|attr| (attr.sectors, attr.mode)).map_err(refuse)
     }
 
     /// GETXATTR.
@@ -126,16 +134,16 @@ impl Service {
         if let Some(stats) = self.stats(node, name) {
             return Ok(stats);
         }
-        self.fs.getxattr(inode_of(node)?, name).map_err(refuse)
+        self.nodes.get(node)?.node().xattr(name).map_err(refuse)
     }
 
     /// LISTXATTR: the names, each ended by a zero.
     pub fn listxattr(&self, sender: Sender, node: u64) -> Answer<Vec<u8>> {
-        self.fs.listxattr(&self.caller(sender, 0), inode_of(node)?).map_err(refuse)
+        self.nodes.get(node)?.node().list_xattrs_as(&self.caller(sender, 0)).map_err(refuse)
     }
 
     /// REMOVEXATTR.
     pub fn removexattr(&self, sender: Sender, node: u64, name: &[u8]) -> Answer<()> {
-        self.fs.removexattr(&self.caller(sender, 0), inode_of(node)?, name).map_err(refuse)
+        self.nodes.get(node)?.node().remove_xattr_as(&self.caller(sender, 0), name).map_err(refuse)
     }
 }

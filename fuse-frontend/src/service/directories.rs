@@ -3,9 +3,9 @@
 
 use std::ops::ControlFlow;
 
-use fs_core::{DirItem, Entry};
+use fs_core::{Attr, DirItem};
 
-use super::{Answer, Service, inode_of, refuse};
+use super::{Answer, Service, refuse};
 
 impl Service {
     /// READDIR from `cookie` on.
@@ -15,7 +15,7 @@ impl Service {
         cookie: u64,
         add: impl FnMut(&DirItem<'_>) -> ControlFlow<()>,
     ) -> Answer<()> {
-        self.fs.readdir(inode_of(node)?, cookie, add).map_err(refuse)
+        self.nodes.get(node)?.dir()?.list(cookie, add).map_err(refuse)
     }
 
     /// READDIRPLUS from `cookie` on. Every entry that `add` takes has one more reference of the
@@ -24,13 +24,26 @@ impl Service {
         &self,
         node: u64,
         cookie: u64,
-        add: impl FnMut(&DirItem<'_>, Option<&Entry>) -> ControlFlow<()>,
+        mut add: impl FnMut(&DirItem<'_>, Option<&Attr>) -> ControlFlow<()>,
     ) -> Answer<()> {
-        self.fs.readdir_plus(inode_of(node)?, cookie, add).map_err(refuse)
+        let known = self.nodes.get(node)?;
+        let listed = known.dir()?.list_nodes(cookie, |item, child| {
+            let attr = child.as_ref().and_then(|child| child.attributes().ok());
+            let given = add(item, attr.as_ref());
+            if let Some(child) = child
+                && given.is_continue()
+                && attr.is_some()
+                && !matches!(item.name, b"." | b"..")
+            {
+                self.nodes.remember(child);
+            }
+            given
+        });
+        listed.map_err(refuse)
     }
 
     /// FSYNCDIR.
     pub fn fsyncdir(&self, node: u64, datasync: bool) -> Answer<()> {
-        self.fs.fsyncdir(inode_of(node)?, datasync).map_err(refuse)
+        self.nodes.get(node)?.node().sync(datasync).map_err(refuse)
     }
 }

@@ -4,26 +4,25 @@
 //! Must not know: message layouts, transports, how a reply is sent.
 
 pub mod attributes;
+mod caller;
 mod directories;
 mod files;
 mod ioctl;
 mod names;
 mod stats;
 
-use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use fs_core::{Attr, Caller, Error, FileType, Filesystem, Ino, flag};
-use parking_lot::Mutex;
+use fs_core::{Attr, Credentials, Error, FileType, Filesystem, Node, flag};
 
 pub use files::{Opened, Source, WriteHow};
-pub use ioctl::{argument_in_memory, changes_attributes, syncs_volume, wants_cached_data};
+pub use ioctl::{EXT4_IOC_SHUTDOWN, changes_attributes, native, shutdown_asked, wants_cached_data};
 
+use crate::nodes::Nodes;
 use crate::options::Options;
 
-/// The protocol's number for the root directory; ext4's is 2.
-pub const ROOT_NODE: u64 = 1;
+pub use crate::nodes::{ROOT_NODE, node_of};
 
 /// How long the kernel may believe what it was told. Nobody else writes the device, so: for ever
 /// (longer than any uptime; the protocol's own maximum overflows in some kernels' arithmetic).
@@ -47,46 +46,50 @@ pub struct Sender {
     pub uid: u32,
     /// Filesystem group id.
     pub gid: u32,
+    /// Number of the calling thread, 0 when it has none in the namespace of this process.
+    pub thread: u32,
 }
+
+/// Returns when every FORGET that was sent before has been heard, or begun to be.
+type Arrival = Box<dyn Fn() + Send + Sync>;
 
 /// The filesystem behind the doors.
 pub struct Service {
     fs: Arc<Filesystem>,
+    nodes: Nodes,
+    /// See [`Service::forgets_arrive_by`].
+    arrival: Arc<OnceLock<Arrival>>,
     fake_root: bool,
     shows_stats: bool,
-    /// The files with handles that write through the kernel's page cache.
-    cached_writers: Mutex<HashMap<u64, Writers>>,
-    /// Files whose cached data found no space, and how many blocks were left then, which were too
-    /// few: until there are more, write(2) shall fail.
-    starved: Mutex<HashMap<u64, u64>>,
-}
-
-/// Who writes a file through the kernel's page cache.
-struct Writers {
-    handles: u32,
-    /// The writer with the most rights: pages that are written back say nothing of their writer,
-    /// but whether they may take the last blocks depends on it.
-    opener: Sender,
-    /// Whether pages came into the page cache since the first of the handles was opened.
-    pages_cached: bool,
 }
 
 impl Service {
     /// A service for a mounted volume.
     #[must_use]
     pub fn new(fs: Arc<Filesystem>, options: &Options) -> Service {
-        Service {
-            fs,
-            fake_root: options.fake_root,
-            shows_stats: options.stats,
-            cached_writers: Mutex::default(),
-            starved: Mutex::default(),
-        }
+        let nodes = Nodes::new(fs.clone());
+        let arrival: Arc<OnceLock<Arrival>> = Arc::default();
+        let (closing, arrives) = (nodes.wait_for_closing(), arrival.clone());
+        fs.before_no_space(move || {
+            closing();
+            if let Some(arrives) = arrives.get() {
+                arrives();
+            }
+        });
+        Service { fs, nodes, arrival, fake_root: options.fake_root, shows_stats: options.stats }
     }
 
-    /// See [`Filesystem::forgets_arrive_by`].
-    pub fn forgets_arrive_by(&self, arrival: fs_core::Arrival) {
-        self.fs.forgets_arrive_by(arrival);
+    /// For a door that brings FORGET by another way than the rest: `arrival` returns when all that was sent before
+    /// has been heard. Deleted files end with them, so whoever finds no space waits for that.
+    pub fn forgets_arrive_by(&self, arrival: impl Fn() + Send + Sync + 'static) {
+        let _ = self.arrival.set(Box::new(arrival));
+    }
+
+    /// Counts the reference that the kernel gets with a reply, and gives the attributes that go there.
+    fn remember(&self, node: Node) -> Answer<Attr> {
+        let attr = node.attributes().map_err(refuse)?;
+        self.nodes.remember(node);
+        Ok(attr)
     }
 
     /// Bytes of a block.
@@ -95,26 +98,24 @@ impl Service {
         self.fs.block_size()
     }
 
-    fn caller(&self, sender: Sender, umask: u32) -> Caller {
+    /// Whether everybody who gets in has root's rights, and the kernel checks none.
+    #[must_use]
+    pub fn has_fake_root(&self) -> bool {
+        self.fake_root
+    }
+
+    /// As whom a request acts on what is there.
+    fn caller(&self, sender: Sender, umask: u32) -> Credentials {
         if self.fake_root {
-            return Caller { uid: 0, gid: 0, umask };
+            return Credentials { umask, ..Credentials::root() };
         }
-        Caller { uid: sender.uid, gid: sender.gid, umask }
+        self.owner(sender, umask)
     }
-}
 
-/// The inode that a node number of the protocol stands for.
-fn inode_of(node: u64) -> Answer<Ino> {
-    match node {
-        ROOT_NODE => Ok(Ino::ROOT),
-        n => u32::try_from(n).ok().and_then(Ino::new).ok_or(libc::ESTALE),
+    /// As whose a request makes something new.
+    fn owner(&self, sender: Sender, umask: u32) -> Credentials {
+        Credentials { uid: sender.uid, gid: sender.gid, umask, ..Credentials::root() }
     }
-}
-
-/// The node number that stands for an inode.
-#[must_use]
-pub fn node_of(ino: Ino) -> u64 {
-    if ino == Ino::ROOT { ROOT_NODE } else { ino.get().into() }
 }
 
 /// The device number as the protocol carries it (`new_encode_dev`).
@@ -128,10 +129,11 @@ fn decode_device(rdev: u32) -> (u32, u32) {
     ((rdev & 0xf_ff00) >> 8, (rdev & 0xff) | ((rdev >> 12) & 0xf_ff00))
 }
 
-/// The errno of a failure. What is not the caller's doing is logged.
-fn refuse(error: Error) -> i32 {
+/// The errno of a failure. What is not the caller's doing, and was not logged where it was found, is logged.
+pub(crate) fn refuse(error: Error) -> i32 {
     match &error {
         Error::Posix(_) | Error::NoSpace | Error::ReadOnly | Error::ShutDown => {}
+        Error::Corrupt(_) | Error::Journal(_) => tracing::debug!(%error, "a request failed"),
         error => tracing::error!(%error, "a request failed"),
     }
     error.errno()
@@ -140,14 +142,6 @@ fn refuse(error: Error) -> i32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_root_has_two_numbers() {
-        assert_eq!(inode_of(1), Ok(Ino::ROOT));
-        assert_eq!(node_of(Ino::ROOT), 1);
-        assert_eq!(inode_of(0), Err(libc::ESTALE));
-        assert_eq!(inode_of(1 << 40), Err(libc::ESTALE));
-    }
 
     #[test]
     fn large_device_numbers_pass() {

@@ -1,21 +1,20 @@
 //! Requests about names: find, make, take away, move.
 
-use fs_core::{Entry, RenameFlags};
+use fs_core::{Attr, RenameFlags};
 
-use super::{Answer, Sender, Service, decode_device, inode_of, refuse};
+use super::{Answer, Sender, Service, decode_device, refuse};
 
 impl Service {
     /// LOOKUP. A name that does not exist is an error of its own, so that a door can let the
     /// kernel remember its absence.
-    pub fn lookup(&self, parent: u64, name: &[u8]) -> Answer<Entry> {
-        self.fs.lookup(inode_of(parent)?, name).map_err(refuse)
+    pub fn lookup(&self, parent: u64, name: &[u8]) -> Answer<Attr> {
+        let node = self.nodes.get(parent)?.dir()?.lookup(name).map_err(refuse)?;
+        self.remember(node)
     }
 
     /// FORGET.
     pub fn forget(&self, node: u64, count: u64) {
-        if let Ok(ino) = inode_of(node) {
-            self.fs.forget(ino, count);
-        }
+        self.nodes.forget(node, count);
     }
 
     /// MKNOD, and the making half of CREATE.
@@ -27,45 +26,59 @@ impl Service {
         mode: u32,
         umask: u32,
         rdev: u32,
-    ) -> Answer<Entry> {
-        let caller = self.caller(sender, umask);
-        self.fs.mknod(&caller, inode_of(parent)?, name, mode as u16, decode_device(rdev)).map_err(refuse)
+    ) -> Answer<Attr> {
+        let caller = self.owner(sender, umask);
+        let (known, rdev) = (self.nodes.get(parent)?, decode_device(rdev));
+        let made = known.dir()?.mknod_as(&caller, name, mode as u16, rdev).map_err(refuse)?;
+        self.remember(made)
     }
 
     /// The making half of TMPFILE: a regular file without a name, to be opened and, maybe, linked.
-    pub fn tmpfile(&self, sender: Sender, parent: u64, mode: u32, umask: u32) -> Answer<Entry> {
-        self.fs.tmpfile(&self.caller(sender, umask), inode_of(parent)?, mode as u16).map_err(refuse)
+    pub fn tmpfile(&self, sender: Sender, parent: u64, mode: u32, umask: u32) -> Answer<Attr> {
+        let (known, caller) = (self.nodes.get(parent)?, self.owner(sender, umask));
+        let made = known.dir()?.tmpfile_as(&caller, mode as u16).map_err(refuse)?;
+        self.remember(made)
     }
 
     /// MKDIR.
-    pub fn mkdir(&self, sender: Sender, parent: u64, name: &[u8], mode: u32, umask: u32) -> Answer<Entry> {
-        let caller = self.caller(sender, umask);
-        self.fs.mkdir(&caller, inode_of(parent)?, name, mode as u16).map_err(refuse)
+    pub fn mkdir(&self, sender: Sender, parent: u64, name: &[u8], mode: u32, umask: u32) -> Answer<Attr> {
+        let caller = self.owner(sender, umask);
+        let known = self.nodes.get(parent)?;
+        let made = known.dir()?.create_dir_as(&caller, name, mode as u16).map_err(refuse)?;
+        self.remember(made.into())
     }
 
     /// SYMLINK.
-    pub fn symlink(&self, sender: Sender, parent: u64, name: &[u8], target: &[u8]) -> Answer<Entry> {
-        self.fs.symlink(&self.caller(sender, 0), inode_of(parent)?, name, target).map_err(refuse)
+    pub fn symlink(&self, sender: Sender, parent: u64, name: &[u8], target: &[u8]) -> Answer<Attr> {
+        let (known, caller) = (self.nodes.get(parent)?, self.owner(sender, 0));
+        let made = known.dir()?.symlink_as(&caller, name, target).map_err(refuse)?;
+        self.remember(made)
     }
 
     /// READLINK.
     pub fn readlink(&self, node: u64) -> Answer<Vec<u8>> {
-        self.fs.readlink(inode_of(node)?).map_err(refuse)
+        self.nodes.get(node)?.node().read_link().map_err(refuse)
     }
 
     /// LINK.
-    pub fn link(&self, sender: Sender, node: u64, parent: u64, name: &[u8]) -> Answer<Entry> {
-        self.fs.link(&self.caller(sender, 0), inode_of(node)?, inode_of(parent)?, name).map_err(refuse)
+    pub fn link(&self, sender: Sender, node: u64, parent: u64, name: &[u8]) -> Answer<Attr> {
+        let (known, parent) = (self.nodes.get(node)?, self.nodes.get(parent)?);
+        parent.dir()?.link_as(&self.caller(sender, 0), name, known.node()).map_err(refuse)?;
+        self.remember(known.node().clone())
     }
 
     /// UNLINK.
     pub fn unlink(&self, parent: u64, name: &[u8]) -> Answer<()> {
-        self.fs.unlink(inode_of(parent)?, name).map_err(refuse)
+        let removed = self.nodes.get(parent)?.dir()?.unlink(name).map_err(refuse)?;
+        self.nodes.unlinked(&removed);
+        Ok(())
     }
 
     /// RMDIR.
     pub fn rmdir(&self, parent: u64, name: &[u8]) -> Answer<()> {
-        self.fs.rmdir(inode_of(parent)?, name).map_err(refuse)
+        let removed = self.nodes.get(parent)?.dir()?.rmdir(name).map_err(refuse)?;
+        self.nodes.unlinked(&removed);
+        Ok(())
     }
 
     /// RENAME2, with the flags of renameat2(2).
@@ -79,7 +92,11 @@ impl Service {
             whiteout: flags & libc::RENAME_WHITEOUT != 0,
         };
         let caller = self.caller(sender, 0);
-        let (from, to) = ((inode_of(from.0)?, from.1), (inode_of(to.0)?, to.1));
-        self.fs.rename(&caller, from, to, flags).map_err(refuse)
+        let (source, target) = (self.nodes.get(from.0)?, self.nodes.get(to.0)?);
+        let replaced = source.dir()?.rename_as(&caller, from.1, target.dir()?, to.1, flags);
+        if let Some(replaced) = replaced.map_err(refuse)? {
+            self.nodes.unlinked(&replaced);
+        }
+        Ok(())
     }
 }

@@ -77,7 +77,7 @@ impl Crowd {
     /// A step of some client who is at home and has one left; `false` when there is none.
     fn one_step(&self, comes_in: bool) -> Result<bool> {
         let Some(mut client) = self.take_one(comes_in) else { return Ok(false) };
-        let done = self.step(&mut client, comes_in).with_context(|| client.actor.home.clone());
+        let done = self.step(&mut client, comes_in).with_context(|| client.actor.home().to_owned());
         let index = client.index();
         self.clients.lock()[index] = Some(client);
         done.map(|()| true)

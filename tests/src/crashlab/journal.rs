@@ -243,6 +243,7 @@ impl Run {
             closing_credits: 1,
             features: Some(LogFeatures { checksum: self.checksum, wide: self.seed.is_multiple_of(2) }),
             clock: Arc::new(StandingClock),
+            ..Options::default()
         };
         let journal = Journal::open(Arc::new(recorder.clone()), self.block_size, self.location(), options)?;
         let truth = Arc::new(Mutex::new(Truth::new(recorder.clone())));

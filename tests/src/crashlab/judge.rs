@@ -6,7 +6,6 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 use blockdev::sim::{CrashState, Dice, Image, MemDevice, Recorder, StateName};
-use fs_core::Filesystem;
 use fsck::{Code, Mode};
 
 use super::epochs::{Density, epoch_at, for_each_state};
@@ -14,7 +13,7 @@ use super::kernel;
 use super::ledger::Pledge;
 use super::model::Tree;
 use super::observe;
-use super::subject::{Config, Recorded, SUPERBLOCK, env, mount_options};
+use super::subject::{Config, Recorded, SUPERBLOCK, mount};
 
 /// How much is asked of each state.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -160,10 +159,10 @@ impl Court {
     /// Mounts a disk, reads it, unmounts it. The recorder knows all that recovery wrote.
     fn recover(&self, image: &Image) -> Result<(Recorder, Tree)> {
         let recorder = Recorder::with_whole(image.clone(), SUPERBLOCK);
-        let fs = Filesystem::mount(Arc::new(recorder.clone()), mount_options(), env(1)).context("mount")?;
+        let fs = mount(Arc::new(recorder.clone()), 1)?;
         let tree = observe::by_us(&fs)?;
         ensure!(fs.is_writable(), "mounted read-only");
-        fs.unmount().context("unmount")?;
+        fs.close().context("closing")?;
         Ok((recorder, tree))
     }
 

@@ -4,11 +4,10 @@ use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
-use ext4_format::Ino;
-use fs_core::Filesystem;
-use fs_core::types::Caller;
+use fs_core::{Credentials, Filesystem, OpenFlags};
 use rustix::fs::{lgetxattr, llistxattr};
 
 use super::model::{Found, Kind, Node, Tree};
@@ -21,12 +20,12 @@ const NOT_OURS: &str = "lost+found";
 ///
 /// # Errors
 /// Whatever cannot be read: on a recovered volume that is a failure of its own.
-pub fn by_us(fs: &Filesystem) -> Result<Tree> {
+pub fn by_us(fs: &Arc<Filesystem>) -> Result<Tree> {
     let mut tree = Tree::new();
-    let mut open = vec![(String::new(), fs.root())];
+    let mut open = vec![(String::new(), fs.root()?)];
     while let Some((path, dir)) = open.pop() {
         let mut names = vec![];
-        fs.readdir(dir, 0, |item| {
+        dir.list(0, |item| {
             if item.name != b"." && item.name != b".." {
                 names.push(String::from_utf8_lossy(item.name).into_owned());
             }
@@ -35,32 +34,33 @@ pub fn by_us(fs: &Filesystem) -> Result<Tree> {
         .with_context(|| format!("listing {path:?}"))?;
         for name in names.into_iter().filter(|name| !path.is_empty() || name != NOT_OURS) {
             let at = if path.is_empty() { name.clone() } else { format!("{path}/{name}") };
-            let found = fs.lookup(dir, name.as_bytes()).with_context(|| at.clone())?;
-            let node = one(fs, found.ino, &at)?;
-            if node.node.kind == Kind::Directory {
-                open.push((at.clone(), found.ino));
+            let node = dir.lookup(&name).with_context(|| at.clone())?;
+            tree.insert(at.clone(), one(&node, &at)?);
+            if node.is_dir() {
+                open.push((at, node.into_dir()?));
             }
-            tree.insert(at, node);
         }
     }
     Ok(tree)
 }
 
-fn one(fs: &Filesystem, ino: Ino, path: &str) -> Result<Found> {
-    let attr = fs.getattr(ino)?;
+fn one(node: &fs_core::Node, path: &str) -> Result<Found> {
+    let attr = node.attributes()?;
     let kind =
-        kind_of(u32::from(attr.mode), path, || Ok(String::from_utf8_lossy(&fs.readlink(ino)?).into_owned()))?;
+        kind_of(u32::from(attr.mode), path, || Ok(String::from_utf8_lossy(&node.read_link()?).into_owned()))?;
     let mut xattrs = BTreeMap::new();
-    for name in fs.listxattr(&Caller::root(), ino)?.split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
-        xattrs.insert(String::from_utf8_lossy(name).into_owned(), fs.getxattr(ino, name)?);
+    let names = node.list_xattrs_as(&Credentials::root())?;
+    for name in names.split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
+        xattrs.insert(String::from_utf8_lossy(name).into_owned(), node.xattr(name)?);
     }
     let mut bytes = vec![];
     if kind == Kind::File {
         bytes = vec![0; usize::try_from(attr.size)?.min(MAX_FILE)];
-        let read = fs.read(ino, 0, &mut bytes).with_context(|| format!("reading {path}"))?;
+        let file = node.open(OpenFlags::default())?;
+        let read = file.read_at(&mut bytes, 0).with_context(|| format!("reading {path}"))?;
         bytes.truncate(read);
     }
-    Ok(found(u64::from(ino.0.get()), kind, attr.mode, xattrs, attr.links, attr.size, &bytes))
+    Ok(found(u64::from(attr.ino.get()), kind, attr.mode, xattrs, attr.links, attr.size, &bytes))
 }
 
 /// Reads a tree that the kernel has mounted.

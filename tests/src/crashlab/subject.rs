@@ -10,8 +10,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, ensure};
 use blockdev::sim::{Dice, Fault, FaultDevice, Fill, Image, MemDevice, Recorder, Recording, When};
 use blockdev::{BlockDevice, Chance, Clock, Env, Timestamp, Workers};
-use fs_core::Filesystem;
-use fs_core::types::{Caller, MountOptions, SetAttr};
+use fs_core::{Filesystem, OpenOptions, SetAttr};
 use mkfs::{Kind, Options};
 use parking_lot::Mutex;
 
@@ -72,8 +71,7 @@ impl Chance for Seeded {
 pub const SUPERBLOCK: std::ops::Range<u64> = 1024..2048;
 
 /// The world of a run: time stands still, chance comes from the seed, workers are stepped by hand.
-#[must_use]
-pub fn env(seed: u64) -> Env {
+fn env(seed: u64) -> Env {
     Env {
         clock: Arc::new(StandingClock),
         chance: Arc::new(Seeded(Mutex::new(Dice::new(seed)))),
@@ -81,10 +79,12 @@ pub fn env(seed: u64) -> Env {
     }
 }
 
-/// How volumes are mounted in the lab.
-#[must_use]
-pub fn mount_options() -> MountOptions {
-    MountOptions { cache_bytes: 4 << 20, ..MountOptions::default() }
+/// Mounts a volume as the lab does.
+///
+/// # Errors
+/// What the filesystem answers.
+pub fn mount(device: Arc<dyn BlockDevice>, seed: u64) -> Result<Arc<Filesystem>> {
+    OpenOptions::new().cache_bytes(4 << 20).env(env(seed)).open_device(device).context("mount")
 }
 
 impl Config {
@@ -117,14 +117,13 @@ impl Config {
         options.discard = false;
         mkfs::format(&*disk, &options).context("mkfs")?;
         let recorder = Recorder::new(disk.snapshot());
-        let fs = Filesystem::mount(Arc::new(recorder.clone()), mount_options(), env(0)).context("mount")?;
+        let fs = mount(Arc::new(recorder.clone()), 0)?;
         let ledger = Ledger::new(recorder.clone(), vec![]);
         for home in homes {
             if !home.is_empty() {
-                let made = fs.mkdir(&Caller::root(), fs.root(), home.as_bytes(), 0o755)?;
-                fs.forget(made.ino, 1);
+                fs.root()?.create_dir(home, 0o755)?;
             }
-            let actor = Actor { fs: fs.clone(), home: home.clone() };
+            let actor = Actor::new(fs.clone(), home.clone());
             let mut client = Client::new(actor, 0, Model::new(self.format()), 0);
             for op in workload::START {
                 client.apply(op, &ledger)?;
@@ -133,7 +132,7 @@ impl Config {
                 advance_log(&client.actor)?;
             }
         }
-        fs.unmount()?;
+        fs.close()?;
         Ok(recorder.snapshot())
     }
 
@@ -175,12 +174,12 @@ impl Config {
     pub fn run_crowd(&self, base: &Image, homes: &[String], seed: u64) -> Result<Recorded> {
         let recorder = Recorder::with_whole(base.clone(), SUPERBLOCK);
         let device = Arc::new(Meddler::new(Arc::new(recorder.clone()), seed));
-        let fs = Filesystem::mount(device.clone(), mount_options(), env(seed)).context("mount")?;
+        let fs = mount(device.clone(), seed)?;
         let begin = workload::start(self.format()).promise();
         let ledger = Ledger::new(recorder, homes.iter().map(|home| (home.clone(), begin.clone())).collect());
         let mut dice = Dice::new(seed);
         let clients = homes.iter().enumerate().map(|(index, home)| {
-            let actor = Actor { fs: fs.clone(), home: home.clone() };
+            let actor = Actor::new(fs.clone(), home.clone());
             let mut client = Client::new(actor, index, workload::start(self.format()), dice.roll());
             let length = 4 + dice.below(12) as usize;
             client.todo = workload::sample(length, self.format(), &mut dice).0.into();
@@ -211,7 +210,7 @@ impl Config {
         seed: u64,
     ) -> Result<(Client, Ledger)> {
         let device = Arc::new(Meddler::new(device, seed));
-        let fs = Filesystem::mount(device.clone(), mount_options(), env(seed)).context("mount")?;
+        let fs = mount(device.clone(), seed)?;
         if self.may_be_interrupted() {
             let weak = Arc::downgrade(&fs);
             device.meddle_with(move || {
@@ -221,7 +220,7 @@ impl Config {
                 }
             });
         }
-        let actor = Actor { fs, home: String::new() };
+        let actor = Actor::new(fs, String::new());
         let client = Client::new(actor, 0, workload::start(self.format()), seed);
         let ledger = Ledger::new(recorder.clone(), vec![(String::new(), client.model.promise())]);
         Ok((client, ledger))
@@ -283,7 +282,7 @@ impl Client {
 
     /// Now and then a worker gets its turn.
     pub fn background(&mut self) {
-        let fs = &self.actor.fs;
+        let fs = self.actor.fs();
         match self.dice.below(8) {
             0 => fs.step_convert(),
             1 => fs.step_flush(),
@@ -311,13 +310,12 @@ impl Client {
 fn advance_log(actor: &Actor) -> Result<()> {
     // An empty change of the mode takes a descriptor, the inode, the superblock and a commit block.
     let change = |mode| SetAttr { mode: Some(mode), ..SetAttr::default() };
-    actor.with("foo", |ino| {
-        for _ in 0..125 {
-            actor.fs.setattr(ino, &change(0o600))?;
-            actor.fs.fsync(ino, false)?;
-            actor.fs.setattr(ino, &change(0o644))?;
-            actor.fs.fsync(ino, false)?;
+    let file = actor.find("foo")?;
+    for _ in 0..125 {
+        for mode in [0o600, 0o644] {
+            file.set_attributes(&change(mode))?;
+            file.sync(false)?;
         }
-        Ok(())
-    })
+    }
+    Ok(())
 }

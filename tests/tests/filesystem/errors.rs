@@ -38,7 +38,10 @@ fn debugfs(image: &Path, how: &[&str], request: &str) -> Result<String> {
 }
 
 fn spoil(image: &Path, at: u64) -> Result<()> {
-    Ok(File::options().write(true).open(image)?.write_all_at(&[0xa5], at)?)
+    let file = File::options().read(true).write(true).open(image)?;
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, at)?;
+    Ok(file.write_all_at(&[byte[0] ^ 0xa5], at)?)
 }
 
 fn number_after(said: &str, word: &str) -> Result<u64> {
@@ -128,6 +131,29 @@ fn damage_is_answered_and_recorded_as_the_kernel_does() -> Result<()> {
             }
         }
     }
+    Ok(())
+}
+
+/// What the image asks for: whoever made it may not end a server that serves others. The volume is read-only from
+/// then on.
+#[test]
+fn an_image_that_asks_for_panic_is_served_on() -> Result<()> {
+    if !can_run("an_image_that_asks_for_panic_is_served_on", &NEEDS) || !System::under_test().is_rext4() {
+        return Ok(());
+    }
+    let folder = tempfile::tempdir_in(scratch())?;
+    let image = folder.path().join("image");
+    furnished(&image)?;
+    damage(&image, "an inode's mode")?;
+    debugfs(&image, &["-w"], "ssv errors 3")?;
+    let mounted = System::under_test().mount(&image)?;
+    let said = told(mounted.path(), "plain");
+    let inner = fs::read(mounted.path().join("folder/inner"));
+    // The server says by its exit status that not everything was written.
+    let ended = mounted.unmount();
+    ensure!(said? == "Err(Some(117)) Err(Some(30))" && inner? == b"inner", "{ended:?}");
+    ensure!(ended.is_err_and(|error| !format!("{error:#}").contains("signal")));
+    ensure!(super_field(&image, "First error err")? == "EFSCORRUPTED");
     Ok(())
 }
 

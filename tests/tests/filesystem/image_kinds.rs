@@ -144,13 +144,16 @@ fn what_is_beyond_us_is_read_or_refused_by_name() -> Result<()> {
         ("shared_blocks", "-t ext4 -E hash_seed=00000000-0000-0000-0000-000000000001", true),
         ("inline_data", "-t ext4 -O inline_data", false),
         ("encrypt", "-t ext4 -O encrypt", false),
-        ("casefold", "-t ext4 -O casefold", false),
+        ("casefold with encoding 7", "-t ext4 -O casefold", false),
     ] {
         System::Kernel.mkfs(&image, BYTES, &args.split(' ').collect::<Vec<_>>())?;
-        if feature == "shared_blocks" {
-            tests::run::run(
-                tests::run::tool("debugfs").args(["-w", "-R", "feature shared_blocks"]).arg(&image),
-            )?;
+        let edit = match feature {
+            "shared_blocks" => Some("feature shared_blocks"),
+            "casefold with encoding 7" => Some("ssv encoding 7"),
+            _ => None,
+        };
+        if let Some(edit) = edit {
+            tests::run::run(tests::run::tool("debugfs").args(["-w", "-R", edit]).arg(&image))?;
         }
         let before = fingerprint(&image)?;
         let mounted = system.mount_with(&image, &Options { log: Some(log.clone()), ..Options::default() });

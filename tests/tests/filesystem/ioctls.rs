@@ -84,6 +84,115 @@ fn flags_projects_versions_and_labels_as_on_the_kernel() -> Result<()> {
     pair.finish()
 }
 
+/// `chattr = file` takes the extent tree away, too, which works for small files only: the other flags change in
+/// any case. And the label is on the device, and in every copy of the superblock, at once.
+const NO_FLAGS: &str = r#"
+    chdir shift or die; use IO::Handle;
+    sub told { defined $_[0] ? "done" : "$!" }
+    my %sizes = (empty => [], small => [0, 1], twelve => [0 .. 11], thirteen => [0 .. 12], late => [5, 6], hole => [0, 3]);
+    for my $name (sort keys %sizes) {
+        open(my $f, "+>", $name) or die;
+        for my $block (@{$sizes{$name}}) {
+            sysseek($f, $block * 4096, 0); syswrite($f, chr(65 + $block) x 4096) == 4096 or die;
+        }
+        $f->sync or die;
+    }
+    mkdir "folder" or die;
+    for my $name (sort(keys %sizes), "folder") {
+        open(my $f, "<", $name) or die;
+        my ($i, $none, $now) = (pack("Q", 0x80010), pack("Q", 0), pack("Q", 0));
+        print "$name +i: ", told(ioctl($f, 0x40086602, $i)), ", =: ", told(ioctl($f, 0x40086602, $none));
+        ioctl($f, 0x80086601, $now) or die; printf ", flags %x", unpack("Q", $now);
+        ioctl($f, 0x40086602, $none); ioctl($f, 0x80086601, $now) or die; printf ", %x\n", unpack("Q", $now);
+        next if -d $name;
+        open(my $more, "+<", $name) or die "$name: $!"; my $content = join "", <$more>;
+        printf "%d bytes, %s\n", length $content, unpack("%32C*", $content);
+        sysseek($more, 20 * 4096, 0); syswrite($more, "end") == 3 or die; $more->sync or die;
+    }
+    open(my $new, ">", "folder/new") or die;
+"#;
+
+#[test]
+fn an_extent_tree_is_given_up_as_on_the_kernel() -> Result<()> {
+    if !can_run("an_extent_tree_is_given_up_as_on_the_kernel", &NEEDS) {
+        return Ok(());
+    }
+    let pair = Pair::new(SIZE, "-t ext4 -b 4096", &[])?;
+    let said = pair.ask("chattr =", |root| perl(NO_FLAGS, root))?;
+    ensure!(said.contains("twelve +i: done, =: done, flags 0, 0"), "no map of pointers: {said}");
+    ensure!(said.contains("thirteen +i: done, =: Operation not supported, flags 80000"), "{said}");
+    pair.finish()
+}
+
+/// While it is mounted: where blkid reads it, and in the copies.
+#[test]
+fn a_label_reaches_every_superblock_at_once() -> Result<()> {
+    if !can_run("a_label_reaches_every_superblock_at_once", &NEEDS) {
+        return Ok(());
+    }
+    let folder = tempfile::tempdir_in(scratch())?;
+    let image = folder.path().join("image");
+    for (args, groups) in [
+        ("-t ext4 -b 1024", &[0_u64, 1, 3, 5, 7][..]),
+        ("-t ext4 -b 1024 -O sparse_super2", &[0, 1, 7]),
+        ("-t ext4 -b 1024 -O meta_bg,^resize_inode", &[0, 1, 3, 5, 7]),
+        ("-t ext2 -b 1024 -O ^sparse_super,^resize_inode", &[0, 1, 2, 3, 4, 5, 6, 7]),
+    ] {
+        System::Kernel.mkfs(&image, SIZE, &args.split(' ').collect::<Vec<_>>())?;
+        let mounted = System::under_test().mount(&image)?;
+        let labels = || -> Result<Vec<Vec<u8>>> {
+            let device = File::open(&image)?;
+            let label = |group: &u64| {
+                let mut bytes = [0; 16];
+                device.read_exact_at(&mut bytes, (1 + 8192 * group) * 1024 + 120)?;
+                Ok(bytes.to_vec())
+            };
+            groups.iter().map(label).collect()
+        };
+        perl(
+            r#"open F, "<", shift or die; $l = pack("a256", "a long new label"); ioctl(F, 0x41009432, $l) or die $!"#,
+            mounted.path(),
+        )?;
+        ensure!(labels()? == vec![b"a long new label".to_vec(); groups.len()], "{args}: {:?}", labels()?);
+        let said = output(tool("blkid").args(["-p", "-s", "LABEL", "-o", "value"]).arg(&image))?;
+        ensure!(both(&said).trim() == "a long new label", "{args}: blkid says {}", both(&said));
+        mounted.unmount()?;
+        e2fsck_is_clean(&image)?;
+        for group in groups.iter().filter(|group| **group > 0) {
+            let copy = format!("superblock={}", 1 + 8192 * group);
+            let said = run(tool("dumpe2fs").args(["-h", "-o", &copy, "-o", "blocksize=1024"]).arg(&image))?;
+            ensure!(said.contains("a long new label"), "{args}, group {group}: {said}");
+        }
+    }
+    Ok(())
+}
+
+/// What each of the ioctls that give something writes into a buffer that is large enough for anything, all of it:
+/// a byte too many is in a caller's stack.
+const WRITTEN: &str = r#"
+    chdir shift or die; open(my $new, ">", "file") or die; close $new; open(my $f, "<", "file") or die;
+    my @all = (0x80086601, 0x80046601, 0x80087601, 0x80047601, 0x80086603, 0x80046603, 0x80086605, 0x80046605,
+        0x801c581f, 0x81009431);
+    for my $ioctl (@all) {
+        # Never the same byte by chance.
+        my @seen = map { my $word = chr($_) x 300; [ioctl($f, $ioctl, $word), "$!", $word] } 0xa5, 0x5a;
+        my $written = grep { substr($seen[0][2], $_, 1) eq substr($seen[1][2], $_, 1) } 0 .. 299;
+        my $done = defined $seen[0][0] ? "done" : $seen[0][1];
+        printf "%x: %s, %d bytes\n", $ioctl, $done, $written;
+    }
+"#;
+
+#[test]
+fn an_ioctl_writes_what_the_kernel_writes_and_no_more() -> Result<()> {
+    if !can_run("an_ioctl_writes_what_the_kernel_writes_and_no_more", &NEEDS) {
+        return Ok(());
+    }
+    let pair = Pair::new(SIZE, "-t ext4 -L label", &[])?;
+    let said = pair.ask("sizes", |root| perl(WRITTEN, root))?;
+    ensure!(said.contains("80087601: done, 4 bytes"), "{said}");
+    pair.finish()
+}
+
 /// What a project's volume, which is only read here, says of its files.
 #[test]
 fn project_ids_are_shown() -> Result<()> {

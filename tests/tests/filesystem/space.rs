@@ -120,7 +120,7 @@ fn a_fill_is_given_every_block_that_the_kernel_gives() -> Result<()> {
             }
             // The kernel takes some of the map's own blocks from below the reserve.
             ensure!(left[0].abs_diff(left[1]) <= 16, "{what}: kernel and here, left: {left:?}");
-            // Blocks of data and of the map together: how many the map needs hangs on which are free when.
+            // Requests that are done in full or not at all, on both.
             let mut given = Vec::new();
             for mounted in pair.both()? {
                 let file = mounted.path().join("file");
@@ -128,11 +128,11 @@ fn a_fill_is_given_every_block_that_the_kernel_gives() -> Result<()> {
                 fs::remove_file(&file)?;
                 comes_back(root, empty)?;
                 fill(root, user, None)?;
-                given.push(fs::metadata(&file)?.blocks());
+                given.push(fs::metadata(&file)?.len());
                 fs::remove_file(&file)?;
                 comes_back(root, empty)?;
             }
-            ensure!(given[1] >= given[0], "{what}: kernel and here, sectors: {given:?}");
+            ensure!(given[1] >= given[0], "{what}: kernel and here, bytes: {given:?}");
             pair.ask(&format!("{what}, empty again"), statfs)?;
             pair.finish().context(what)?;
         }

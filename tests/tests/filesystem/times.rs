@@ -4,8 +4,9 @@
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
+use std::time::{Duration, UNIX_EPOCH};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, utimensat};
 use tests::scale::{Need, can_run};
 
@@ -123,4 +124,30 @@ fn reads_move_the_time_of_access_as_the_options_say() -> Result<()> {
         pair.finish()?;
     }
     Ok(())
+}
+
+/// The kernel stamps what is written through its page cache and the names it changes, the server what it makes:
+/// what comes later must not seem to be earlier.
+#[test]
+fn the_kernel_and_the_server_read_one_clock() -> Result<()> {
+    if !can_run("the_kernel_and_the_server_read_one_clock", &NEEDS) {
+        return Ok(());
+    }
+    let pair = Pair::new(SIZE, "-t ext4", &[])?;
+    pair.ask("times in the order of events", |root| {
+        for i in 0..100 {
+            let (file, later) = (root.join(format!("file{i}")), root.join(format!("later{i}")));
+            fs::write(&file, [1; 20_000])?;
+            let made = fs::metadata(&file)?;
+            ensure!(made.modified()? >= made.created()?, "file {i} was written before it was made");
+            fs::create_dir(&later)?;
+            fs::hard_link(&file, root.join(format!("link{i}")))?;
+            let changed = fs::metadata(&file)?;
+            let changed = Duration::new(changed.ctime() as u64, changed.ctime_nsec() as u32);
+            let before = fs::metadata(&later)?.created()?.duration_since(UNIX_EPOCH)?;
+            ensure!(changed >= before, "file {i} was linked before an earlier folder was made");
+        }
+        Ok(String::new())
+    })?;
+    pair.finish()
 }

@@ -8,9 +8,8 @@ use std::sync::mpsc::channel;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use blockdev::Env;
 use blockdev::sim::{Fill, MemDevice};
-use fs_core::{Filesystem, MountOptions};
+use fs_core::OpenOptions;
 use fuse_frontend::doors::dispatch::Dispatch;
 use fuse_frontend::doors::handshake::{shake_hands, wanted};
 use fuse_frontend::doors::mount::{Mount, Wish};
@@ -196,14 +195,19 @@ fn a_refused_registration_falls_back() -> Result<()> {
     for too_many in [false, true] {
         let disk = MemDevice::new(64 << 20, Fill::Zero);
         mkfs::format(&disk, &mkfs::Options::new(mkfs::Kind::Ext4, 1_700_000_000)).context("mkfs")?;
-        let fs = Filesystem::mount(Arc::new(disk), MountOptions::default(), Env::system())?;
+        let fs = OpenOptions::new().open_device(Arc::new(disk))?;
         let point = tempfile::tempdir()?;
-        let wish = Wish { source: "rext4-tests".into(), flags: MountFlags::empty(), allow_other: true };
+        let wish = Wish {
+            source: "rext4-tests".into(),
+            flags: MountFlags::empty(),
+            allow_other: true,
+            default_permissions: true,
+        };
         let mount = Mount::plain(point.path(), &wish)?;
         // One queue more than there are processors is one that the kernel does not have.
         let queues = possible_processors()? + usize::from(too_many);
         let rings = Rings::prepare(Layout { queues, threads: 2, pinned: true })?;
-        let capabilities = shake_hands(mount.device(), wanted(true) | init::OVER_IO_URING)?;
+        let capabilities = shake_hands(mount.device(), wanted(true, false) | init::OVER_IO_URING)?;
         let service = Arc::new(Service::new(fs.clone(), &Options::default()));
         let (tell, ended) = channel();
         let device = Arc::new(mount.device().try_clone()?);
@@ -214,6 +218,7 @@ fn a_refused_registration_falls_back() -> Result<()> {
             reserve,
             dispatch: Arc::new(Dispatch::new(service, Box::new(|| ()))),
             capabilities,
+            caller_memory: Arc::default(),
             splice_from: Options::default().splice_from,
             on_end: Arc::new(move |how| {
                 let _ = tell.send(how);
@@ -229,7 +234,7 @@ fn a_refused_registration_falls_back() -> Result<()> {
         umount(point.path())?;
         ended.recv_timeout(Duration::from_secs(60)).context("the end is not told")?;
         drop(mount);
-        fs.unmount()?;
+        fs.close()?;
     }
     Ok(())
 }

@@ -94,7 +94,7 @@ impl Area {
     fn place(&self, used: &mut UsedBlocks, after: Option<u64>, count: u64) -> Option<u64> {
         let fits = |at: &u64| at + count <= self.to && used.is_free(*at, count);
         let at = after.filter(fits).or_else(|| {
-            used.find(self.from..self.to, (self.left * count).min(self.most))
+            used.find(self.from..self.to, (self.left * count).min(self.most).max(count))
                 .or_else(|| used.find(self.from..self.to, count))
         })?;
         used.take(at, count);

@@ -49,7 +49,7 @@ flag_bits! {
 /// One tag of a descriptor block: where the logged block belongs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Tag {
-    /// The block's home.
+    /// The block's final (in-place) location.
     pub block: BlockNo,
     /// Whether the logged copy is escaped.
     pub escaped: bool,
@@ -123,7 +123,11 @@ impl LogFormat {
         };
         let found = u32::from_be_bytes([block[at], block[at + 1], block[at + 2], block[at + 3]]);
         let expected = self.csum.block_tail(block);
-        if found == expected { Ok(()) } else { Err(bad("checksum", found.into(), expected.into())) }
+        if found == expected {
+            Ok(())
+        } else {
+            Err(Corruption::checksum(What::JournalBlock, found, expected))
+        }
     }
 
     fn set_tail(&self, block: &mut [u8]) {
@@ -150,7 +154,7 @@ impl LogFormat {
         if tag.csum == expected {
             Ok(())
         } else {
-            Err(bad("t_checksum", tag.csum.into(), expected.into()).at_block(tag.block))
+            Err(Corruption::checksum(What::JournalBlock, tag.csum, expected).at_block(tag.block))
         }
     }
 
@@ -207,7 +211,11 @@ impl LogFormat {
             RawCommit::ref_from_prefix(block).map_err(|_| bad("length", block.len() as u64, 64))?;
         let expected = self.csum.commit(block);
         let found = commit.checksum[0].get();
-        if found == expected { Ok(()) } else { Err(bad("h_chksum", found.into(), expected.into())) }
+        if found == expected {
+            Ok(())
+        } else {
+            Err(Corruption::checksum(What::JournalBlock, found, expected))
+        }
     }
 }
 
@@ -350,11 +358,11 @@ mod tests {
         fn tags_come_back_as_they_were_pushed(
             format in formats(),
             size in prop::sample::select(vec![1024usize, 2048, 4096]),
-            homes in prop::collection::vec((any::<u64>(), any::<bool>(), any::<u32>()), 1..600),
+            tags in prop::collection::vec((any::<u64>(), any::<bool>(), any::<u32>()), 1..600),
         ) {
             let mut builder = format.descriptor(size, Tid(7), &[9; 16]);
             let mut pushed = Vec::new();
-            for (block, escaped, csum) in homes {
+            for (block, escaped, csum) in tags {
                 let block = BlockNo(if format.wide { block } else { block & 0xffff_ffff });
                 let csum = match format.tags {
                     TagFormat::V1 => 0,

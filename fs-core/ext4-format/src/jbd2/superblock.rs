@@ -1,5 +1,7 @@
 //! The journal superblock: log block 0, which says how long the log is and where it begins.
 
+use std::mem::offset_of;
+
 use zerocopy::big_endian::U32;
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -70,7 +72,6 @@ pub struct RawSuperBlock {
 }
 
 const _: () = {
-    use std::mem::offset_of;
     assert!(size_of::<RawSuperBlock>() == SUPERBLOCK_LEN);
     assert!(offset_of!(RawSuperBlock, feature_compat) == 0x24);
     assert!(offset_of!(RawSuperBlock, uuid) == 0x30);
@@ -122,7 +123,7 @@ impl SuperBlock {
             }
             let sum = JournalCsum::superblock(bytes);
             if raw.checksum.get() != sum {
-                return Err(wrong("checksum", raw.checksum.get(), sum));
+                return Err(Corruption::checksum(What::JournalSuperBlock, raw.checksum.get(), sum));
             }
         }
         let block_size = raw.block_size.get();
@@ -300,6 +301,21 @@ impl SuperBlock {
             TagFormat::V1
         };
         LogFormat { tags, wide: incompat.has(Incompat::BIT64), csum: JournalCsum::new(&self.uuid()) }
+    }
+
+    /// Whether a version 1 superblock has features or users, which version 2 brought.
+    #[must_use]
+    pub fn has_stray_fields(&self) -> bool {
+        let raw = &self.raw;
+        let later = [raw.feature_compat, raw.feature_incompat, raw.feature_ro_compat, raw.nr_users];
+        !self.has_features() && later.iter().any(|field| field.get() != 0)
+    }
+
+    /// Zeroes what only a version 2 superblock has.
+    pub fn clear_stray_fields(&mut self) {
+        let mut bytes = self.encode();
+        bytes[offset_of!(RawSuperBlock, feature_compat)..].fill(0);
+        self.raw = zerocopy::transmute!(bytes);
     }
 
     fn has_features(&self) -> bool {

@@ -10,9 +10,11 @@ mod raw;
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, IntoBytes};
 
+use crate::casefold;
 use crate::corruption::{Corruption, What};
 use crate::crc::crc32c;
 use crate::features::{self, Access, Compat, Incompat, RoCompat};
+use crate::inode::{BASE_SIZE, FULL_EXTRA_ISIZE};
 use crate::num::{BlockNo, Ino};
 
 pub use flags::{DefaultMountOpts, Flags, OnError, State};
@@ -81,6 +83,12 @@ fn put_text(field: &mut [u8], text: &[u8]) {
     field[..len].copy_from_slice(&text[..len]);
 }
 
+/// Whether `bytes` may be a superblock: they carry its magic at its place.
+#[must_use]
+pub fn has_magic(bytes: &[u8]) -> bool {
+    RawSuperBlock::ref_from_prefix(bytes).is_ok_and(|(raw, _)| raw.magic.get() == MAGIC)
+}
+
 impl SuperBlock {
     /// Reads a superblock: magic, checksum if it has one, then its arithmetic.
     pub fn parse(bytes: &[u8; SUPERBLOCK_LEN]) -> Result<SuperBlock, Corruption> {
@@ -95,7 +103,7 @@ impl SuperBlock {
             }
             let sum = checksum(bytes);
             if raw.checksum.get() != sum {
-                return Err(wrong("checksum", raw.checksum.get(), sum));
+                return Err(Corruption::checksum(What::SuperBlock, raw.checksum.get(), sum));
             }
         }
         SuperBlock::from_raw(raw)
@@ -368,12 +376,23 @@ impl SuperBlock {
         if self.incompat().has(Incompat::BIT64) { usize::from(self.raw.desc_size.get()) } else { 32 }
     }
 
-    /// Bytes after the first 128 that new inodes use, 0 when inodes are that small.
+    /// Bytes after the first 128 that inodes use, new ones and those that change, as the kernel reads
+    /// `s_want_extra_isize`: at least all fields known today; 0 when inodes are that small.
     #[must_use]
     pub fn want_extra_isize(&self) -> u16 {
-        let room = self.inode_size() as u16 - 128;
-        let want = if self.raw.want_extra_isize.get() > 0 { self.raw.want_extra_isize.get() } else { 32 };
+        let room = self.inode_size() as u16 - BASE_SIZE as u16;
+        let want = self.raw.want_extra_isize.get().max(self.min_extra_isize());
+        let want = match self.ro_compat().has(RoCompat::EXTRA_ISIZE) {
+            true if want <= room => want.max(FULL_EXTRA_ISIZE),
+            _ => FULL_EXTRA_ISIZE,
+        };
         if room == 0 { 0 } else { want.min(room) & !3 }
+    }
+
+    /// Bytes after the first 128 that an inode uses at least where there is not room for what is wanted.
+    #[must_use]
+    pub fn min_extra_isize(&self) -> u16 {
+        self.raw.min_extra_isize.get()
     }
 
     /// The volume's UUID.
@@ -430,10 +449,19 @@ impl SuperBlock {
         self.raw.state = U16::new(state.0);
     }
 
-    /// What may be done with the volume, by its features; an external journal is refused by name.
+    /// What may be done with the volume, by its features; an external journal is refused by name, and so are
+    /// case-insensitive names in an unknown encoding.
     #[must_use]
     pub fn access(&self) -> Access {
-        features::judge(self.compat(), self.ro_compat(), self.incompat(), self.has_external_journal())
+        let mut refused = Vec::new();
+        if self.has_external_journal() {
+            refused.push("external journal".to_owned());
+        }
+        let encoding = self.raw.encoding.get();
+        if self.incompat().has(Incompat::CASEFOLD) && encoding != casefold::ENCODING_UTF8 {
+            refused.push(format!("casefold with encoding {encoding}"));
+        }
+        features::check_supported(self.compat(), self.ro_compat(), self.incompat(), refused)
     }
 
     /// What to do at an error; an unknown value means to carry on, as the kernel takes it.
@@ -464,21 +492,9 @@ impl SuperBlock {
         (count != 0 && count & 0x8000 == 0).then_some(count)
     }
 
-    /// Last mount, seconds since 1970.
-    #[must_use]
-    pub fn mount_time(&self) -> u64 {
-        time(self.raw.mtime, self.raw.mtime_hi)
-    }
-
     /// Sets the last mount, seconds since 1970.
     pub fn set_mount_time(&mut self, seconds: u64) {
         (self.raw.mtime, self.raw.mtime_hi) = split_time(seconds);
-    }
-
-    /// Last write, seconds since 1970.
-    #[must_use]
-    pub fn write_time(&self) -> u64 {
-        time(self.raw.wtime, self.raw.wtime_hi)
     }
 
     /// Sets the last write, seconds since 1970.
@@ -621,36 +637,6 @@ impl SuperBlock {
     #[must_use]
     pub fn error_count(&self) -> u32 {
         self.raw.error_count.get()
-    }
-
-    /// The first error since the last check, `None` when there was none.
-    #[must_use]
-    pub fn first_error(&self) -> Option<ErrorEntry<'_>> {
-        let raw = &self.raw;
-        let seconds = time(raw.first_error_time, raw.first_error_time_hi);
-        (seconds != 0).then(|| ErrorEntry {
-            time: seconds,
-            func: std::str::from_utf8(text(&raw.first_error_func)).unwrap_or("?"),
-            line: raw.first_error_line.get(),
-            ino: raw.first_error_ino.get(),
-            block: raw.first_error_block.get(),
-            code: raw.first_error_errcode,
-        })
-    }
-
-    /// The latest error since the last check, `None` when there was none.
-    #[must_use]
-    pub fn last_error(&self) -> Option<ErrorEntry<'_>> {
-        let raw = &self.raw;
-        let seconds = time(raw.last_error_time, raw.last_error_time_hi);
-        (seconds != 0).then(|| ErrorEntry {
-            time: seconds,
-            func: std::str::from_utf8(text(&raw.last_error_func)).unwrap_or("?"),
-            line: raw.last_error_line.get(),
-            ino: raw.last_error_ino.get(),
-            block: raw.last_error_block.get(),
-            code: raw.last_error_errcode,
-        })
     }
 
     /// Enters an error: sets the error state, counts it, and keeps it as the latest (and the first, if it

@@ -1,5 +1,5 @@
-//! Stateless checks of one structure at a time: after a read, before a write, and by fsck. Each takes the
-//! bytes and what must be known about them, and says what is wrong first.
+//! Stateless checks of one structure at a time. Each takes the bytes and their context and returns the first
+//! broken rule.
 
 mod tree;
 mod volume;

@@ -57,7 +57,7 @@ fn wrong(group: GroupNo, field: &'static str, found: u64, expected: u64) -> Corr
 }
 
 /// Checks a block bitmap as read from disk: its sum, that the group's own metadata in this group is marked,
-/// and that the bits past the group's end are set. Not to be asked of a group flagged `BLOCK_UNINIT`.
+/// and that the bits past the group's end are set. The caller skips groups flagged `BLOCK_UNINIT`.
 pub fn block_bitmap(
     bytes: &[u8],
     csum: &Csum,
@@ -85,8 +85,8 @@ pub fn block_bitmap(
     Ok(())
 }
 
-/// Checks an inode bitmap as read from disk: its sum, and that the bits past the last inode are set. Not to
-/// be asked of a group flagged `INODE_UNINIT`.
+/// Checks an inode bitmap as read from disk: its sum, and that the bits past the last inode are set. The
+/// caller skips groups flagged `INODE_UNINIT`.
 pub fn inode_bitmap(
     bytes: &[u8],
     csum: &Csum,

@@ -1,17 +1,21 @@
 //! Bringing a volume back to its last committed transaction, on a plain device.
 //!
-//! Three steps, none of which writes: `scan` walks the log from its tail while sequences follow each
+//! First [`scan`], which does not write: it walks the log from its tail while sequences follow each
 //! other and every transaction ends in a good commit block; revoke records are collected with the
 //! newest sequence that names each block; then the newest copy of every block that no record of the
-//! same or a later transaction revokes becomes the [`Replay`]. [`recover`] writes it home, flushes
-//! and marks the log empty: cut short anywhere, it can run again and does the same. A read-only
-//! mount lays the replay over the device instead ([`Overlay`]).
+//! same or a later transaction revokes becomes the [`Replay`]. An [`Overlay`] shows what it would make of the
+//! device, for whoever must judge it first and for read-only mounts. [`Replay::apply`] writes it,
+//! flushes and marks the log empty: cut short anywhere, it can run again and does the same.
 //!
-//! A log is hostile input: every step is bounded by its length, a home outside the device or inside
-//! the log is a corruption, and so is damage inside a transaction that was committed.
+//! A log is hostile input: every step is bounded by its length, a block outside the device or inside
+//! the log is a corruption, and so is damage inside a transaction that was committed. The device may
+//! be larger than the volume, and the superblock in the log may be newer than the one on disk, so
+//! the volume's bounds are the caller's to give ([`Replay::confine`]).
 
 mod overlay;
 mod walk;
+
+use std::ops::Range;
 
 use blockdev::BlockDevice;
 use ext4_format::jbd2::MAGIC_BYTES;
@@ -72,6 +76,55 @@ impl Replay {
         self.copies.keys().copied()
     }
 
+    /// Refuses a replay that would write outside the blocks `volume`.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] with the number of such a block.
+    pub fn confine(&self, volume: Range<u64>) -> Result<()> {
+        match self.blocks().filter(|block| !volume.contains(&block.0)).min() {
+            None => Ok(()),
+            Some(block) => {
+                let outside =
+                    Corruption::new(What::JournalBlock, "t_blocknr", block.0, volume.end.saturating_sub(1));
+                Err(outside.into())
+            }
+        }
+    }
+
+    /// Writes the replay onto the device it was scanned from and marks the log empty. A clean log is
+    /// left alone.
+    ///
+    /// # Errors
+    /// [`Error::Io`], or [`Error::Corrupt`] for a log that changed since.
+    pub fn apply(&self, dev: &dyn BlockDevice, block_size: u32, log: &LogLocation) -> Result<Recovered> {
+        let block_size = block_size as usize;
+        let map = LogMap::new(log, dev, block_size)?;
+        let (mut sb, mut block) = read_superblock(dev, &map, block_size)?;
+        if sb.start().is_none() {
+            return Ok(self.found);
+        }
+        let mut homes: Vec<BlockNo> = self.blocks().collect();
+        homes.sort_unstable();
+        for batch in homes.chunks((BATCH_BYTES / block_size).max(1)) {
+            let mut blocks = Vec::with_capacity(batch.len());
+            for &home in batch {
+                let mut data = BlockData::zeroed(block_size);
+                if let Some(read) = self.read(dev, home, data.make_mut()) {
+                    read?;
+                    blocks.push((home, data));
+                }
+            }
+            write_home(dev, block_size, &mut blocks)?;
+        }
+        dev.flush()?;
+        // One past the first uncommitted sequence, so that no half-written transaction of that number
+        // can ever continue a new one.
+        sb.set_tail(None, self.end.next());
+        write_superblock(dev, &map, &sb, &mut block)?;
+        dev.flush()?;
+        Ok(self.found)
+    }
+
     /// Reads the bytes that belong to `block`, if the replay has any for it.
     fn read(&self, dev: &dyn BlockDevice, block: BlockNo, into: &mut [u8]) -> Option<blockdev::Result<()>> {
         let copy = self.copies.get(&block)?;
@@ -91,11 +144,7 @@ impl Replay {
 pub fn scan(dev: &dyn BlockDevice, block_size: u32, log: &LogLocation) -> Result<Replay> {
     let block_size = block_size as usize;
     let map = LogMap::new(log, dev, block_size)?;
-    scan_map(dev, block_size, &map)
-}
-
-fn scan_map(dev: &dyn BlockDevice, block_size: usize, map: &LogMap) -> Result<Replay> {
-    let (sb, _) = read_superblock(dev, map, block_size)?;
+    let (sb, _) = read_superblock(dev, &map, block_size)?;
     let errno = sb.errno();
     let Some(start) = sb.start() else {
         return Ok(Replay {
@@ -104,7 +153,7 @@ fn scan_map(dev: &dyn BlockDevice, block_size: usize, map: &LogMap) -> Result<Re
             ..Replay::default()
         });
     };
-    let walk = Walk::through(dev, block_size, map, &sb, start)?;
+    let walk = Walk::through(dev, block_size, &map, &sb, start)?;
     let mut newest: FxHashMap<BlockNo, Copied> = FxHashMap::default();
     for copied in walk.copies {
         newest.insert(copied.tag.block, copied);
@@ -132,38 +181,12 @@ fn scan_map(dev: &dyn BlockDevice, block_size: usize, map: &LogMap) -> Result<Re
     Ok(Replay { copies, found, end: walk.end })
 }
 
-/// Replays the log onto the device and marks it empty. A clean log is left alone.
+/// Scans the log and applies it to a device that is the volume and nothing else.
 ///
 /// # Errors
-/// As [`scan`]; nothing has been written home when the log is refused.
+/// As [`scan`]; nothing has been written when the log is refused.
 pub fn recover(dev: &dyn BlockDevice, block_size: u32, log: &LogLocation) -> Result<Recovered> {
-    let block_size = block_size as usize;
-    let map = LogMap::new(log, dev, block_size)?;
-    let (mut sb, mut block) = read_superblock(dev, &map, block_size)?;
-    let replay = scan_map(dev, block_size, &map)?;
-    if sb.start().is_none() {
-        return Ok(replay.found);
-    }
-    let mut homes: Vec<BlockNo> = replay.blocks().collect();
-    homes.sort_unstable();
-    for batch in homes.chunks((BATCH_BYTES / block_size).max(1)) {
-        let mut blocks = Vec::with_capacity(batch.len());
-        for &home in batch {
-            let mut data = BlockData::zeroed(block_size);
-            if let Some(read) = replay.read(dev, home, data.make_mut()) {
-                read?;
-                blocks.push((home, data));
-            }
-        }
-        write_home(dev, block_size, &mut blocks)?;
-    }
-    dev.flush()?;
-    // One past the first uncommitted sequence, so that no half-written transaction of that number
-    // can ever continue a new one.
-    sb.set_tail(None, replay.end.next());
-    write_superblock(dev, &map, &sb, &mut block)?;
-    dev.flush()?;
-    Ok(replay.found)
+    scan(dev, block_size, log)?.apply(dev, block_size, log)
 }
 
 /// Removes the errno that an aborted journal left in its superblock. The caller has recorded the

@@ -1,4 +1,5 @@
-//! A device as it would be after a replay that may not be written: for read-only mounts.
+//! A device as it would be after a replay that is not written: for read-only mounts, and for whoever
+//! judges a replay before it is.
 
 use std::sync::Arc;
 
@@ -20,6 +21,12 @@ impl Overlay {
     #[must_use]
     pub fn new(dev: Arc<dyn BlockDevice>, block_size: u32, replay: Replay) -> Overlay {
         Overlay { dev, block_size: block_size as usize, replay }
+    }
+
+    /// The replay that lies over the device.
+    #[must_use]
+    pub fn replay(&self) -> &Replay {
+        &self.replay
     }
 
     fn refuse<T>(&self, op: Op, offset: u64, len: u64) -> Result<T> {

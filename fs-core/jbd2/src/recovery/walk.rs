@@ -214,7 +214,7 @@ impl Walker<'_> {
         let carries_sum = (commit.checksum_type, commit.checksum_size) == (1, 4);
         let found = commit.checksum[0].get();
         if self.compat_sum && carries_sum && found != sum {
-            return Err(Corruption::new(What::JournalBlock, "h_chksum", found.into(), sum.into()));
+            return Err(Corruption::checksum(What::JournalBlock, found, sum));
         }
         Ok(())
     }

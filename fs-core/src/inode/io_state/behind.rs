@@ -157,7 +157,10 @@ impl Behind {
         }
         let blocks = wanted.min((MAX_PIECE / bs) as u64);
         let len = blocks as usize * bs;
-        let mut buf = PooledBuf::take(capacity.clamp(len, MAX_PIECE));
+        let mut buf = match PooledBuf::try_take(capacity.clamp(len, MAX_PIECE)) {
+            Ok(buf) => buf,
+            Err(_) => PooledBuf::take(len),
+        };
         let whole = buf.capacity();
         buf.set_len(whole);
         let taken = data.len().min(len - lead);

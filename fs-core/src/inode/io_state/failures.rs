@@ -1,51 +1,50 @@
-//! What fsync has to tell: the last failure to write a file's data, told once to each opening of the
-//! file, as the kernel's `errseq_t` does. An opening that came after the failure hears of it only if nobody
-//! has yet.
-
-use smallvec::SmallVec;
+//! What fsync has to report: the last failure to write a file's data, once to each open file description, as
+//! the kernel's `errseq_t` does. A file that is opened after the failure hears of it only if nobody has yet.
 
 use crate::error::Error;
-use crate::types::OpenId;
 
-/// The last failure of a file's writes, and who was told.
+/// Up to where an open file description has been told of a file's write errors.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ErrorCursor(u64);
+
+/// The last failure of a file's writes.
 #[derive(Debug, Default)]
 pub struct Failures {
-    last: Option<Failure>,
-}
-
-#[derive(Debug)]
-struct Failure {
-    error: Error,
-    /// The newest opening of any file when it happened.
-    at: OpenId,
-    /// Bounded by the openings that the file had when it happened.
-    told: SmallVec<[OpenId; 2]>,
+    /// `None` after a failure that was taken back.
+    last: Option<Error>,
+    /// Failures so far.
+    count: u64,
+    /// Whether somebody was told of the last one.
+    seen: bool,
 }
 
 impl Failures {
-    /// A write has failed; `now` is the newest opening of any file.
-    pub fn record(&mut self, error: Error, now: OpenId) {
-        self.last = Some(Failure { error, at: now, told: SmallVec::new() });
+    /// A write has failed.
+    pub fn record(&mut self, error: Error) {
+        self.last = Some(error);
+        self.count += 1;
+        self.seen = false;
     }
 
-    /// What `opening` has not been told yet.
-    pub fn tell(&mut self, opening: OpenId) -> Option<Error> {
-        let failure = self.last.as_mut()?;
-        let news = failure.told.is_empty() || (opening <= failure.at && !failure.told.contains(&opening));
-        if news {
-            failure.told.push(opening);
+    /// The cursor of a file that is being opened.
+    #[must_use]
+    pub fn cursor(&self) -> ErrorCursor {
+        ErrorCursor(if self.seen { self.count } else { self.count.saturating_sub(1) })
+    }
+
+    /// What has not been reported at `cursor` yet, which moves on.
+    pub fn report(&mut self, cursor: &mut ErrorCursor) -> Option<Error> {
+        if cursor.0 == self.count {
+            return None;
         }
-        news.then(|| failure.error.echo())
+        cursor.0 = self.count;
+        self.seen |= self.last.is_some();
+        self.last.as_ref().map(Error::echo)
     }
 
-    /// Forgets a failure that is `known` to its writer, who was told by his own call.
+    /// Takes a failure back that was reported to its writer by the writer's own call.
     pub fn forget_if(&mut self, known: impl FnOnce(&Error) -> bool) {
-        self.last.take_if(|failure| known(&failure.error));
-    }
-
-    /// Nobody has the file open any more: what was told once is told to no later opening.
-    pub fn all_closed(&mut self) {
-        self.last.take_if(|failure| !failure.told.is_empty());
+        self.last.take_if(|error| known(error));
     }
 }
 
@@ -54,29 +53,36 @@ mod tests {
     use super::*;
     use crate::error::Posix;
 
-    fn told(failures: &mut Failures, opening: u64) -> bool {
-        failures.tell(OpenId(opening)).is_some()
+    #[test]
+    fn each_open_file_is_told_once() {
+        let mut failures = Failures::default();
+        let (mut first, mut second) = (failures.cursor(), failures.cursor());
+        let told = |failures: &mut Failures, cursor: &mut ErrorCursor| failures.report(cursor).is_some();
+        assert!(!told(&mut failures, &mut first));
+        failures.record(Posix::Busy.into());
+        // Opened later, but before anybody knew.
+        let mut third = failures.cursor();
+        assert!(told(&mut failures, &mut third) && !told(&mut failures, &mut third));
+        let mut fourth = failures.cursor();
+        assert!(!told(&mut failures, &mut fourth));
+        for cursor in [&mut first, &mut second] {
+            assert!(told(&mut failures, cursor) && !told(&mut failures, cursor));
+        }
+        failures.record(Posix::Busy.into());
+        for cursor in [&mut first, &mut second, &mut third, &mut fourth] {
+            assert!(told(&mut failures, cursor) && !told(&mut failures, cursor));
+        }
     }
 
     #[test]
-    fn each_opening_hears_once() {
+    fn what_was_taken_back_is_told_to_nobody() {
         let mut failures = Failures::default();
-        assert!(!told(&mut failures, 1));
-        failures.record(Posix::Busy.into(), OpenId(3));
-        // 1 and 3 were open. 4 comes later, but before anybody knew; 5 comes after that.
-        let heard = [4, 4, 5, 1, 3, 1, 3].map(|opening| told(&mut failures, opening));
-        assert_eq!(heard, [true, false, false, true, true, false, false]);
-        failures.record(Posix::Busy.into(), OpenId(5));
-        assert!([1, 3, 4, 5].into_iter().all(|opening| told(&mut failures, opening)));
-        failures.all_closed();
-        assert!(!told(&mut failures, 2));
-    }
-
-    #[test]
-    fn what_nobody_heard_outlives_the_last_close() {
-        let mut failures = Failures::default();
-        failures.record(Posix::Busy.into(), OpenId(3));
-        failures.all_closed();
-        assert!(told(&mut failures, 9) && !told(&mut failures, 10));
+        let mut open = failures.cursor();
+        failures.record(Error::NoSpace);
+        failures.forget_if(|error| matches!(error, Error::NoSpace));
+        assert!(failures.report(&mut open).is_none());
+        failures.record(Posix::Busy.into());
+        failures.forget_if(|error| matches!(error, Error::NoSpace));
+        assert!(failures.report(&mut open).is_some());
     }
 }

@@ -51,12 +51,6 @@ impl Flight {
     pub fn is_clear(&self, range: &Range<u64>) -> bool {
         self.reads == 0 && !self.is_writing(range)
     }
-
-    /// Reads and writes under way.
-    #[must_use]
-    pub fn counts(&self) -> (usize, usize) {
-        (self.reads as usize, self.writes.len())
-    }
 }
 
 #[cfg(test)]

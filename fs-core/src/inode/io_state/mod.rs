@@ -14,23 +14,21 @@ mod ranges;
 use std::ops::{Deref, DerefMut, Range};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use parking_lot::{Condvar, Mutex, MutexGuard};
-
 pub use behind::{Behind, Put, Slice};
 pub use completed::{Completed, IoEnd};
-pub use failures::Failures;
+pub use failures::{ErrorCursor, Failures};
 pub use flight::Flight;
 pub use ranges::BlockSet;
 
 use crate::alloc::Reservation;
-use crate::sync::{Held, Rank, hold};
+use crate::locks::{Condvar, LockGuard, Rank, RankedMutex};
 
 /// An earlier life of the inode in memory may have written anything up to now.
 const UNKNOWN_WRITE: u64 = u64::MAX;
 
 /// A file's data on the way. See the fields of [`Io`].
 pub struct IoState {
-    io: Mutex<Io>,
+    io: RankedMutex<Io>,
     changed: Condvar,
     block_size: u32,
     /// Blocks of `Io::delayed`, readable without the lock.
@@ -52,7 +50,7 @@ pub struct Io {
     pub delayed: BlockSet,
     /// The space that was promised to them.
     pub promised: Option<Reservation>,
-    /// What fsync has to tell.
+    /// What fsync has to report.
     pub failures: Failures,
     /// Place in the volume's list of dirty files.
     pub dirty_ticket: Option<u64>,
@@ -60,6 +58,8 @@ pub struct Io {
     pub completed_ticket: Option<u64>,
     /// Whether the times in memory are newer than the record on disk.
     pub times_dirty: bool,
+    /// Open file descriptions that may write.
+    pub writers: u32,
     /// Whether the file was cut to nothing: what is written then is flushed at close.
     pub rewritten: bool,
 }
@@ -67,8 +67,7 @@ pub struct Io {
 /// The lock of an [`IoState`], held.
 pub struct IoGuard<'a> {
     state: &'a IoState,
-    io: MutexGuard<'a, Io>,
-    _held: Held,
+    io: LockGuard<'a, Io>,
 }
 
 impl IoState {
@@ -76,19 +75,23 @@ impl IoState {
     #[must_use]
     pub fn new(block_size: u32, had_a_life: bool) -> IoState {
         IoState {
-            io: Mutex::new(Io {
-                flight: Flight::default(),
-                behind: Behind::new(block_size),
-                completed: Completed::default(),
-                delayed: BlockSet::default(),
-                promised: None,
-                failures: Failures::default(),
-                dirty_ticket: None,
-                completed_ticket: None,
-                times_dirty: false,
-                rewritten: false,
-            }),
-            changed: Condvar::new(),
+            io: RankedMutex::new(
+                Rank::Leaf,
+                Io {
+                    flight: Flight::default(),
+                    behind: Behind::new(block_size),
+                    completed: Completed::default(),
+                    delayed: BlockSet::default(),
+                    promised: None,
+                    failures: Failures::default(),
+                    dirty_ticket: None,
+                    completed_ticket: None,
+                    times_dirty: false,
+                    writers: 0,
+                    rewritten: false,
+                },
+            ),
+            changed: Condvar::default(),
             block_size,
             reserved: AtomicU64::new(0),
             last_write: AtomicU64::new(if had_a_life { UNKNOWN_WRITE } else { 0 }),
@@ -97,8 +100,7 @@ impl IoState {
 
     /// Takes the lock.
     pub fn lock(&self) -> IoGuard<'_> {
-        let held = hold(Rank::Leaf, 0);
-        IoGuard { state: self, io: self.io.lock(), _held: held }
+        IoGuard { state: self, io: self.io.lock() }
     }
 
     /// A data write has reached the device and got this number.

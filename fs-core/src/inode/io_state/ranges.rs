@@ -102,16 +102,6 @@ impl BlockSet {
         }
         count
     }
-
-    /// Whether any block of `range` is in the set.
-    #[must_use]
-    pub fn intersects(&self, range: &Range<u64>) -> bool {
-        if range.is_empty() {
-            return false;
-        }
-        let (inside, len) = self.status(range.start, range.end - range.start);
-        inside || len < range.end - range.start
-    }
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 //!
 //! Each thread reads a request, answers it and reads the next. A request is read so that the data
 //! of a WRITE begin on a page boundary, and go to the device from there. A large READ is answered
-//! by [`splice`], without the bytes ever being copied here.
+//! by `splice`, without the bytes ever being copied here.
 
 mod splice;
 
@@ -19,7 +19,7 @@ use super::dispatch::{Answer, Kernel};
 use super::ear::Ear;
 use super::handshake::MAX_WRITE;
 use super::wire::abi::{InHeader, OutHeader, READ_LOCKOWNER, WriteIn};
-use super::wire::{Body, Operation, Request, split_header};
+use super::wire::{Body, Operation, split_header};
 use super::{Ended, Part};
 
 /// Where a request is put, so that the data of a WRITE start a page.
@@ -105,7 +105,7 @@ impl<'a> Worker<'a> {
                 if let Operation::Read(how) = &request.operation
                     && how.size >= part.splice_from
                     && how.read_flags & READ_LOCKOWNER == 0
-                    && self.splice(&request, how.offset, how.size)
+                    && self.splice(header.unique, how.fh, how.offset, how.size)
                 {
                     return;
                 }
@@ -124,11 +124,12 @@ impl<'a> Worker<'a> {
     }
 
     /// Answers a READ without copying; false when nothing was sent.
-    fn splice(&mut self, request: &Request<'_>, offset: u64, size: u32) -> bool {
+    fn splice(&mut self, unique: u64, handle: u64, offset: u64, size: u32) -> bool {
         let service = self.door.part.dispatch.service();
         let (Some(pipe), Some(source)) = (&mut self.pipe, service.device()) else { return false };
-        let Ok(plan) = service.read_plan(request.header.nodeid, offset, size) else { return false };
-        match pipe.reply(&self.door.part.device, request.header.unique, &plan, source) {
+        let Ok(opened) = service.open_file(handle) else { return false };
+        let Ok(plan) = service.read_plan(&opened, offset, size) else { return false };
+        match pipe.reply(&self.door.part.device, unique, &plan, source) {
             splice::Sent::Yes => true,
             splice::Sent::No => false,
             splice::Sent::Spoiled => {

@@ -52,7 +52,7 @@ impl Pipe {
     }
 
     /// Answers the READ `unique` with what `plan` says.
-    pub fn reply(&mut self, device: &File, unique: u64, plan: &ReadPlan, source: Source<'_>) -> Sent {
+    pub fn reply(&mut self, device: &File, unique: u64, plan: &ReadPlan<'_>, source: Source<'_>) -> Sent {
         if !self.takes(plan, source.align) {
             return Sent::No;
         }
@@ -68,7 +68,7 @@ impl Pipe {
     }
 
     /// Whether the pipe has a slot for every page, and the device takes every part as it is.
-    fn takes(&self, plan: &ReadPlan, align: u64) -> bool {
+    fn takes(&self, plan: &ReadPlan<'_>, align: u64) -> bool {
         let fits = |segment: &Segment| match segment {
             Segment::Device { offset, len } => (offset | len).is_multiple_of(align),
             _ => true,

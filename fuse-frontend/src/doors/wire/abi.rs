@@ -98,6 +98,8 @@ pub const WRITE_CACHE: u32 = 1 << 0;
 pub const WRITE_KILL_SUIDGID: u32 = 1 << 2;
 /// The reader has an owner: read(2) past the page cache.
 pub const READ_LOCKOWNER: u32 = 1 << 1;
+/// The caller is a 32-bit program.
+pub const IOCTL_COMPAT: u32 = 1 << 0;
 pub const FSYNC_FDATASYNC: u32 = 1 << 0;
 pub const SETXATTR_ACL_KILL_SGID: u32 = 1 << 0;
 

@@ -1,5 +1,5 @@
-//! Who decides: the same checking code runs with a prober, which stops at the first problem and is what the
-//! parallel scan uses, and with the judge, which reports, asks and remembers.
+//! Who decides: the same checking code runs as a dry run, which stops at the first problem and is what the
+//! parallel scan uses, and with the prompter, which reports each problem and decides by the mode or asks.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -19,16 +19,25 @@ pub trait Ask {
     /// Reports a problem; true when it is to be fixed now.
     ///
     /// # Errors
-    /// [`Error::Suspect`] from a prober, [`Error::Unexpected`] when preening must stop, [`Error::Cancelled`].
+    /// [`Error::Suspect`] from a dry run, [`Error::Unexpected`] when preening must stop, [`Error::Cancelled`].
     fn ask(&mut self, problem: Problem) -> Result<bool>;
 }
 
-/// Stops at the first problem, so that whoever probes knows that there is one and nothing was changed.
-pub struct Probe;
+/// Stops at the first problem, so that the caller knows that there is one, and nothing was changed.
+pub struct DryRun;
 
-impl Ask for Probe {
+impl Ask for DryRun {
     fn ask(&mut self, _: Problem) -> Result<bool> {
         Err(Error::Suspect)
+    }
+}
+
+/// Agrees to everything and reports nothing: for what follows from a change that was no repair.
+pub struct Agree;
+
+impl Ask for Agree {
+    fn ask(&mut self, _: Problem) -> Result<bool> {
+        Ok(true)
     }
 }
 
@@ -53,6 +62,10 @@ pub trait Ui {
     fn prompt(&mut self, text: &str, question: &str) -> Answer;
     /// Work done in a pass (1 to 5) so far.
     fn progress(&mut self, pass: u8, done: u64, of: u64);
+    /// The volume's label, once it is known.
+    fn label(&mut self, _label: &str) {}
+    /// Why a check is made that nobody asked for, as the end of a sentence about the volume.
+    fn forced(&mut self, _reason: &str) {}
 }
 
 /// A [`Ui`] for programs: says nothing and never agrees to anything.
@@ -67,7 +80,7 @@ impl Ui for Silent {
 }
 
 /// Reports each problem, gets a decision by the mode, and keeps both.
-pub struct Judge<'u> {
+pub struct Prompter<'u> {
     mode: Mode,
     cancel: Option<Arc<AtomicBool>>,
     ui: &'u mut dyn Ui,
@@ -77,21 +90,24 @@ pub struct Judge<'u> {
     pub journal_lost: bool,
     /// The round ended early because what it built on was wrong; the next one knows better.
     pub restart: bool,
+    /// Nothing may be written, but an overlay takes what a recovery changes.
+    pub overlaid: bool,
     /// Paths of inodes, by number.
     paths: HashMap<u32, String>,
 }
 
-impl<'u> Judge<'u> {
-    /// A judge that speaks through `ui`.
-    pub fn new(options: &Options, ui: &'u mut dyn Ui) -> Judge<'u> {
+impl<'u> Prompter<'u> {
+    /// A prompter that speaks through `ui`.
+    pub fn new(options: &Options, ui: &'u mut dyn Ui) -> Prompter<'u> {
         let (mode, cancel) = (options.mode, options.cancel.clone());
-        Judge {
+        Prompter {
             mode,
             cancel,
             ui,
             report: Report::default(),
             journal_lost: false,
             restart: false,
+            overlaid: false,
             paths: HashMap::new(),
         }
     }
@@ -99,6 +115,17 @@ impl<'u> Judge<'u> {
     /// Who decides by now: "all" said once counts for the rounds that follow, too.
     pub fn mode(&self) -> Mode {
         self.mode
+    }
+
+    /// The volume's label, for whoever speaks of it.
+    pub fn label(&mut self, label: &str) {
+        self.ui.label(label);
+    }
+
+    /// Why the passes run although nobody asked for them.
+    pub fn forced(&mut self, reason: String) {
+        self.ui.forced(&reason);
+        self.report.reason = Some(reason);
     }
 
     /// A line for people.
@@ -139,7 +166,41 @@ impl<'u> Judge<'u> {
         }
     }
 
-    fn go_on(&self) -> Result<()> {
+    /// Reports what was put right without a question.
+    pub fn note_fixed(&mut self, problem: Problem) {
+        self.report.add(Finding { problem, fixed: true, path: None });
+    }
+
+    /// Offers what is no repair; whoever says yes to everything wants it.
+    ///
+    /// # Errors
+    /// [`Error::Cancelled`].
+    pub fn offers(&mut self, text: &str, question: &str) -> Result<bool> {
+        self.go_on()?;
+        let yes = match self.mode {
+            Mode::Yes => true,
+            Mode::CheckOnly | Mode::Preen => false,
+            Mode::Ask => match self.ui.prompt(text, question) {
+                Answer::No => false,
+                Answer::Yes => true,
+                Answer::All => {
+                    self.mode = Mode::Yes;
+                    true
+                }
+                Answer::Cancel => return Err(Error::Cancelled { changed: false }),
+            },
+        };
+        if self.mode != Mode::Ask {
+            self.ui.say(&format!("{text}.  {question}? {}", if yes { "yes" } else { "no" }));
+        }
+        Ok(yes)
+    }
+
+    /// Whether the check goes on.
+    ///
+    /// # Errors
+    /// [`Error::Cancelled`] once the caller wants it to end.
+    pub fn go_on(&self) -> Result<()> {
         match self.cancel.as_ref().is_some_and(|cancel| cancel.load(Ordering::Relaxed)) {
             true => Err(Error::Cancelled { changed: false }),
             false => Ok(()),
@@ -147,9 +208,12 @@ impl<'u> Judge<'u> {
     }
 }
 
-impl Ask for Judge<'_> {
+impl Ask for Prompter<'_> {
     fn ask(&mut self, problem: Problem) -> Result<bool> {
         self.go_on()?;
+        if self.overlaid && problem.code.is_recovery() {
+            return Ok(true);
+        }
         let row = problem.code.row();
         let path = problem.ino.and_then(|ino| self.paths.get(&ino.get())).cloned();
         let text = problem.text_with(path.as_deref());

@@ -2,18 +2,19 @@
 //! rising rank, and locks of one rank in rising key. Debug builds check it on every acquisition,
 //! release builds pay nothing.
 //!
-//! Condition variables are not offered: a thread that must wait does so in a module of its own
-//! which says for what, and holds nothing ranked meanwhile.
+//! A thread that waits for a condition may hold locks of rank 60 and below, if whoever brings the
+//! condition about needs none of them; of those above it holds only the one that it waits with.
+
+#![expect(clippy::disallowed_types, reason = "the locks that the ranked ones are made of")]
 
 use std::ops::{Deref, DerefMut};
+use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 /// The order of locks, outermost first (ARCHITECTURE.md has the table with what each protects).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Rank {
-    /// Mounted, frozen or read-only.
-    Freeze = 10,
     /// Directory topology in cross-directory renames.
     Rename = 20,
     /// Names of a directory; size and content of a file. Key: see [`RankedRwLock::write_ordered`].
@@ -26,10 +27,6 @@ pub enum Rank {
     Map = 60,
     /// One group's bitmaps and descriptor. Key: the group's number.
     Group = 70,
-    /// One metadata block's bytes while it is being changed.
-    Buffer = 80,
-    /// The journal's own.
-    Journal = 90,
     /// Cache shards, counters, queues: nothing is taken under them.
     Leaf = 100,
 }
@@ -67,6 +64,15 @@ mod order {
         })
     }
 
+    /// Asserts that `waits_with` is the only lock of a high rank that this thread holds.
+    pub fn may_wait(waits_with: u64) {
+        STACK.with_borrow(|stack| {
+            let others = |(id, rank, _): &&(u64, Rank, u64)| *id != waits_with && *rank >= Rank::Group;
+            let held = stack.iter().find(others);
+            assert!(held.is_none(), "a condition is waited for while holding {held:?}");
+        });
+    }
+
     pub fn pop(id: u64) {
         STACK.with_borrow_mut(|stack| stack.retain(|(i, ..)| *i != id));
     }
@@ -101,6 +107,13 @@ pub struct Guard<G> {
     // Declared first: the lock is released before the rank.
     guard: G,
     _held: Held,
+}
+
+impl<G> Guard<G> {
+    fn may_wait(&self) {
+        #[cfg(debug_assertions)]
+        order::may_wait(self._held.id);
+    }
 }
 
 impl<G: Deref> Deref for Guard<G> {
@@ -147,11 +160,39 @@ impl<T> RankedMutex<T> {
         let held = hold(self.rank, self.key);
         Guard { guard: self.lock.lock(), _held: held }
     }
+}
 
-    /// Takes the lock if it is free.
-    pub fn try_lock(&self) -> Option<LockGuard<'_, T>> {
-        let guard = self.lock.try_lock()?;
-        Some(Guard { guard, _held: hold(self.rank, self.key) })
+/// A condition variable for a [`RankedMutex`].
+#[derive(Debug, Default)]
+pub struct Condvar(parking_lot::Condvar);
+
+impl Condvar {
+    /// Waits until somebody notifies; the lock is free meanwhile.
+    pub fn wait<T>(&self, guard: &mut LockGuard<'_, T>) {
+        guard.may_wait();
+        self.0.wait(&mut guard.guard);
+    }
+
+    /// The same until `deadline` at most; whether that has passed.
+    pub fn wait_until<T>(&self, guard: &mut LockGuard<'_, T>, deadline: Instant) -> bool {
+        guard.may_wait();
+        self.0.wait_until(&mut guard.guard, deadline).timed_out()
+    }
+
+    /// The same for `time` at most; whether that has passed.
+    pub fn wait_for<T>(&self, guard: &mut LockGuard<'_, T>, time: Duration) -> bool {
+        guard.may_wait();
+        self.0.wait_for(&mut guard.guard, time).timed_out()
+    }
+
+    /// Wakes one thread that waits.
+    pub fn notify_one(&self) {
+        self.0.notify_one();
+    }
+
+    /// Wakes all that wait.
+    pub fn notify_all(&self) {
+        self.0.notify_all();
     }
 }
 
@@ -181,23 +222,26 @@ impl<T> RankedRwLock<T> {
         Guard { guard: self.lock.write(), _held: held }
     }
 
+    /// The same as [`RankedRwLock::write_ordered`] until `deadline` at most.
+    pub fn write_ordered_until(&self, deadline: Instant) -> Option<WriteGuard<'_, T>> {
+        let held = enter(self.rank, self.key, true);
+        Some(Guard { guard: self.lock.try_write_until(deadline)?, _held: held })
+    }
+
     /// Takes the lock exclusively where the caller follows an order of its own among locks of
     /// this rank (ancestors before descendants).
     pub fn write_ordered(&self) -> WriteGuard<'_, T> {
         let held = enter(self.rank, self.key, true);
         Guard { guard: self.lock.write(), _held: held }
     }
-
-    /// Takes the lock exclusively if it is free; asking never blocks, so it has no order.
-    pub fn try_write(&self) -> Option<WriteGuard<'_, T>> {
-        let guard = self.lock.try_write()?;
-        Some(Guard { guard, _held: enter(self.rank, self.key, true) })
-    }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
+    use crate::threads::Thread;
 
     #[test]
     fn rising_ranks_and_rising_keys_pass() {
@@ -226,6 +270,36 @@ mod tests {
         let other = RankedRwLock::keyed(Rank::Inode, 7, ());
         let _a = lock.read();
         let _b = other.read();
+    }
+
+    #[test]
+    #[cfg(debug_assertions)]
+    #[should_panic(expected = "a condition is waited for")]
+    fn a_wait_with_another_high_lock_is_caught() {
+        let group = RankedMutex::new(Rank::Group, ());
+        let leaf = RankedMutex::new(Rank::Leaf, ());
+        let _group = group.lock();
+        Condvar::default().wait_for(&mut leaf.lock(), Duration::ZERO);
+    }
+
+    #[test]
+    fn a_wait_ends_with_the_notification_or_the_time() {
+        let inode = RankedRwLock::keyed(Rank::Inode, 1, ());
+        let shared = Arc::new((RankedMutex::new(Rank::Leaf, false), Condvar::default()));
+        let (done, changed) = &*shared;
+        let _inode = inode.read();
+        assert!(changed.wait_for(&mut done.lock(), Duration::from_millis(1)));
+        let other = shared.clone();
+        let thread = Thread::spawn("notifier", move || {
+            *other.0.lock() = true;
+            other.1.notify_all();
+        });
+        let mut guard = done.lock();
+        while !*guard {
+            changed.wait(&mut guard);
+        }
+        drop(guard);
+        thread.unwrap().join();
     }
 
     #[test]

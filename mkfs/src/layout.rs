@@ -1,6 +1,6 @@
 //! From options and a size to a superblock: pure arithmetic, the choices those of mke2fs 1.47.
 //!
-//! The circle is: the number of groups says how many inodes each holds, that says how large a group's
+//! The dimensions are a fixpoint: the number of groups says how many inodes each holds, that says how large a group's
 //! metadata is, and that says whether the short last group can hold its own; if not, it is cut off and all
 //! starts again.
 
@@ -24,7 +24,7 @@ const MIN_BLOCKS_PER_GROUP: u32 = 256;
 
 /// What will be made.
 #[derive(Clone, Debug)]
-pub struct Shape {
+pub struct Layout {
     /// The superblock; its free counts are not set yet.
     pub superblock: SuperBlock,
     /// Blocks of the journal, fast-commit blocks included; 0 for none.
@@ -41,12 +41,12 @@ fn refuse<T>(text: impl Into<String>) -> Result<T> {
     Err(Error::Options(text.into()))
 }
 
-impl Shape {
+impl Layout {
     /// Plans a volume for a device of `device_size` bytes with sectors of `sector` bytes.
     ///
     /// # Errors
     /// Options that contradict each other, the size or the format.
-    pub fn new(options: &Options, device_size: u64, sector: u32) -> Result<Shape> {
+    pub fn new(options: &Options, device_size: u64, sector: u32) -> Result<Layout> {
         let mut notes = Vec::new();
         let size = options.size.unwrap_or(device_size);
         if size > device_size {
@@ -79,10 +79,10 @@ impl Shape {
             return refuse(format!("invalid reserved blocks percent - {}", options.reserved_percent));
         }
         let inodes = inode_count(options, usage, blocks, block_size, inode_size)?;
-        let asked = Asked { options, features, block_size, inode_size, blocks, inodes };
-        let dimensions = asked.dimensions()?;
+        let resolved = ResolvedOptions { options, features, block_size, inode_size, blocks, inodes };
+        let dimensions = resolved.dimensions()?;
 
-        let (journal, fast_commit) = asked.journal(&mut notes)?;
+        let (journal, fast_commit) = resolved.journal(&mut notes)?;
         let mut features = features;
         if journal == 0 {
             features.compat = features.compat.without(Compat::HAS_JOURNAL).without(Compat::FAST_COMMIT);
@@ -98,8 +98,8 @@ impl Shape {
                 return refuse(format!("orphan file size {size} (min 1/max {MAX_ORPHAN_FILE} bytes)"));
             }
         };
-        let superblock = Asked { features, ..asked }.superblock(&dimensions)?;
-        Ok(Shape {
+        let superblock = ResolvedOptions { features, ..resolved }.superblock(&dimensions)?;
+        Ok(Layout {
             superblock,
             journal_blocks: journal,
             fast_commit_blocks: fast_commit,
@@ -247,7 +247,7 @@ fn default_journal_blocks(blocks: u64) -> u32 {
 
 /// The options with their simple defaults filled in.
 #[derive(Clone, Copy)]
-struct Asked<'a> {
+struct ResolvedOptions<'a> {
     options: &'a Options,
     features: Features,
     block_size: u32,
@@ -256,7 +256,7 @@ struct Asked<'a> {
     inodes: u64,
 }
 
-/// What the circle ends with.
+/// The fixpoint of group count, inodes and metadata.
 struct Dimensions {
     blocks: u64,
     reserved: u64,
@@ -266,7 +266,7 @@ struct Dimensions {
     reserved_gdt: u32,
 }
 
-impl Asked<'_> {
+impl ResolvedOptions<'_> {
     fn first_data_block(&self) -> u64 {
         u64::from(self.block_size == 1024)
     }
@@ -286,8 +286,8 @@ impl Asked<'_> {
         }
         let too_small = Error::TooSmall { blocks: self.blocks, block_size: self.block_size };
         let mut blocks = self.blocks;
-        let asked_reserved = (self.options.reserved_percent * blocks as f64 / 100.0) as u64;
-        let mut reserved = asked_reserved;
+        let reserved_target = (self.options.reserved_percent * blocks as f64 / 100.0) as u64;
+        let mut reserved = reserved_target;
         loop {
             let space = blocks.saturating_sub(first);
             let groups = space.div_ceil(per_group.into());
@@ -338,7 +338,7 @@ impl Asked<'_> {
                 return Ok(dimensions);
             }
             blocks -= rest;
-            reserved = (asked_reserved as f64 / self.blocks as f64 * blocks as f64) as u64;
+            reserved = (reserved_target as f64 / self.blocks as f64 * blocks as f64) as u64;
         }
     }
 
