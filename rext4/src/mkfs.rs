@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 
 #[doc(inline)]
 pub use ::mkfs::{
-    Error, Kind, Options, ParseError, Report, Result, Step, Usage, Watch, format, format_watched, probe,
-    size_in_bytes,
+    BuildError, BuildReport, Error, Free, ImageBuilder, Kind, Options, ParseError, Report, Result, Source,
+    Step, Usage, Watch, format, format_watched, probe, size_in_bytes,
 };
 
 #[doc(inline)]
