@@ -25,7 +25,7 @@ help:
 	@echo 'make crash-mutants  the crash lab tested: every deliberate fault must be caught (minutes)'
 	@echo 'make bench       the benchmark against the kernel and fuse2fs (BENCH="--only ... --json ...")'
 	@echo 'make bench-fsck  fsck.rext4 and e2fsck side by side, time and memory (2 GiB; FOLDER= keeps the images)'
-	@echo 'make bench-build mkfs.rext4 -d, mke2fs -d, mount and tar x, genext2fs (20 GiB; FOLDER= keeps the trees)'
+	@echo 'make bench-build mkfs.rext4 -d, mke2fs -d, mount and tar x, genext2fs (20 GiB; FOLDER= keeps the trees, TREES= chooses)'
 	@echo 'make lint        formatting, clippy and documentation'
 	@echo 'make install     PREFIX=$(PREFIX) DESTDIR=$(DESTDIR); helpers for mount(8) in $(HELPERS)'
 	@echo 'make uninstall   the reverse'
@@ -69,7 +69,7 @@ bench-fsck: setup
 
 bench-build: setup
 	$(CARGO) build --release --locked -p mkfs --bins
-	$(CARGO) run --release --locked -p mkfs --example bench_build -- $(RELEASE)/mkfs-rext4 "$(FOLDER)" 3
+	$(CARGO) run --release --locked -p mkfs --example bench_build -- $(RELEASE)/mkfs-rext4 "$(FOLDER)" 3 $(TREES)
 
 bench: setup all
 	$(CARGO) run -q --release --locked -p tests --bin bench -- $(BENCH)

@@ -1,7 +1,7 @@
-//! Image builders side by side: `bench_build MKFS [FOLDER] [ROUNDS]`.
+//! Image builders side by side: `bench_build MKFS [FOLDER] [ROUNDS] [TREE...]`.
 //!
 //! Makes five trees (in FOLDER unless they are there, or in a temporary one) and builds an image of each with
-//! mkfs.rext4, with `mke2fs -d`, with mkfs, a loop mount and `tar x` (root is needed), and with genext2fs where
+//! mkfs.rext4, with `mke2fs -d`, with mke2fs, a loop mount and `tar x` (root is needed), and with genext2fs where
 //! it is installed. Prints a row of docs/PERFORMANCE.md for each: the fastest wall time with its processor time,
 //! the largest peak of resident memory, and what the image takes on the disk. With `--one` it is the child that
 //! measures one run. `REXT4_BENCH_BYTES` bounds the one large file (8 GiB).
@@ -59,7 +59,7 @@ fn main() -> Result<()> {
         return one(&arguments[1..]);
     }
     let [mkfs, rest @ ..] = arguments.as_slice() else {
-        anyhow::bail!("usage: bench_build MKFS [FOLDER] [ROUNDS]");
+        anyhow::bail!("usage: bench_build MKFS [FOLDER] [ROUNDS] [TREE...]");
     };
     let mkfs = fs::canonicalize(mkfs).with_context(|| format!("{mkfs} is not built"))?;
     let temporary = tempfile::tempdir_in("/var/tmp")?;
@@ -67,7 +67,9 @@ fn main() -> Result<()> {
     let rounds: u32 = rest.get(1).map_or(Ok(3), |rounds| rounds.parse())?;
     println!("| tree | builder | wall | processor | memory | image on disk |");
     println!("|---|---|---|---|---|---|");
-    for (name, words, fill) in ROWS {
+    let chosen = rest.get(2..).unwrap_or_default();
+    let is_chosen = |name: &str| chosen.is_empty() || chosen.iter().any(|other| other == name);
+    for (name, words, fill) in ROWS.into_iter().filter(|row| is_chosen(row.0)) {
         let tree = folder.join(name);
         if !tree.exists() {
             let new = folder.join("new");

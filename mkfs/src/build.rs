@@ -69,7 +69,7 @@ pub struct Build {
 
 impl BuildArgs {
     /// What these options ask for; `None` when there is no tree.
-    pub fn job(&self, trees: &[OsString]) -> Result<Option<Build>> {
+    pub fn job(&self, trees: &[OsString], without_attributes: bool) -> Result<Option<Build>> {
         let computes_size = self.shrink || self.free.is_some() || self.free_inodes.is_some();
         if trees.is_empty() && self.spec.is_empty() && !computes_size {
             if self.owner.is_some() || !self.map_users.is_empty() || self.clamp_mtime || self.json {
@@ -88,6 +88,7 @@ impl BuildArgs {
         let (platform, folder) = (self.platform.clone(), self.temporary_folder.clone());
         let make = move || {
             let mut builder = ImageBuilder::new().shrink(shrink).clamp_mtime(clamp);
+            builder = builder.without_attributes(without_attributes);
             for tree in &trees {
                 builder = builder.source(Source::named(tree));
             }

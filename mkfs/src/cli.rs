@@ -47,11 +47,12 @@ pub struct Args {
     #[arg(short = 'O', value_name = "feature[,...]", value_delimiter = ',', allow_hyphen_values = true)]
     features: Vec<String>,
     /// Extended options, comma separated: stride=, stripe_width=, hash_seed=, lazy_itable_init[=0|1],
-    /// lazy_journal_init[=0|1], discard, nodiscard, root_owner[=uid:gid], resize=, num_backup_sb=,
-    /// mmp_update_interval=, offset=, orphan_file_size=, test_fs
+    /// lazy_journal_init[=0|1], assume_storage_prezeroed[=0|1], discard, nodiscard, root_owner[=uid:gid],
+    /// resize=, num_backup_sb=, mmp_update_interval=, offset=, orphan_file_size=, desc-size=,
+    /// no_copy_xattrs, test_fs
     #[arg(short = 'E', value_name = "extended-option[,...]", value_delimiter = ',')]
     extended: Vec<String>,
-    /// Journal options: size=MiB
+    /// Journal options, comma separated: size=MiB, fast_commit_size=KiB
     #[arg(short = 'J', value_name = "journal-options", value_delimiter = ',')]
     journal: Vec<String>,
     /// Make a journal
@@ -60,6 +61,15 @@ pub struct Args {
     /// Reserved blocks in percent
     #[arg(short = 'm', value_name = "reserved-percentage")]
     reserved_percent: Option<f64>,
+    /// The system that makes the filesystem: Linux
+    #[arg(short = 'o', value_name = "creator-os", default_value = "Linux", hide_default_value = true)]
+    creator: String,
+    /// Revision of the format: 1
+    #[arg(short = 'r', value_name = "fs-revision", default_value_t = 1, hide_default_value = true)]
+    revision: u32,
+    /// Keep the device's old blocks; an older spelling of -E nodiscard
+    #[arg(short = 'K')]
+    keep_blocks: bool,
     /// What a mount does that finds errors: continue, remount-ro or panic
     #[arg(short = 'e', value_name = "errors-behavior")]
     on_error: Option<String>,
@@ -139,8 +149,15 @@ pub fn job(args: &Args) -> Result<Job> {
         "ext4" | "rext4" => Kind::Ext4,
         other => bail!("unknown filesystem type {other} (ext2, ext3 or ext4)"),
     };
+    if !["linux", "0"].contains(&args.creator.to_lowercase().as_str()) {
+        bail!("the creator is Linux, not {}", args.creator);
+    }
+    if args.revision != 1 {
+        bail!("revision {} of the format is not made (1)", args.revision);
+    }
     let mut notes = Vec::new();
     let mut options = Options::new(kind, now()?);
+    options.discard = !args.keep_blocks;
     for name in &args.usage {
         match Usage::by_name(name) {
             Some(usage) => options.usage.push(usage),
@@ -178,7 +195,10 @@ pub fn job(args: &Args) -> Result<Job> {
     for option in &args.journal {
         match option.split_once('=') {
             Some(("size", value)) => options.journal_mib = Some(number(value, "journal size")?),
-            _ => bail!("journal option {option} is not supported (size=)"),
+            Some(("fast_commit_size", value)) => {
+                options.fast_commit_kib = Some(number(value, "fast-commit size")?);
+            }
+            _ => bail!("journal option {option} is not supported (size=, fast_commit_size=)"),
         }
     }
     let mut offset = 0;
@@ -187,7 +207,8 @@ pub fn job(args: &Args) -> Result<Job> {
     }
     let named = args.extended.iter().any(|option| option.starts_with("root_owner"));
     let root_owner = named.then_some(options.root_owner);
-    let build = args.build.job(&args.trees)?;
+    let without_attributes = args.extended.iter().any(|option| option == "no_copy_xattrs");
+    let build = args.build.job(&args.trees, without_attributes)?;
     if build.is_none() {
         options.uuid = options.uuid.or_else(|| Some(random()));
     }
@@ -225,6 +246,10 @@ fn extended(option: &str, options: &mut Options, offset: &mut u64) -> Result<()>
         "stripe_width" | "stripe-width" => options.stripe_width = number(needed()?, name)?,
         "hash_seed" => options.hash_seed = Some(uuid(needed()?)?),
         "lazy_itable_init" => options.lazy_itable_init = switch()?,
+        "assume_storage_prezeroed" => options.assume_prezeroed = switch()?,
+        "desc-size" | "desc_size" => options.desc_size = Some(number(needed()?, name)?),
+        // Concerns the tree, not the volume.
+        "no_copy_xattrs" => {}
         "lazy_journal_init" => options.lazy_journal_init = switch()?,
         "discard" => options.discard = true,
         "nodiscard" => options.discard = false,

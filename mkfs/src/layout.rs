@@ -278,6 +278,10 @@ impl ResolvedOptions<'_> {
     fn dimensions(&self) -> Result<Dimensions> {
         let bits = self.block_size * 8;
         let first = self.first_data_block();
+        if let Some(size) = self.options.desc_size.filter(|size| *size != self.desc_size()) {
+            let fits = self.desc_size();
+            return refuse(format!("group descriptors have {fits} bytes with these features, not {size}"));
+        }
         let mut per_group = self.options.blocks_per_group.unwrap_or(bits);
         if !(MIN_BLOCKS_PER_GROUP..=bits).contains(&per_group) || !per_group.is_multiple_of(8) {
             return refuse(format!(
@@ -394,7 +398,16 @@ impl ResolvedOptions<'_> {
             notes.push("Filesystem too small for a journal".to_owned());
             return Ok((0, 0));
         }
-        let fast = if self.features.compat.has(Compat::FAST_COMMIT) { blocks / FAST_COMMIT_RATIO } else { 0 };
+        let fast = match self.options.fast_commit_kib {
+            _ if !self.features.compat.has(Compat::FAST_COMMIT) => 0,
+            None => blocks / FAST_COMMIT_RATIO,
+            Some(kib) => {
+                let wanted = u64::from(kib) * 1024 / u64::from(self.block_size);
+                u32::try_from(wanted).ok().filter(|wanted| *wanted < blocks).ok_or_else(|| {
+                    Error::Options(format!("a fast-commit area of {kib} KiB exceeds the journal"))
+                })?
+            }
+        };
         if u64::from(blocks + fast) > self.blocks / 2 && self.options.journal_mib.is_some() {
             return refuse("journal size too big for filesystem");
         }

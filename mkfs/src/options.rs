@@ -187,6 +187,10 @@ pub struct Options {
     pub reserved_percent: f64,
     /// Journal size in MiB (`-J size=`).
     pub journal_mib: Option<u32>,
+    /// Size of the journal's fast-commit area in KiB (`-J fast_commit_size=`).
+    pub fast_commit_kib: Option<u32>,
+    /// Bytes of a group descriptor (`-E desc-size=`): 64 with the feature `64bit`, else 32.
+    pub desc_size: Option<u32>,
     /// Size of the orphan file in bytes (`-E orphan_file_size=`).
     pub orphan_file_size: Option<u64>,
     /// What a mount shall do that finds errors (`-e`).
@@ -199,6 +203,8 @@ pub struct Options {
     pub stripe_width: u32,
     /// Leave the zeroing of inode tables to the first mount (`-E lazy_itable_init=`).
     pub lazy_itable_init: bool,
+    /// The device reads as zeros, so nothing is zeroed (`-E assume_storage_prezeroed=`).
+    pub assume_prezeroed: bool,
     /// Leave the journal's old bytes (`-E lazy_journal_init=`).
     pub lazy_journal_init: bool,
     /// Give the device's old blocks back first (`-E discard`, `-E nodiscard`).
@@ -244,12 +250,15 @@ impl Options {
             features: Vec::new(),
             reserved_percent: 5.0,
             journal_mib: None,
+            fast_commit_kib: None,
+            desc_size: None,
             orphan_file_size: None,
             on_error: OnError::Continue,
             test_fs: false,
             stride: 0,
             stripe_width: 0,
             lazy_itable_init: true,
+            assume_prezeroed: false,
             lazy_journal_init: false,
             discard: true,
             root_owner: (0, 0),

@@ -83,12 +83,14 @@ pub fn write(
     let block_size = u64::from(geometry.block_size);
     let mut out = Out { device, block_size, first: 0, pending: Vec::new(), bytes: 0 };
     let lazy = options.lazy_itable_init && volume.csum().group_descs();
-    let descs = volume.groups(!lazy);
-    zero_tables(device, &volume, &descs, lazy, watch)?;
+    let descs = volume.groups(!lazy || options.assume_prezeroed);
+    if !options.assume_prezeroed {
+        zero_tables(device, &volume, &descs, lazy, watch)?;
+    }
     if layout.journal_blocks > 0 {
         watch(Step::Journal(layout.journal_blocks), 0, 1);
     }
-    for run in &volume.zeroed {
+    for run in volume.zeroed.iter().filter(|_| !options.assume_prezeroed) {
         in_chunks(run.start * block_size..run.end * block_size, |at, len| device.write_zeroes(at, len))?;
     }
     if layout.journal_blocks > 0 {

@@ -70,6 +70,10 @@ fn what_cannot_be_met_gets_one_clear_line() {
         (&["-T", "nonsense"], "unknown usage type nonsense"),
         (&["-U", "nonsense"], "invalid UUID"),
         (&["-G", "3"], "not a power of 2"),
+        (&["-E", "desc-size=32"], "descriptors have 64 bytes"),
+        (&["-r", "0"], "revision 0"),
+        (&["-o", "hurd"], "the creator is Linux"),
+        (&["-O", "fast_commit", "-J", "fast_commit_size=99999999"], "exceeds the journal"),
     ] {
         let (done, said) = mkfs(args, &image, Some("64M"));
         assert!(!done && said.contains(expected), "{args:?}: {said}");

@@ -198,6 +198,13 @@ impl ImageBuilder {
         self
     }
 
+    /// Leaves the sources' extended attributes out, access control lists and capabilities among them.
+    #[must_use]
+    pub fn without_attributes(mut self, without: bool) -> Self {
+        self.rules.without_attributes = without;
+        self
+    }
+
     /// A specification file: owners, modes, devices and attributes by path.
     #[must_use]
     pub fn spec(mut self, file: impl Into<PathBuf>) -> Self {
@@ -430,9 +437,9 @@ impl Draft {
         watch: &mut dyn FnMut(Event<'_>),
     ) -> Result<BuildReport> {
         if fresh {
-            // The file holds nothing but zeros, so the tables are zeroed already and a mount has nothing to do.
+            // The file is one hole: the tables are zeroed already, and a mount has nothing to do.
             self.options.discard = false;
-            self.options.lazy_itable_init = false;
+            self.options.assume_prezeroed = true;
         }
         let mut step = |step, done, total| watch(Event::Step(step, done, total));
         write::prepare(device, &self.layout, &self.options, &mut step)?;

@@ -27,6 +27,8 @@ const AUFS: &[u8] = b".wh..wh.";
 pub struct Rules {
     /// Owners.
     pub owners: Owners,
+    /// Leave extended attributes of sources out.
+    pub without_attributes: bool,
     /// Most bytes of file contents, names and inodes.
     pub max_size: Option<u64>,
 }
@@ -106,7 +108,7 @@ impl<'r> Merge<'r> {
 
     /// Converts attributes and finds their set.
     pub fn attributes(&mut self, pairs: Vec<NamedValue>, path: &[u8]) -> Result<u32> {
-        if pairs.is_empty() {
+        if pairs.is_empty() || self.rules.without_attributes {
             return Ok(0);
         }
         let (kept, foreign) = attributes::convert(pairs, &self.rules.owners, path)?;

@@ -306,3 +306,14 @@ fn a_dry_run_plans_and_writes_nothing() {
     assert!(done && said.contains("Creating filesystem with"), "{said}");
     assert!(!image.exists());
 }
+
+#[test]
+fn attributes_are_left_out_when_told_so() {
+    let dir = scratch();
+    let tree = dir.path().join("tree");
+    fs::create_dir(&tree).unwrap();
+    one_of_everything(&tree);
+    let image = dir.path().join("image");
+    build(&["-q", "-E", "no_copy_xattrs", "-d", tree.to_str().unwrap(), image.to_str().unwrap()]);
+    assert!(!stat_of(&image, "/usr/hello").unwrap().contains("user.small"));
+}

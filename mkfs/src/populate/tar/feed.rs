@@ -45,7 +45,7 @@ pub trait Feed {
 }
 
 /// Bytes read at a time while members are small.
-const WINDOW: usize = 64 << 10;
+const WINDOW: usize = 16 << 10;
 
 /// An archive in a file.
 pub struct Ranged<'f> {
