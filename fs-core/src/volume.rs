@@ -111,12 +111,6 @@ impl Volume {
         self.storable(Time { sec: now.sec, nsec: now.nsec })
     }
 
-    /// Nanoseconds between two times that inodes can tell apart.
-    #[must_use]
-    pub fn time_granularity(&self) -> u32 {
-        self.inode_layout.time_granularity()
-    }
-
     /// The timestamp that an inode of this volume keeps of `time`.
     #[must_use]
     pub fn storable(&self, time: Time) -> Time {
