@@ -69,10 +69,10 @@ fn the_cache_is_as_large_as_it_may_be() -> Result<()> {
     system.mkfs(&image, 512 << 20, &["-N", "200000"])?;
     let mounted = system.mount(&image)?;
     for file in 0..FILES {
-        fs::File::create_new(mounted.path().join(format!("a-rather-long-name-of-a-file-{file}")))?;
+        fs::File::create_new(mounted.path().join(format!("{file:0>200}")))?;
     }
     mounted.unmount()?;
-    // Ten MiB of inodes and two of names, seen through caches of two sizes.
+    // Ten MiB of inodes and eight of names, seen through caches of two sizes.
     let mut peaks = [0; 2];
     for (peak, cache_mib) in peaks.iter_mut().zip([2, 64]) {
         let mounted = system.mount_with(&image, &Options::words(&[&format!("cache={cache_mib}M")]))?;
