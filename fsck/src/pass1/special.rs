@@ -98,12 +98,17 @@ pub fn check(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject, effects: &mut Ef
 }
 
 /// Numbers of quota files and of the orphan file on a volume without the feature: one that names an ordinary
-/// file in use is forgotten, or the file could not keep its name.
+/// inode is forgotten, or a file could not keep its name, and a free inode would count as one in use.
 pub fn check_numbers(ctx: &Context, ask: &mut dyn Ask) -> Result<()> {
     let raw = ctx.sb.raw();
     let ordinary = |number: u32| {
-        let ino = Ino::new(number).filter(|_| number <= ctx.geometry.inodes_count);
-        ino.is_some_and(|ino| matches!(ctx.found.inodes.get(ino), Use::File(_)))
+        let exists = number <= ctx.geometry.inodes_count;
+        let what = Ino::new(number).filter(|_| exists).map(|ino| ctx.found.inodes.get(ino));
+        match what {
+            Some(Use::File(_)) => true,
+            Some(Use::Free) => number >= ctx.first_ino(),
+            _ => false,
+        }
     };
     let quota = [raw.usr_quota_inum.get(), raw.grp_quota_inum.get(), raw.prj_quota_inum.get()];
     if !ctx.sb.ro_compat().has(RoCompat::QUOTA) && quota.into_iter().any(ordinary) {
