@@ -85,6 +85,9 @@ pub fn convert(
         if rest.len() > xattr::MAX_NAME || value.len() > xattr::MAX_VALUE {
             return Err(Error::entry(path, format!("attribute {} is too long", name.escape_ascii())));
         }
+        if rest.contains(&0) {
+            return Err(Error::entry(path, "an attribute with a zero byte in its name"));
+        }
         if is_list {
             let problem = || Error::entry(path, format!("attribute {} is damaged", name.escape_ascii()));
             let mut list = Acl::from_wire(&value).ok_or_else(problem)?;

@@ -44,7 +44,7 @@ impl Packing {
     }
 
     /// A reader of the unpacked bytes.
-    pub fn unpack<'r>(self, packed: Box<dyn Read + Send + 'r>) -> io::Result<Box<dyn Read + Send + 'r>> {
+    pub fn unpack(self, packed: Box<dyn Read + Send>) -> io::Result<Box<dyn Read + Send>> {
         Ok(match self {
             Packing::None => packed,
             Packing::Gzip => Box::new(flate2::read::MultiGzDecoder::new(packed)),
@@ -59,7 +59,7 @@ impl Packing {
 }
 
 /// Reads the first bytes of a stream and gives them back in front of the rest.
-pub fn peek<'r>(mut stream: Box<dyn Read + Send + 'r>) -> io::Result<(Vec<u8>, Box<dyn Read + Send + 'r>)> {
+pub fn peek(mut stream: Box<dyn Read + Send>) -> io::Result<(Vec<u8>, Box<dyn Read + Send>)> {
     let mut first = Vec::with_capacity(MAGIC_LEN);
     stream.by_ref().take(MAGIC_LEN as u64).read_to_end(&mut first)?;
     let again = io::Cursor::new(first.clone());
@@ -75,13 +75,11 @@ pub struct ReadAhead {
 }
 
 impl ReadAhead {
-    /// Reads `stream` in a thread of `scope`, which ends when this is dropped.
-    pub fn new<'scope>(
-        scope: &'scope std::thread::Scope<'scope, '_>,
-        mut stream: Box<dyn Read + Send + 'scope>,
-    ) -> ReadAhead {
+    /// Reads `stream` in a thread, which ends at the end of the stream, or when this is dropped and the stream
+    /// gives something. Nobody waits for it: whoever feeds a pipe may be slow.
+    pub fn new(mut stream: Box<dyn Read + Send>) -> ReadAhead {
         let (give, chunks) = bounded(AHEAD);
-        scope.spawn(move || {
+        std::thread::spawn(move || {
             loop {
                 let mut chunk = Vec::with_capacity(CHUNK);
                 let read = stream.by_ref().take(CHUNK as u64).read_to_end(&mut chunk);

@@ -355,6 +355,25 @@ fn a_full_disk_leaves_nothing() {
     assert_eq!(left, 0);
 }
 
+/// Whoever feeds a pipe may never close it: an archive that is wrong is refused all the same.
+#[test]
+fn an_error_does_not_wait_for_the_end_of_a_pipe() {
+    use std::io::Write;
+    let dir = scratch();
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_mkfs-rext4"));
+    command.arg("-d").arg("-").arg(dir.path().join("image")).stderr(std::process::Stdio::piped());
+    let mut child = command.stdin(std::process::Stdio::piped()).spawn().unwrap();
+    let mut pipe = child.stdin.take().unwrap();
+    // More than is read ahead at a time, so that it is looked at; it may be refused before all is written.
+    let _ = pipe.write_all(&vec![b'x'; 1 << 20]);
+    let limit = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    while child.try_wait().unwrap().is_none() {
+        assert!(std::time::Instant::now() < limit, "it waits for more");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    drop(pipe);
+}
+
 /// A file that grows or shrinks between the listing and the reading.
 #[test]
 fn a_file_that_changes_is_named() {

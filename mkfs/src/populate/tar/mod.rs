@@ -69,7 +69,7 @@ pub fn read_file(
 /// Reads an archive that comes once, packed or not, into the tree.
 pub fn read_stream(
     merge: &mut Merge<'_>,
-    stream: Box<dyn Read + Send + '_>,
+    stream: Box<dyn Read + Send>,
     name: &Path,
     spools: &Path,
 ) -> Result<()> {
@@ -78,12 +78,9 @@ pub fn read_stream(
     let stream = packing.unpack(stream).map_err(|error| broken(name, &error))?;
     let spool = Spool::new(spools)?;
     let number = stored(merge, spool.file())?;
-    std::thread::scope(|scope| {
-        // The stream outlives the scope, as the thread that reads it does.
-        let mut feed = Streamed::new(ReadAhead::new(scope, stream), spool, number);
-        read(merge, &mut feed, name)?;
-        feed.finish()
-    })
+    let mut feed = Streamed::new(ReadAhead::new(stream), spool, number);
+    read(merge, &mut feed, name)?;
+    feed.finish()
 }
 
 fn stored(merge: &mut Merge<'_>, file: Arc<File>) -> Result<u16> {
