@@ -15,6 +15,7 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, unmount};
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -316,7 +317,16 @@ pub fn is_mounted(point: &Path) -> Result<bool> {
 /// Unmounts, by the setuid helper where we may not do it ourselves.
 fn take_away(point: &Path, flags: UnmountFlags) -> Result<()> {
     if rustix::process::geteuid().is_root() {
-        return unmount(point, flags).with_context(|| format!("umount {}", point.display()));
+        // A child of another test, forked a moment ago, may have what this one has open until it runs its program.
+        let deadline = Instant::now() + Duration::from_secs(10);
+        loop {
+            match unmount(point, flags) {
+                Err(Errno::BUSY) if Instant::now() < deadline => {
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+                done => return done.with_context(|| format!("umount {}", point.display())),
+            }
+        }
     }
     let lazily: &[&str] = if flags.contains(UnmountFlags::DETACH) { &["-z"] } else { &[] };
     run(tool("fusermount3").arg("-u").args(lazily).arg(point)).map(drop)
