@@ -43,7 +43,7 @@ impl Filesystem {
         !self.vol.is_active() && self.vol.journal.is_suspended()
     }
 
-    /// Allows changes again. The device hears of it with the first.
+    /// Allows changes again. The first one marks the volume as in use on the device.
     pub fn resume(&self) {
         if !self.vol.is_active() && self.vol.changeable().is_ok() {
             self.vol.resume();

@@ -1,6 +1,6 @@
 //! Bits of the bitmaps on the device, changed where it is known what is right without asking the passes.
 //!
-//! A bitmap that is not as it should be is left alone, and the caller hears of it.
+//! A bitmap that is not as it should be is left alone, and the caller is told.
 
 use std::collections::BTreeMap;
 

@@ -334,7 +334,7 @@ pub struct Undone {
     pub complete: bool,
 }
 
-/// Puts back everything a log holds and flushes; `progress` hears of each block and its bytes. `device` is the
+/// Puts back everything a log holds and flushes; `progress` is told each block and its bytes. `device` is the
 /// whole device, from its first byte.
 ///
 /// # Errors

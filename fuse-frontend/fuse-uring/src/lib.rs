@@ -8,7 +8,7 @@
 //! **Whose memory.** From REGISTER or COMMIT_AND_FETCH until its completion the entry's memory is the
 //! kernel's; from the completion until the next command it is ours. [`Entry::fetch`] passes the
 //! border one way and [`Entry::commit`] the other, and a [`Message`] borrows the entry in between.
-//! It is never freed then: a ring that is closed lets go of it at a time of its own, and entries live as long
+//! It is never freed then: a ring that is closed releases it at a time of its own, and entries live as long
 //! as their mount. Memory that the kernel has never known goes with its [`Blank`].
 
 mod policy;

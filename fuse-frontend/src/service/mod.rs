@@ -79,7 +79,7 @@ impl Service {
         Service { fs, nodes, arrival, fake_root: options.fake_root, shows_stats: options.stats }
     }
 
-    /// For a door that brings FORGET by another way than the rest: `arrival` returns when all that was sent before
+    /// For a transport that brings FORGET by another way than the rest: `arrival` returns when all that was sent before
     /// has been heard. Deleted files end with them, so whoever finds no space waits for that.
     pub fn forgets_arrive_by(&self, arrival: impl Fn() + Send + Sync + 'static) {
         let _ = self.arrival.set(Box::new(arrival));

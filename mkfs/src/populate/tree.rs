@@ -377,7 +377,7 @@ impl Tree {
         }
     }
 
-    /// Lets go of the table of names, when nothing is looked up any more.
+    /// Frees the table of names, when nothing is looked up any more.
     pub fn forget_names(&mut self) {
         self.table = HashTable::new();
     }

@@ -1,5 +1,5 @@
 //! What fsync has to report: the last failure to write a file's data, once to each open file description, as
-//! the kernel's `errseq_t` does. A file that is opened after the failure hears of it only if nobody has yet.
+//! the kernel's `errseq_t` does. A file that is opened after the failure is told only if nobody has been yet.
 
 use crate::error::Error;
 
