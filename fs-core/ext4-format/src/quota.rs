@@ -126,7 +126,7 @@ fn wrong(field: &'static str, found: u32, expected: u32) -> Corruption {
 /// Reads a whole file. Each block of the tree is visited once at most.
 ///
 /// # Errors
-/// Another magic or version, a reference outside the file or to a block that was visited already, an entry
+/// Another magic or version, a header that counts more blocks than there are or leads outside them, a reference outside the file or to a block that was visited already, an entry
 /// where the tree does not lead to it.
 pub fn read(bytes: &[u8], kind: Kind) -> Result<QuotaFile, Corruption> {
     if word(bytes, 0) != kind.magic() {
@@ -136,6 +136,17 @@ pub fn read(bytes: &[u8], kind: Kind) -> Result<QuotaFile, Corruption> {
         return Err(wrong("dqh_version", word(bytes, 4), VERSION));
     }
     let blocks = u32::try_from(bytes.len() / BLOCK).unwrap_or(u32::MAX);
+    // The kernel and quota tools refuse a file whose header leads outside the blocks that it counts.
+    let stated = word(bytes, 20);
+    if stated > blocks {
+        return Err(wrong("dqi_blocks", stated, blocks));
+    }
+    for (field, at) in [("dqi_free_blk", 24), ("dqi_free_entry", 28)] {
+        let first = word(bytes, at);
+        if first != 0 && (first <= ROOT || first >= stated) {
+            return Err(wrong(field, first, stated));
+        }
+    }
     let mut file = QuotaFile {
         space_grace: word(bytes, 8),
         inode_grace: word(bytes, 12),

@@ -197,7 +197,7 @@ fn internal(ctx: &Context, ask: &mut dyn Ask, s: &mut Subject, effects: &mut Eff
     let block = u64::from(ctx.geometry.block_size);
     let size = effects.last.map_or(0, |last| last + 1) * block;
     // Old tools mapped one block behind the end of a journal.
-    let longer = ctx.sb.journal_ino() == Some(s.ino) && s.inode.size + block == size;
+    let longer = ctx.sb.journal_ino() == Some(s.ino) && s.inode.size.checked_add(block) == Some(size);
     if whole
         && !s.cleared
         && s.inode.size != size
